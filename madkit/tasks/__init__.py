@@ -1,0 +1,3 @@
+"""Examples from the benchmarks' own files, low-shot subsets, and shifted test suites."""
+
+from __future__ import annotations
