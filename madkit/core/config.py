@@ -1,0 +1,129 @@
+"""Typed configuration: one schema, a YAML file and overrides, every mistake reported at once.
+
+Precedence: overrides (command-line flags) > file > defaults. Unknown keys are errors with a near-miss suggestion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import pydantic
+import yaml
+
+from madkit.core.errors import ConfigError, NotFoundError
+from madkit.core.registry import suggest
+
+
+class StrictModel(pydantic.BaseModel):
+    """Base of all configuration: unknown keys are refused, instances cannot be changed, defaults are checked too."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+M = TypeVar("M", bound=pydantic.BaseModel)
+
+
+def load_config(cls: type[M], path: Path | None, overrides: Mapping[str, Any]) -> M:
+    """Build ``cls`` from its defaults, then a YAML file, then ``overrides``.
+
+    Args:
+        cls: the schema.
+        path: a YAML file with a mapping at its top, or None.
+        overrides: values by key; ``"mad.k_text"`` reaches into a section. A value of None means "not given".
+
+    Raises:
+        NotFoundError: there is no such file.
+        ConfigError: not YAML, a key twice, unknown keys or wrong values; the message lists all of them.
+    """
+    values = _read_yaml(path) if path is not None else {}
+    for key, value in overrides.items():
+        if value is not None:
+            _put(values, key, value)
+    try:
+        return cls.model_validate(values)
+    except pydantic.ValidationError as error:
+        problems = [_describe(cls, item) for item in error.errors(include_url=False)]
+        where = f" in {path}" if path is not None else ""
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError(
+            f"{count} with the configuration{where}:\n" + "\n".join(f"  {problem}" for problem in problems),
+            hint="correct the keys above and run the command again.",
+        ) from None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice (YAML 1.2 section 3.2.1.1; PyYAML silently keeps the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_bytes(), Loader=_UniqueKeyLoader)  # a SafeLoader: builds plain values only
+    except FileNotFoundError:
+        raise NotFoundError(f"There is no configuration file {path}.") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{path}{place}: {error.problem or 'not valid YAML'}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML ({error}).") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path} must hold a mapping of names to values at its top level.")
+    return values
+
+
+def _put(values: dict[str, Any], dotted: str, value: object) -> None:
+    *sections, last = dotted.split(".")
+    for section in sections:
+        inner = values.get(section)
+        if not isinstance(inner, dict):
+            inner = values[section] = {}
+        values = inner
+    values[last] = value
+
+
+def _describe(cls: type[pydantic.BaseModel], item: Any) -> str:
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(location) or "(top level)"
+    if item["type"] == "extra_forbidden":
+        siblings = _fields_at(cls, location[:-1])
+        return f"{key}: unknown key.{suggest(location[-1], siblings)}"
+    if item["type"] == "missing":
+        return f"{key}: required, but not given"
+    message = item["msg"].removeprefix("Value error, ")
+    given = item.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) and location else ""
+    return f"{key}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _fields_at(cls: type[pydantic.BaseModel], location: list[str]) -> list[str]:
+    models = [cls]
+    for part in location:
+        inner = [found for model in models if part in model.model_fields for found in _models_in(model, part)]
+        models = inner or models  # list indices and union tags name no field: stay
+    return [name for model in models for name in model.model_fields]
+
+
+def _models_in(model: type[pydantic.BaseModel], field: str) -> list[type[pydantic.BaseModel]]:
+    found: list[type[pydantic.BaseModel]] = []
+    todo: list[Any] = [model.model_fields[field].annotation]
+    while todo:
+        annotation = todo.pop()
+        if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+            found.append(annotation)
+        todo.extend(get_args(annotation))
+    return found

@@ -1,0 +1,180 @@
+"""Messages and progress for people, always on stderr: stdout belongs to results.
+
+On a terminal a progress is a rich bar with ETA. Anywhere else (log files, CI) it is one line per ten seconds, and
+nothing at all for work that ends within its first second. Of several processes of one job only rank 0 speaks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+LINE_INTERVAL_S = 10.0
+QUIET_S = 1.0
+
+
+def info(message: str) -> None:
+    """Print one line for the user on stderr."""
+    _say(message)
+
+
+def warn(message: str) -> None:
+    """Print one warning line on stderr."""
+    _say(f"Warning: {message}")
+
+
+def progress(description: str, total: int | None, unit: str = "items") -> Progress:
+    """Return a context manager that shows how far some work is.
+
+    Args:
+        description: what is being done, in a few words.
+        total: number of units, or None where it is unknown.
+        unit: plural name of what is counted.
+    """
+    return Progress(description, total, unit)
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _say(message: str) -> None:
+    if not _speaks():
+        return
+    live = _Live.bar
+    if live is not None:
+        live.console.print(message, markup=False, highlight=False, soft_wrap=True)
+    else:
+        print(message, file=sys.stderr, flush=True)
+
+
+class _Live:
+    """The one rich display of this process: rich refuses a second one, so nested progresses share it."""
+
+    bar: RichProgress | None = None
+    users = 0
+    lock = threading.RLock()
+
+    @classmethod
+    def enter(cls) -> RichProgress:
+        with cls.lock:
+            if cls.bar is None:
+                cls.bar = _make_bar()
+                cls.bar.start()
+            cls.users += 1
+            return cls.bar
+
+    @classmethod
+    def leave(cls) -> None:
+        with cls.lock:
+            cls.users -= 1
+            if cls.users == 0 and cls.bar is not None:
+                cls.bar.stop()
+                cls.bar = None
+
+
+def _stderr_console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _make_bar() -> RichProgress:
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    return RichProgress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}", markup=False),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=_stderr_console(),
+        transient=True,
+    )
+
+
+class Progress:
+    """How far some work is. Use as a context manager; ``advance`` and ``update`` may be called from any thread."""
+
+    def __init__(self, description: str, total: int | None, unit: str = "items") -> None:
+        self.description = description
+        self.total = total
+        self.unit = unit
+        self.done = 0
+        self._note = ""
+        self._lock = threading.Lock()
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+        self._started = self._last_line = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        self._started = self._last_line = time.monotonic()
+        if _speaks() and sys.stderr.isatty():
+            self._bar = _Live.enter()
+            self._task = self._bar.add_task(self.description, total=self.total, unit=self.unit, note="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        seconds = time.monotonic() - self._started
+        if self._bar is not None and self._task is not None:
+            self._bar.remove_task(self._task)
+            self._bar = None
+            _Live.leave()
+        if kind is None and seconds >= QUIET_S and self.done:
+            _say(f"{self.description}: {self.done:,} {self.unit} in {duration(seconds)}{self._tail()}")
+
+    def advance(self, n: int = 1) -> None:
+        """Count ``n`` more units as done."""
+        with self._lock:
+            self.done += n
+            if self._bar is not None and self._task is not None:
+                self._bar.update(self._task, completed=self.done)
+                return
+            now = time.monotonic()
+            if now - self._last_line < LINE_INTERVAL_S:
+                return
+            self._last_line = now
+        _say(self._line(now - self._started))
+
+    def update(self, note: str) -> None:
+        """Show a short note (a loss, a file name) beside the count."""
+        self._note = note
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, note=note)
+
+    def _tail(self) -> str:
+        return f" ({self._note})" if self._note else ""
+
+    def _line(self, seconds: float) -> str:
+        rate = self.done / seconds if seconds > 0 else 0.0
+        if self.total is None:
+            return f"{self.description}: {self.done:,} {self.unit}, {rate:,.3g}/s{self._tail()}"
+        left = duration((self.total - self.done) / rate) if rate > 0 else "?"
+        return f"{self.description}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.3g}/s, {left} left{self._tail()}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time span for people: ``0.4 s``, ``12 s``, ``3 min 05 s``, ``2 h 07 min``."""
+    if seconds < 9.95:
+        return f"{max(seconds, 0.0):.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = whole // 60
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,17 @@
+"""What every test runs under: one compute thread per worker, so that workers do not fight over the cores.
+
+The variables must be set before torch or an OpenMP library is loaded, hence here and not in a fixture.
+"""
+
+from __future__ import annotations
+
+import os
+
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need a network
+os.environ["NO_COLOR"] = "1"
+os.environ["COLUMNS"] = "80"
+for _variable in ("MADKIT_WORKSPACE", "MADKIT_DEBUG", "FORCE_COLOR", "RANK"):
+    os.environ.pop(_variable, None)
