@@ -1,0 +1,25 @@
+"""Options that every command shares, defined once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from madkit.core.workspace import DEFAULT, VARIABLE
+
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--workspace",
+        metavar="DIR",
+        envvar=VARIABLE,
+        show_default=f"./{DEFAULT}",
+        help="The folder that holds everything madkit makes.",
+    ),
+]
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON document; messages stay on stderr.")
+]
