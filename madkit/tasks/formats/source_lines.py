@@ -1,0 +1,175 @@
+"""Reading the owners' JSON and JSONL files with errors that name file, line and key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from madkit.core.errors import DataError, NotFoundError
+
+Row = dict[str, Any]
+
+
+class Place:
+    """Where in a file a value stands; gives every complaint its address."""
+
+    __slots__ = ("_extra", "line", "path")
+
+    def __init__(self, path: Path, line: int = 0, extra: str = "") -> None:
+        self.path = path
+        self.line = line
+        self._extra = extra
+
+    def __str__(self) -> str:
+        parts = [str(self.path)]
+        if self.line:
+            parts.append(f"line {self.line}")
+        if self._extra:
+            parts.append(self._extra)
+        return ", ".join(parts)
+
+    def fail(self, problem: str, *, hint: str | None = None) -> NoReturn:
+        """Raise DataError for this place."""
+        raise DataError(f"{self}: {problem}.", hint=hint or f"correct or download {self.path.name} again")
+
+
+def _open_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise NotFoundError(f"The file {path} does not exist.", hint=f"check that {path.parent} is the folder with the data") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.", hint="check the permissions of the file") from None
+
+
+def iter_json_lines(path: Path) -> Iterator[tuple[Place, Row]]:
+    """Yield every non-blank line of a UTF-8 JSONL file as (place, object), reading the file as a stream.
+
+    Raises NotFoundError for a missing file, DataError for text that is not UTF-8, for a line that is no JSON object (the
+    last one is called truncated when the file ends inside it), and for a file without any line.
+    """
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        raise NotFoundError(f"The file {path} does not exist.", hint=f"check that {path.parent} is the folder with the data") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.", hint="check the permissions of the file") from None
+    loads = json.loads
+    empty = True
+    with stream:
+        for number, raw in enumerate(stream, 1):
+            if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
+                raw = raw[3:]
+            try:
+                text = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                Place(path, number).fail(
+                    f"byte {error.start + 1} of the line is not UTF-8 text", hint=f"convert {path.name} to UTF-8"
+                )
+            if not text.strip():
+                continue
+            place = Place(path, number)
+            try:
+                row = loads(text)
+            except json.JSONDecodeError as error:
+                if not text.endswith("\n"):
+                    place.fail("the last line is not complete JSON, so the file is truncated")
+                place.fail(f"not valid JSON ({error.msg} at column {error.colno})")
+            except RecursionError:
+                place.fail("the JSON is nested too deeply")
+            if not isinstance(row, dict):
+                place.fail(f"a JSON object is needed, found {kind_of(row)}")
+            empty = False
+            yield place, row
+    if empty:
+        Place(path).fail("the file holds no lines")
+
+
+def load_json(path: Path) -> Any:
+    """The content of a UTF-8 JSON file. Raises NotFoundError or DataError (encoding, truncation, syntax)."""
+    data = _open_bytes(path)
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        Place(path).fail(f"byte {error.start + 1} is not UTF-8 text", hint=f"convert {path.name} to UTF-8")
+    except json.JSONDecodeError as error:
+        if error.pos >= len(error.doc.rstrip()):
+            Place(path, error.lineno).fail("the JSON ends too early, so the file is truncated")
+        Place(path, error.lineno).fail(f"not valid JSON ({error.msg} at column {error.colno})")
+    except RecursionError:
+        Place(path).fail("the JSON is nested too deeply")
+
+
+def kind_of(value: object) -> str:
+    """The JSON name of a value's type, for messages."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "a list"
+        case _:
+            return "an object"
+
+
+def need_string(row: Mapping[str, Any], key: str, place: Place) -> str:
+    """row[key] as a non-empty string."""
+    value = row.get(key)
+    if isinstance(value, str) and value:
+        return value
+    _fail_key(row, key, place, "a non-empty string")
+
+
+def need_int(row: Mapping[str, Any], key: str, place: Place) -> int:
+    """row[key] as an integer (a boolean is none)."""
+    value = row.get(key)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    _fail_key(row, key, place, "an integer")
+
+
+def need_list(row: Mapping[str, Any], key: str, place: Place) -> list[Any]:
+    """row[key] as a list."""
+    value = row.get(key)
+    if isinstance(value, list):
+        return value
+    _fail_key(row, key, place, "a list")
+
+
+def _fail_key(row: Mapping[str, Any], key: str, place: Place, wanted: str) -> NoReturn:
+    if key not in row:
+        place.fail(f"the key '{key}' is missing")
+    place.fail(f"'{key}' must be {wanted}, found {kind_of(row[key])}" if row[key] != "" else f"'{key}' is empty")
+
+
+class UniqueIds:
+    """Refuses an id that a file has already used, and says on which line it stood first."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._first: dict[object, int] = {}
+
+    def add(self, value: object, place: Place) -> None:
+        """Remember the id. Raises DataError for a repeated one."""
+        first = self._first.setdefault(value, place.line)
+        if first != place.line:
+            place.fail(f"'{self._key}' {value!r} was used before, on line {first}")
+
+
+def check_files(paths: Mapping[Path, Place], what: str, *, exists: Callable[[Path], bool] = Path.is_file) -> None:
+    """Raise one DataError with the count and the first five of the `paths` that do not exist."""
+    missing = [path for path in paths if not exists(path)]
+    if missing:
+        shown = ", ".join(str(path) for path in missing[:5])
+        more = ", ..." if len(missing) > 5 else ""
+        paths[missing[0]].fail(
+            f"{len(missing)} of {len(paths)} {what} are missing: {shown}{more}",
+            hint="check the folder of the images",
+        )

@@ -1,0 +1,174 @@
+"""VQA v2 (questions and annotations in their wrappers) and VQA-CP v2 (bare lists with `coco_split`)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from madkit.tasks.example import Example, ImageRef, Segment
+from madkit.tasks.formats.source_lines import Place, Row, check_files, kind_of, load_json, need_int, need_list, need_string
+
+N_ANSWERS = 10
+# Score of an answer that n of the ten annotators gave: the mean of min(1, k/3) over the ten ways to leave one out.
+SOFT_SCORES: tuple[float, ...] = (0.0, 0.3, 0.6, 0.9) + (1.0,) * 7
+COCO_PATTERN = "COCO_{subset}_{id:012d}.jpg"
+
+_IMAGE_SUBSETS = {"test-dev2015": "test2015"}  # the test-dev questions are about images of test2015
+
+
+def read_vqa(
+    questions: Path,
+    annotations: Path | None,
+    images: Path,
+    *,
+    pattern: str = COCO_PATTERN,
+    subset: str | None = None,
+    check_images: bool = False,
+) -> list[Example]:
+    """Read questions and, where there are any, their annotations, joined by `question_id`, in the questions' order.
+
+    `answers` holds the soft score of every raw answer string, `annotations` the ten raw answers in the file's order.
+    Without annotations both are empty (None and ()). `form` is the question type and `answer_type` the answer type,
+    "" where the file has none. The image's id is the decimal `image_id`.
+
+    Args:
+        questions: questions JSON, either `{"questions": [...], ...}` or a bare list.
+        annotations: annotations JSON, either `{"annotations": [...], ...}` or a bare list; None for test sets.
+        images: folder of the images.
+        pattern: file name of an image, a format string with `{subset}` and `{id}`.
+        subset: part of COCO in the file names; by default each question's `coco_split`, else the wrapper's
+            `data_subtype`.
+        check_images: whether to look for every image file.
+
+    Raises:
+        NotFoundError: a file does not exist.
+        DataError: an entry that breaks the format, questions without annotations or the reverse.
+    """
+    wrapper, asked = _entries(questions, "questions")
+    subtype = subset or wrapper.get("data_subtype")
+    answered = _answers(annotations) if annotations is not None else None
+    if annotations is not None and answered is not None:
+        _check_join(questions, asked, annotations, answered)
+    seen: set[int] = set()
+    references: dict[str, ImageRef] = {}
+    image_files: dict[Path, Place] = {}
+    examples: list[Example] = []
+    for number, row in enumerate(asked):
+        place = _Entry(questions, "questions", number)
+        _need_object(row, place)
+        question_id = need_int(row, "question_id", place)
+        if question_id in seen:
+            place.fail(f"'question_id' {question_id} was used before")
+        seen.add(question_id)
+        text = need_string(row, "question", place).strip()
+        if not text:
+            place.fail("'question' is empty")
+        image_number = need_int(row, "image_id", place)
+        image = references.get(str(image_number))
+        if image is None:
+            name = _file_name(pattern, subset or row.get("coco_split") or subtype, image_number, place)
+            image = references[str(image_number)] = ImageRef(str(image_number), images / name)
+            image_files[image.path] = place
+        scores: dict[str, float] | None = None
+        given: tuple[str, ...] = ()
+        form = answer_type = ""
+        if answered is not None:
+            given, form, answer_type, annotated_image = answered[question_id]
+            if annotated_image is not None and annotated_image != image_number:
+                place.fail(f"'image_id' is {image_number}, but the annotation of question {question_id} says {annotated_image}")
+            scores = {answer: SOFT_SCORES[count] for answer, count in Counter(given).items()}
+        examples.append(
+            Example(
+                id=str(question_id),
+                task="vqa",
+                question_id=str(question_id),
+                image=image,
+                context=(Segment(text),),
+                answers=scores,
+                annotations=given,
+                form=form,
+                answer_type=answer_type,
+            )
+        )
+    if check_images:
+        check_files(image_files, "images")
+    return examples
+
+
+class _Entry(Place):
+    """An entry of a JSON list; the text of the address is made only when something is wrong."""
+
+    __slots__ = ("_list", "_number")
+
+    def __init__(self, path: Path, name: str, number: int) -> None:
+        super().__init__(path)
+        self._list = name
+        self._number = number
+
+    def __str__(self) -> str:
+        return f"{self.path}, {self._list}[{self._number}]"
+
+
+_Answered = tuple[tuple[str, ...], str, str, int | None]
+
+
+def _entries(path: Path, key: str) -> tuple[Row, list[Any]]:
+    content = load_json(path)
+    if isinstance(content, list):
+        return {}, content
+    place = Place(path)
+    if not isinstance(content, dict):
+        place.fail(f"an object with '{key}' or a list is needed, found {kind_of(content)}")
+    return content, need_list(content, key, place)
+
+
+def _answers(path: Path) -> dict[int, _Answered]:
+    answered: dict[int, _Answered] = {}
+    for number, row in enumerate(_entries(path, "annotations")[1]):
+        place = _Entry(path, "annotations", number)
+        _need_object(row, place)
+        question_id = need_int(row, "question_id", place)
+        if question_id in answered:
+            place.fail(f"'question_id' {question_id} was used before")
+        answers = need_list(row, "answers", place)
+        if len(answers) != N_ANSWERS:
+            place.fail(f"'answers' must have {N_ANSWERS} entries, found {len(answers)}")
+        given = tuple([entry.get("answer") if isinstance(entry, dict) else None for entry in answers])
+        if not all(isinstance(answer, str) for answer in given):
+            place.fail("every entry of 'answers' must have a string under 'answer'")
+        form, answer_type = row.get("question_type") or "", row.get("answer_type") or ""
+        if not isinstance(form, str) or not isinstance(answer_type, str):
+            place.fail("'question_type' and 'answer_type' must be strings")
+        image = need_int(row, "image_id", place) if "image_id" in row else None
+        answered[question_id] = (given, form, answer_type, image)
+    return answered
+
+
+def _need_object(row: Any, place: Place) -> None:
+    if not isinstance(row, dict):
+        place.fail(f"an object is needed, found {kind_of(row)}")
+
+
+def _check_join(questions: Path, asked: list[Any], annotations: Path, answered: dict[int, _Answered]) -> None:
+    ids = {row.get("question_id") for row in asked if isinstance(row, dict)}
+    for missing, here, there, what in (
+        (ids - answered.keys(), questions, annotations, "questions have no annotation"),
+        (answered.keys() - ids, annotations, questions, "annotations have no question"),
+    ):
+        known = sorted(i for i in missing if isinstance(i, int))
+        if known:
+            shown = ", ".join(map(str, known[:5])) + (", ..." if len(known) > 5 else "")
+            Place(here).fail(
+                f"{len(known)} {what} in {there.name}: question_id {shown}",
+                hint="check that both files belong to the same split",
+            )
+
+
+def _file_name(pattern: str, subset: object, number: int, place: Place) -> str:
+    if "{subset" in pattern and (not isinstance(subset, str) or not subset):
+        place.fail("the image's part of COCO is unknown: no 'coco_split', and the file has no 'data_subtype'")
+    try:
+        return pattern.format(subset=_IMAGE_SUBSETS.get(str(subset), subset), id=number)
+    except (KeyError, IndexError, ValueError):
+        place.fail(f"the image file pattern {pattern!r} is no format string with {{subset}} and {{id}}")
