@@ -1,0 +1,120 @@
+"""Configuration: precedence, and every mistake at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+import pytest
+
+from madkit.core.config import StrictModel, load_config
+from madkit.core.errors import ConfigError, NotFoundError
+
+
+class Loss(StrictModel):
+    weight: float = 1.0
+    tokens: Literal["all", "adaptive"] = "adaptive"
+    k_text: int | None = None
+
+
+class Training(StrictModel):
+    steps: int = pydantic.Field(100, gt=0)
+    rate: float = 5e-5
+    name: str = "x"
+    loss: Loss = Loss()
+    extra: Loss | None = None
+    stages: list[Loss] = []
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_flags_beat_the_file_which_beats_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.yaml", "steps: 7\nrate: 1e-4\nloss: {weight: 2, k_text: 3}\n")
+    config = load_config(Training, path, {"steps": 9, "loss.weight": 0.5, "name": None, "extra.k_text": 4})
+    assert (config.steps, config.rate, config.name) == (9, 1e-4, "x")
+    assert config.loss == Loss(weight=0.5, k_text=3)
+    assert config.extra == Loss(k_text=4)
+    assert load_config(Training, None, {}) == Training()
+    assert load_config(Training, write(tmp_path / "empty.yaml", "# nothing\n"), {}) == Training()
+
+
+def test_all_mistakes_are_reported_at_once_with_near_misses(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "c.yaml",
+        "stesp: 7\nrate: fast\nloss: {wieght: 2, tokens: some}\nextra: {k_txt: 1}\nstages: [{weigth: 1}]\nqqq: 1\n",
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(Training, path, {"steps": 0})
+    lines = caught.value.message.splitlines()
+    assert lines[0] == f"8 problems with the configuration in {path}:"
+    text = "\n".join(sorted(line.strip() for line in lines[1:]))
+    assert text == "\n".join(
+        [
+            "extra.k_txt: unknown key. Did you mean 'k_text'?",
+            "loss.tokens: input should be 'all' or 'adaptive' (given: 'some')",
+            "loss.wieght: unknown key. Did you mean 'weight'?",
+            "qqq: unknown key.",
+            "rate: input should be a valid number, unable to parse string as a number (given: 'fast')",
+            "stages.0.weigth: unknown key. Did you mean 'weight'?",
+            "steps: input should be greater than 0 (given: 0)",
+            "stesp: unknown key. Did you mean 'steps'?",
+        ]
+    )
+
+
+def test_required_values_and_validators(tmp_path: Path) -> None:
+    class Strict(StrictModel):
+        task: str
+        seeds: int = 1
+
+        @pydantic.model_validator(mode="after")
+        def check(self) -> Strict:
+            if self.seeds == 13:
+                raise ValueError("Thirteen seeds bring bad luck")
+            return self
+
+    with pytest.raises(ConfigError, match="task: required, but not given"):
+        load_config(Strict, None, {})
+    with pytest.raises(ConfigError, match=r"\(top level\): thirteen seeds bring bad luck"):
+        load_config(Strict, None, {"task": "vcr", "seeds": 13})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: 1\nrate: 2\nsteps: 3\n", "line 3: the key 'steps' stands twice"),
+        ("loss: {weight: 1, weight: 2}\n", "line 1: the key 'weight' stands twice"),
+        ("steps: [1\nrate: 2\n", "line 2: "),
+        ("- steps\n", "must hold a mapping of names to values"),
+        ("1: 2\n", "must hold a mapping of names to values"),
+        ("steps: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
+        ("steps: \x00\n", "is not valid YAML"),
+    ],
+)
+def test_broken_yaml_is_one_error_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path / "c.yaml", text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(Training, path, {})
+    assert message in caught.value.message
+    assert str(path) in caught.value.message
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"no configuration file .*absent\.yaml"):
+        load_config(Training, tmp_path / "absent.yaml", {})
+
+
+def test_a_merge_key_may_stand_beside_what_it_merges(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.yaml", "loss: &base {weight: 3}\nextra:\n  <<: *base\n  k_text: 2\n")
+    assert load_config(Training, path, {}).extra == Loss(weight=3, k_text=2)
+
+
+def test_models_are_frozen_and_finite() -> None:
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        Training().steps = 3  # type: ignore[misc]
+    with pytest.raises(ConfigError, match="rate: input should be a finite number"):
+        load_config(Training, None, {"rate": float("nan")})
