@@ -98,9 +98,7 @@ class TaskData:
         return _read_split(self.root, entries[name], f"{self.root / MANIFEST}, splits, {name}")
 
 
-def open_task(
-    workspace: Workspace, name: str, *, build: bool = True, part: str = "full"
-) -> TaskData:
+def open_task(workspace: Workspace, name: str, *, build: bool = True, part: str = "full") -> TaskData:
     """Open a task's data: the imported benchmark when the workspace holds it, else the embedded benchmark.
 
     Args:

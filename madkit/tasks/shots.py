@@ -89,9 +89,7 @@ def select_shots(examples: Sequence[Example], shots: str | Shots, *, seed: int, 
     return [example for example in examples if example.question_id in chosen]
 
 
-def question_order(
-    examples: Sequence[Example], *, seed: int, revision: str, limit: int | None = None
-) -> list[str]:
+def question_order(examples: Sequence[Example], *, seed: int, revision: str, limit: int | None = None) -> list[str]:
     """The question ids in the order of which every low-shot subset is a prefix; the first `limit` of them."""
     questions = _questions(examples)
     return _order(questions, len(questions) if limit is None else limit, seed=seed, revision=revision)

@@ -1,7 +1,7 @@
 """SNLI-VE: one JSONL line per pair of image and hypothesis.
 
 The image id stands under one of three keys, with or without extension, depending on which tool wrote the file; where
-none is present it is taken from `captionID` ("2248275918.jpg#2").
+none is present it is taken from `captionID` ("2248275918.jpg#2"). An optional `form` (madkit's own data has it) becomes the example's.
 """
 
 from __future__ import annotations
@@ -103,6 +103,6 @@ def _image_id(row: Row, place: Place) -> str:
         if isinstance(value, str) and value:
             return _EXTENSION.sub("", value)
     caption = row.get("captionID")
-    if isinstance(caption, str) and caption:
-        return _EXTENSION.sub("", caption.split("#")[0])
-    place.fail(f"no image id: none of the keys {', '.join(IMAGE_KEYS)}, captionID holds one")
+    if not isinstance(caption, str) or not caption:
+        place.fail(f"no image id: none of the keys {', '.join(IMAGE_KEYS)}, captionID holds one")
+    return _EXTENSION.sub("", caption.split("#")[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from madkit.core.errors import DataError, NotFoundError
 
@@ -35,11 +35,11 @@ class Place:
         raise DataError(f"{self}: {problem}.", hint=hint or f"correct or download {self.path.name} again")
 
 
-def _open_bytes(path: Path) -> bytes:
+def _open(path: Path) -> BinaryIO:
     try:
-        return path.read_bytes()
+        return path.open("rb")
     except FileNotFoundError:
-        raise NotFoundError(f"The file {path} does not exist.", hint=f"check that {path.parent} is the folder with the data") from None
+        raise NotFoundError(f"The file {path} does not exist.", hint=f"look for it in {path.parent}") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.", hint="check the permissions of the file") from None
 
@@ -47,18 +47,12 @@ def _open_bytes(path: Path) -> bytes:
 def iter_json_lines(path: Path) -> Iterator[tuple[Place, Row]]:
     """Yield every non-blank line of a UTF-8 JSONL file as (place, object), reading the file as a stream.
 
-    Raises NotFoundError for a missing file, DataError for text that is not UTF-8, for a line that is no JSON object (the
-    last one is called truncated when the file ends inside it), and for a file without any line.
+    Raises NotFoundError for a missing file, DataError for text that is not UTF-8, for a line that is no JSON object
+    (the last one is called truncated when the file ends inside it), and for a file without any line.
     """
-    try:
-        stream = path.open("rb")
-    except FileNotFoundError:
-        raise NotFoundError(f"The file {path} does not exist.", hint=f"check that {path.parent} is the folder with the data") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.", hint="check the permissions of the file") from None
     loads = json.loads
     empty = True
-    with stream:
+    with _open(path) as stream:
         for number, raw in enumerate(stream, 1):
             if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
                 raw = raw[3:]
@@ -89,7 +83,8 @@ def iter_json_lines(path: Path) -> Iterator[tuple[Place, Row]]:
 
 def load_json(path: Path) -> Any:
     """The content of a UTF-8 JSON file. Raises NotFoundError or DataError (encoding, truncation, syntax)."""
-    data = _open_bytes(path)
+    with _open(path) as stream:
+        data = stream.read()
     try:
         return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -122,25 +117,25 @@ def kind_of(value: object) -> str:
 def need_string(row: Mapping[str, Any], key: str, place: Place) -> str:
     """row[key] as a non-empty string."""
     value = row.get(key)
-    if isinstance(value, str) and value:
-        return value
-    _fail_key(row, key, place, "a non-empty string")
+    if not isinstance(value, str) or not value:
+        _fail_key(row, key, place, "a non-empty string")
+    return value
 
 
 def need_int(row: Mapping[str, Any], key: str, place: Place) -> int:
     """row[key] as an integer (a boolean is none)."""
     value = row.get(key)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    _fail_key(row, key, place, "an integer")
+    if not isinstance(value, int) or isinstance(value, bool):
+        _fail_key(row, key, place, "an integer")
+    return value
 
 
 def need_list(row: Mapping[str, Any], key: str, place: Place) -> list[Any]:
     """row[key] as a list."""
     value = row.get(key)
-    if isinstance(value, list):
-        return value
-    _fail_key(row, key, place, "a list")
+    if not isinstance(value, list):
+        _fail_key(row, key, place, "a list")
+    return value
 
 
 def _fail_key(row: Mapping[str, Any], key: str, place: Place, wanted: str) -> NoReturn:

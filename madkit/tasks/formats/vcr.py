@@ -1,8 +1,9 @@
 """VCR: one JSONL line per question, one metadata JSON with boxes per image.
 
 Field names after the dataset's own files; tolerated besides them: missing `movie`, `match_fold` and `*_sources`,
-`*_orig` as token lists (none of these is read), absent labels (test), masked tags (10000 and more, of shortcut-mitigated
-sets), boxes of 4 or 5 columns, and GD-VCR's lines, whose rationales repeat the answers.
+`*_orig` as token lists (none of these is read), absent labels (test), masked tags (10000 and more, of
+shortcut-mitigated sets), boxes of 4 or 5 columns, and GD-VCR's lines, whose rationales repeat the answers. An optional
+`question_type` (madkit's own data has it) becomes the example's form.
 """
 
 from __future__ import annotations
@@ -94,9 +95,9 @@ def _examples(
     question = _segment(row.get("question"), "question", objects, place, tagged)
     answers = _choices(row, "answer", objects, place, tagged)
     answer_label = _label(row, "answer", place)
-    form = row.get("form", "")
+    form = row.get("question_type", "")
     if not isinstance(form, str):
-        place.fail(f"'form' must be a string, found {kind_of(form)}")
+        place.fail(f"'question_type' must be a string, found {kind_of(form)}")
     boxes, width, height = (about.boxes, about.width, about.height) if about else ((), 0, 0)
 
     def example(subtask: str, context: tuple[Segment, ...], choices: tuple[Segment, ...], label: int | None) -> Example:
@@ -130,9 +131,7 @@ def _choices(row: Row, part: str, objects: list[str], place: Place, tagged: bool
     choices = need_list(row, key, place)
     if len(choices) != N_CHOICES:
         place.fail(f"'{key}' must have {N_CHOICES} entries, found {len(choices)}")
-    return tuple(
-        _segment(tokens, f"{key}[{number}]", objects, place, tagged) for number, tokens in enumerate(choices)
-    )
+    return tuple(_segment(tokens, f"{key}[{number}]", objects, place, tagged) for number, tokens in enumerate(choices))
 
 
 def _label(row: Row, part: str, place: Place) -> int | None:

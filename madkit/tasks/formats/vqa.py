@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from madkit.tasks.example import Example, ImageRef, Segment
-from madkit.tasks.formats.source_lines import Place, Row, check_files, kind_of, load_json, need_int, need_list, need_string
+from madkit.tasks.formats.source_lines import (
+    Place,
+    Row,
+    check_files,
+    kind_of,
+    load_json,
+    need_int,
+    need_list,
+    need_string,
+)
 
 N_ANSWERS = 10
 # Score of an answer that n of the ten annotators gave: the mean of min(1, k/3) over the ten ways to leave one out.
@@ -76,7 +85,7 @@ def read_vqa(
         if answered is not None:
             given, form, answer_type, annotated_image = answered[question_id]
             if annotated_image is not None and annotated_image != image_number:
-                place.fail(f"'image_id' is {image_number}, but the annotation of question {question_id} says {annotated_image}")
+                place.fail(f"'image_id' is {image_number}, but {annotated_image} in the annotation of {question_id}")
             scores = {answer: SOFT_SCORES[count] for answer, count in Counter(given).items()}
         examples.append(
             Example(
@@ -134,14 +143,16 @@ def _answers(path: Path) -> dict[int, _Answered]:
         answers = need_list(row, "answers", place)
         if len(answers) != N_ANSWERS:
             place.fail(f"'answers' must have {N_ANSWERS} entries, found {len(answers)}")
-        given = tuple([entry.get("answer") if isinstance(entry, dict) else None for entry in answers])
-        if not all(isinstance(answer, str) for answer in given):
+        given = [
+            entry["answer"] for entry in answers if isinstance(entry, dict) and isinstance(entry.get("answer"), str)
+        ]
+        if len(given) != N_ANSWERS:
             place.fail("every entry of 'answers' must have a string under 'answer'")
         form, answer_type = row.get("question_type") or "", row.get("answer_type") or ""
         if not isinstance(form, str) or not isinstance(answer_type, str):
             place.fail("'question_type' and 'answer_type' must be strings")
         image = need_int(row, "image_id", place) if "image_id" in row else None
-        answered[question_id] = (given, form, answer_type, image)
+        answered[question_id] = (tuple(given), form, answer_type, image)
     return answered
 
 

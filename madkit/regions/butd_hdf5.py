@@ -1,0 +1,146 @@
+"""HDF5 files of bottom-up-attention features, as hengyuan-hu's and the BAN code write them.
+
+Fixed layout (36 boxes an image): `image_features` [images, k, dim], `image_bb` [images, k, 4], `spatial_features`
+[images, k, 6]. Adaptive layout: the same with all boxes of all images in one first axis, and `pos_boxes` int32
+[images, 2] with the first row of each image and the one behind its last. `image_bb` are absolute corners;
+`spatial_features` are x1, y1, x2, y2, width, height as shares of the image. Which row belongs to which image stands in a
+file beside it. The originals are pickles, which can run code; madkit reads and writes `<stem>_imgid2idx.json` instead,
+{image id: row}.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from madkit.core.errors import DataError, NotFoundError
+from madkit.core.files import read_json
+from madkit.core.registry import suggest
+from madkit.regions.geometry import check_features, check_normalised, check_scale
+from madkit.regions.interface import Regions
+
+if TYPE_CHECKING:
+    import h5py
+
+
+def ids_path(path: Path) -> Path:
+    """The file with the image ids that belongs to an HDF5 file."""
+    return path.with_name(f"{path.stem}_imgid2idx.json")
+
+
+class ButdHdf5Reader:
+    """Reads regions lazily, one image at a time. Safe for threads, and for processes forked after opening."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file and check its layout. Raises NotFoundError or DataError."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._file: h5py.File | None = None
+        self._pid = -1
+        if not path.is_file():
+            raise NotFoundError(f"The region file {path} does not exist.")
+        self._rows = self._read_ids()
+        with self._lock:
+            file = self._opened()
+            self.adaptive = "pos_boxes" in file
+            images = self._check_layout(file)
+            self._spans = self._read_spans(file) if self.adaptive else None
+            self._dim = int(file["image_features"].shape[-1])
+        if len(self._rows) != images or set(self._rows.values()) != set(range(images)):
+            raise DataError(f"{ids_path(path)} does not number the {images} images of {path.name} from 0, each once.")
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature vector."""
+        return self._dim
+
+    def ids(self) -> Sequence[str]:
+        """The ids of all images, in the file's order."""
+        return sorted(self._rows, key=self._rows.__getitem__)
+
+    def get(self, image_id: str) -> Regions:
+        """The regions of an image.
+
+        Raises NotFoundError for an unknown id, DataError naming the image for boxes out of order or outside the image,
+        contradicting columns, NaN.
+        """
+        row = self._rows.get(image_id)
+        if row is None:
+            raise NotFoundError(f"{self._path} has no image {image_id!r}.{suggest(image_id, list(self._rows)[:2000])}")
+        where = f"{self._path}, image {image_id}"
+        with self._lock:
+            file = self._opened()
+            key: Any = row if self._spans is None else slice(*self._spans[row])
+            try:
+                pixels = file["image_bb"][key]
+                spatial = file["spatial_features"][key]
+                features = file["image_features"][key]
+            except OSError as error:
+                raise DataError(f"{where}: the file is damaged ({error}).") from None
+        boxes = check_normalised(spatial[:, :4], spatial[:, 4:6], where)
+        if len(boxes):
+            check_scale(pixels, boxes, where)
+        return Regions(boxes, check_features(features, where))
+
+    def close(self) -> None:
+        """Close the file; a later `get` opens it again."""
+        with self._lock:
+            if self._file is not None and self._pid == os.getpid():
+                self._file.close()
+            self._file = None
+
+    def _opened(self) -> h5py.File:
+        """The open file; a forked child opens its own, because HDF5 handles do not survive a fork."""
+        import h5py
+
+        if self._file is None or self._pid != os.getpid():
+            try:
+                self._file = h5py.File(self._path, "r")
+            except OSError as error:
+                raise DataError(f"{self._path} is no readable HDF5 file ({error}).") from None
+            self._pid = os.getpid()
+        return self._file
+
+    def _read_ids(self) -> dict[str, int]:
+        path = ids_path(self._path)
+        if not path.is_file():
+            pickled = path.with_suffix(".pkl")
+            about = f" Only {pickled.name} is there, and pickles are not read." if pickled.exists() else ""
+            raise NotFoundError(
+                f"The image ids of {self._path.name} are missing: {path} does not exist.{about}",
+                hint=f"write {path.name} as a JSON object from image id to row number",
+            )
+        rows = read_json(path)
+        if not isinstance(rows, dict) or not all(type(row) is int for row in rows.values()):
+            raise DataError(f"{path} must be a JSON object from image id to row number.")
+        return rows
+
+    def _check_layout(self, file: h5py.File) -> int:
+        """Number of images. Raises DataError when data sets are missing or their shapes do not fit together."""
+        axes = 2 if self.adaptive else 3
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, columns in (("image_features", None), ("image_bb", 4), ("spatial_features", 6)):
+            if name not in file:
+                raise DataError(f"{self._path}: the data set '{name}' is missing.")
+            shape = file[name].shape
+            if len(shape) != axes or (columns is not None and shape[-1] != columns):
+                raise DataError(f"{self._path}: '{name}' has the shape {shape}, which the layout does not allow.")
+            shapes[name] = shape[:-1]
+        if len(set(shapes.values())) != 1:
+            raise DataError(f"{self._path}: the data sets have different numbers of boxes ({shapes}).")
+        return int(file["pos_boxes"].shape[0] if self.adaptive else shapes["image_bb"][0])
+
+    def _read_spans(self, file: h5py.File) -> Any:
+        spans = file["pos_boxes"][:]
+        boxes = file["image_bb"].shape[0]
+        if spans.ndim != 2 or spans.shape[1] != 2:
+            raise DataError(f"{self._path}: 'pos_boxes' must have two columns, its shape is {spans.shape}.")
+        bad = np.flatnonzero((spans[:, 0] < 0) | (spans[:, 1] < spans[:, 0]) | (spans[:, 1] > boxes))
+        if len(bad):
+            raise DataError(f"{self._path}: row {bad[0]} of 'pos_boxes' points outside the {boxes} boxes.")
+        return spans
