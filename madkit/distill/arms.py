@@ -1,0 +1,78 @@
+"""Arms by name: shipped configurations, each a YAML file that can be copied out, edited and given back by its path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from madkit.core.config import load_config
+from madkit.core.errors import NotFoundError, UsageProblem
+from madkit.core.registry import suggest
+
+if TYPE_CHECKING:
+    from madkit.distill.config import DistillConfig
+
+FOLDER = Path(__file__).parent / "arms"
+
+
+def arm_names() -> list[str]:
+    """The shipped arms, in the order in which comparisons list them."""
+    order = ["finetune", "kd-global", "kd-all", "mad", "affinity", "mad-affinity"]
+    found = {path.stem for path in FOLDER.glob("*.yaml")}
+    return [name for name in order if name in found] + sorted(found - set(order))
+
+
+def arm_path(arm: str) -> Path:
+    """The YAML file of an arm: a shipped name, or the path of a file.
+
+    Raises UsageProblem, with the nearest name, for a name that is not shipped, NotFoundError for a missing file.
+    """
+    if arm in arm_names():
+        return FOLDER / f"{arm}.yaml"
+    path = Path(arm).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise NotFoundError(f"There is no arm configuration {path}.")
+        return path
+    raise UsageProblem(
+        f"There is no arm '{arm}'.{suggest(arm, arm_names())}",
+        hint=f"one of: {', '.join(arm_names())}; or the path of a YAML file.",
+    )
+
+
+def load_arm(arm: str, overrides: Mapping[str, Any] | None = None) -> DistillConfig:
+    """The typed configuration of an arm with `overrides` (dotted keys) on top.
+
+    A file of one's own that names no arm gets the stem of its name.
+
+    Raises UsageProblem, NotFoundError or ConfigError; the last lists every wrong key at once.
+    """
+    from madkit.distill.config import DistillConfig
+
+    path = arm_path(arm)
+    config = load_config(DistillConfig, path, dict(overrides or {}))
+    return config if config.arm else config.model_copy(update={"arm": path.stem})
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, Any]:
+    """``["mad.k_text=8", "optim.clip=0"]`` as a mapping; values are read as YAML.
+
+    Raises UsageProblem for text without ``=`` or a value that YAML cannot read.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise UsageProblem(f"'--set {pair}' is not key=value.", hint="for example: --set optim.learning_rate=2e-4")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UsageProblem(
+                f"The value of '--set {pair}' is not valid YAML.", hint="quote it: --set 'key=[1, 2]'"
+            ) from None
+        values[key] = value  # YAML 1.1 reads 3e-4 as text; the schema turns it into a number
+    return values

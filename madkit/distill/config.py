@@ -1,0 +1,124 @@
+"""What a training run may be told: one typed schema behind the shipped arms, ``--config`` files and ``--set``.
+
+The text of an arm never says ``null`` to mean "decide for me" without a rule written here: what is left open
+(`OptimConfig.steps`, `PrePhaseConfig.seed`, ...) is filled by :func:`resolve` before the first step, and the
+resolved values are what the run folder keeps.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from madkit.core.config import StrictModel
+from madkit.mad.config import MADConfig
+
+
+class OptimConfig(StrictModel):
+    """Length, batches and optimiser of the supervised phase.
+
+    A batch counts *examples*. A multiple-choice example is one subtask of one question (VCR: its answers or its
+    rationales) and brings all of its candidates, four sequences; entailment and VQA bring one sequence each.
+    """
+
+    learning_rate: float = Field(1e-4, gt=0)
+    steps: int | None = Field(None, ge=1, description="optimiser steps; none: from epochs, min_steps and max_steps")
+    epochs: float = Field(20.0, gt=0, description="passes over the labelled examples, where steps is not given")
+    min_steps: int = Field(300, ge=1)
+    max_steps: int = Field(2000, ge=1)
+    batch_size: int = Field(32, ge=1, description="examples per step, where token_budget is not given")
+    token_budget: int | None = Field(None, ge=1, description="padded tokens per step, from length-sorted buckets")
+    bucket: int = Field(8192, ge=1, description="examples that are sorted by length together")
+    micro_tokens: int = Field(32768, ge=1, description="padded tokens per forward pass; more are accumulated")
+    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps over which the rate rises from 0")
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
+    dropout: float | None = Field(None, ge=0, lt=1, description="none: as the student's own config says")
+    head_rate: float = Field(1.0, gt=0, description="factor on the rate of freshly drawn weights (heads)")
+
+
+class EvalConfig(StrictModel):
+    """How the development split is used. No test suite is ever read while training."""
+
+    every: int = Field(0, ge=0, description="steps between two looks at the development split; 0: only at the end")
+    limit: int = Field(1000, ge=0, description="development examples that are scored; 0: all")
+    keep: Literal["last", "best"] = "last"
+    tokens: int = Field(16384, ge=1, description="padded tokens per forward pass")
+
+
+class CheckpointConfig(StrictModel):
+    """When a run writes down where it is."""
+
+    every: int = Field(100, ge=1, description="steps between two checkpoints")
+    keep: int = Field(2, ge=1, description="checkpoints that stay on disk")
+
+
+class ConfidenceConfig(StrictModel):
+    """Where the teacher's confidence in the gold target comes from (method.md, confidence weighting)."""
+
+    source: Literal["probe", "zero-shot"] = "probe"
+    folds: int = Field(5, ge=2)
+
+
+class PrePhaseConfig(StrictModel):
+    """Affinity distillation on the unlabelled pool, before any label is read.
+
+    The pool is the whole train split, its labels unread. `seed` none takes the run's seed, so that paired runs
+    differ in one thing only; a number shares one pre-phase between runs of several seeds.
+    """
+
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(96, ge=1, description="sequences per step: image and text pairs")
+    learning_rate: float = Field(3e-4, gt=0)
+    micro_tokens: int = Field(32768, ge=1)
+    warmup: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = Field(1.0, ge=0)
+    dropout: float | None = Field(None, ge=0, lt=1)
+    objective: MADConfig = Field(
+        default_factory=lambda: MADConfig(weight=0.0, affinity_weight=1.0, weighting="uniform"),
+        description="what is distilled: the affinity of sentence and regions at the middle layer",
+    )
+    pool: int = Field(0, ge=0, description="questions of the pool that are used; 0: all")
+    held_out: float = Field(0.02, gt=0, lt=0.5, description="share of the pool's images on which to stop")
+    eval_every: int = Field(100, ge=1)
+    patience: int = Field(3, ge=1, description="looks at the held-out KL without a gain after which it stops")
+    seed: int | None = None
+
+
+class DistillConfig(StrictModel):
+    """Everything that a run can be told beside its task, shots, student, teacher and seed."""
+
+    arm: str = Field("", pattern=r"^[a-z0-9][a-z0-9-]*$|^$", description="its name in run folders and tables")
+    description: str = ""
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    mad: MADConfig | None = None
+    confidence: ConfidenceConfig = Field(default_factory=ConfidenceConfig)
+    pre_phase: PrePhaseConfig | None = None
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, on CUDA devices")
+    permute_teacher: bool = Field(False, description="control: every image is given another image's teacher tokens")
+
+    @property
+    def needs_cache(self) -> bool:
+        """Whether a teacher's tokens are read at all."""
+        return self.mad is not None or self.pre_phase is not None
+
+
+def resolve(config: DistillConfig, *, n_examples: int, seed: int) -> DistillConfig:
+    """`config` with every open value filled: the number of steps from the size of the subset, the seeds."""
+    optim = config.optim
+    if optim.steps is None:
+        per_epoch = math.ceil(n_examples / min(optim.batch_size, n_examples))
+        steps = round(optim.epochs * per_epoch)
+        steps = min(max(steps, optim.min_steps), max(optim.max_steps, optim.min_steps))
+        config = config.model_copy(update={"optim": optim.model_copy(update={"steps": steps})})
+    if config.pre_phase is not None and config.pre_phase.seed is None:
+        phase = config.pre_phase.model_copy(update={"seed": seed})
+        config = config.model_copy(update={"pre_phase": phase})
+    return config

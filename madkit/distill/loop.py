@@ -1,0 +1,379 @@
+"""The loop that both phases share: batches by count, Accelerate for device, precision and processes, exact resume.
+
+What a step does depends on the seed, the step's number and the weights, and on nothing else: the order of samples is a
+pure function (`order.py`), the learning rate is one (`schedule.py`), and dropout draws from a generator that is seeded
+anew for every step. A run that is killed and resumed therefore repeats itself bit for bit on the same machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from madkit.core.console import Progress
+from madkit.core.errors import RunError
+from madkit.core.files import write_bytes_atomic
+from madkit.core.interrupts import StopSignals
+from madkit.core.seeds import derive_seed
+from madkit.distill.checkpoint import MetricsLog, disk_problem, latest_checkpoint, write_checkpoint
+from madkit.distill.order import Indices, Order, micro_batches, rank_slice
+from madkit.distill.schedule import linear_rate
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """How long, how fast and how often; see `config.OptimConfig` for the meaning of each."""
+
+    steps: int
+    learning_rate: float
+    warmup: float
+    weight_decay: float
+    betas: tuple[float, float]
+    clip: float
+    micro_tokens: int
+    seed: int
+    checkpoint_every: int
+    checkpoint_keep: int
+    look_every: int = 0
+    keep: Literal["last", "best"] = "last"
+    patience: int = 0
+    fresh_rate: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoss:
+    """What the trained module returns for a micro-batch: a mean over its examples, and its parts for the journal."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at held-out data: `score` (higher is better) decides, `values` go to the journal."""
+
+    score: float
+    values: dict[str, Any]
+
+
+@dataclass(slots=True)
+class LoopResult:
+    """How a loop ended. `step` is the last one done, `kept_step` the one whose weights the module holds."""
+
+    step: int
+    kept_step: int
+    looks: list[dict[str, Any]] = field(default_factory=list)
+    resumed_from: int = 0
+    stopped_early: bool = False
+
+
+def make_accelerator(precision: Precision) -> Accelerator:
+    """An Accelerator for this process: CUDA where there is a device, else CPU.
+
+    Raises RunError for bf16 without CUDA.
+    """
+    cuda = torch.cuda.is_available()
+    if precision == "bf16" and not cuda:
+        raise RunError("Precision bf16 needs a CUDA device, and this machine has none.", hint="--set precision=fp32")
+    mixed = "bf16" if precision == "bf16" else "no"
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
+        AcceleratorState._reset_state()  # an earlier run of this process; Accelerate refuses to change its mind
+    # heads of a student that a phase does not use get no gradient: DDP has to be told
+    handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    return Accelerator(mixed_precision=mixed, kwargs_handlers=handlers)
+
+
+def digest_ids(ids: Sequence[str]) -> str:
+    """Eight hex digits that stand for the ids of a batch, in order."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:8]
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, fresh: Callable[[str], bool]) -> list[dict[str, Any]]:
+    """Parameters by (decayed or not, fresh or not). Biases, norms and other vectors are not decayed."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((parameter.ndim >= 2, fresh(name)), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "fresh": is_fresh}
+        for (decayed, is_fresh), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def run_loop(
+    folder: Path,
+    module: nn.Module,
+    order: Order,
+    make_batch: Callable[[Indices, float], Any],
+    ids: Sequence[str],
+    lengths: Indices,
+    sequences: Indices,
+    settings: LoopSettings,
+    accelerator: Accelerator,
+    *,
+    look: Callable[[int], Look] | None = None,
+    fresh: Callable[[str], bool] = lambda name: False,
+    progress: Progress | None = None,
+) -> LoopResult:
+    """Train `module` for `settings.steps` steps in `folder`, going on from its last checkpoint where there is one.
+
+    Args:
+        folder: gets `metrics.jsonl` and `checkpoints/`.
+        module: called with a micro-batch, returns a StepLoss. It is moved to the accelerator's device.
+        order: the global batches.
+        make_batch: (indices, share of training that is done) -> micro-batch with a `to(device)` method.
+        ids: sample ids, for the journal and for messages.
+        lengths: [n] tokens per sequence, for the accumulation.
+        sequences: [n] sequences per example.
+        settings: how long, how fast, how often.
+        accelerator: device, precision and processes.
+        look: scores held-out data after a step, with `module` in evaluation mode; called every `look_every` steps.
+        fresh: names of parameters that take `fresh_rate` times the learning rate.
+        progress: advanced by one per step.
+
+    Raises:
+        RunError: the loss is not a number (names the samples), or the disk refuses a write.
+        StoppedResumable, KeyboardInterrupt: a signal, after a checkpoint was written.
+    """
+    groups = parameter_groups(module, settings.weight_decay, fresh)
+    device = accelerator.device
+    module.to(device)
+    plain = torch.optim.AdamW(
+        groups, lr=settings.learning_rate, betas=settings.betas, eps=1e-6, fused=device.type in ("cuda", "cpu")
+    )
+    wrapped, optimizer = accelerator.prepare(module, plain)
+    run = _Running(folder, module, wrapped, plain, settings, accelerator)
+    result = run.resume()
+    if progress is not None and result.step:
+        progress.advance(result.step)
+    journal = MetricsLog(folder / "metrics.jsonl", after_step=result.step) if accelerator.is_main_process else None
+    try:
+        with StopSignals() as signals:
+            while result.step < settings.steps and not result.stopped_early:
+                index = result.step
+                batch = order.at(run.consumed)
+                run.step(index, batch, make_batch, ids, lengths, sequences, optimizer)
+                run.consumed += len(batch)
+                result.step = step = index + 1
+                if len(run.pending) >= run.lag:
+                    run.flush(journal)
+                last = step == settings.steps
+                if look is not None and (last or (settings.look_every and step % settings.look_every == 0)):
+                    run.flush(journal)
+                    run.look(look, step, result, journal)
+                    last = last or result.stopped_early
+                if progress is not None:
+                    progress.advance(1)
+                    progress.update(run.note)
+                if signals.requested or last or step % settings.checkpoint_every == 0:
+                    run.flush(journal)
+                    run.save(result)
+                if signals.requested and not last:
+                    raise signals.error()
+    finally:
+        if journal is not None:
+            journal.__exit__(None, None, None)
+    run.finish(result)
+    return result
+
+
+class _Running:
+    """The state of one loop between its steps."""
+
+    def __init__(
+        self,
+        folder: Path,
+        module: nn.Module,
+        wrapped: Any,
+        optimizer: torch.optim.Optimizer,
+        settings: LoopSettings,
+        accelerator: Accelerator,
+    ) -> None:
+        self.folder = folder
+        self.module = module
+        self.wrapped = wrapped
+        self.optimizer = optimizer
+        self.settings = settings
+        self.accelerator = accelerator
+        self.consumed = 0
+        self.best_score = -math.inf
+        self.best_step = 0
+        self.since_best = 0
+        self.note = ""
+        self.pending: list[tuple[dict[str, Any], list[str], Tensor, dict[str, Tensor]]] = []
+        # reading a loss waits for the device: on CUDA a few steps are queued before their lines are written
+        self.lag = 16 if accelerator.device.type == "cuda" else 1
+
+    # -- one step ---------------------------------------------------------------------------------------------------
+
+    def step(
+        self,
+        index: int,
+        batch: Indices,
+        make_batch: Callable[[Indices, float], Any],
+        ids: Sequence[str],
+        lengths: Indices,
+        sequences: Indices,
+        optimizer: Any,
+    ) -> None:
+        settings, accelerator = self.settings, self.accelerator
+        factor = linear_rate(index, settings.steps, settings.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * factor * (settings.fresh_rate if group["fresh"] else 1.0)
+        # dropout is a function of (seed, step, rank): no generator state has to survive a kill
+        torch.manual_seed(derive_seed(settings.seed, "step", index, accelerator.process_index))
+        self.wrapped.train()
+        share = rank_slice(batch, accelerator.process_index, accelerator.num_processes)
+        pieces = micro_batches(share, lengths, sequences, settings.micro_tokens)
+        total = torch.zeros((), device=accelerator.device)
+        terms: dict[str, Tensor] = {}
+        for number, piece in enumerate(pieces):
+            part = len(piece) / len(batch)
+            last = number == len(pieces) - 1
+            with accelerator.autocast():
+                inputs = make_batch(piece, index / settings.steps).to(accelerator.device)
+                if last:
+                    out: StepLoss = self.wrapped(inputs)
+                else:
+                    with accelerator.no_sync(self.wrapped):
+                        out = self.wrapped(inputs)
+            # DDP averages gradients over processes: undo it, so that the sum is the mean over the global batch
+            accelerator.backward(out.loss * (part * accelerator.num_processes))
+            total += out.loss.detach() * part
+            for name, value in out.terms.items():
+                terms[name] = terms.get(name, 0.0) + value.detach() * part
+        if accelerator.num_processes > 1:
+            total = accelerator.reduce(total, reduction="sum")
+            terms = {name: accelerator.reduce(value, reduction="sum") for name, value in sorted(terms.items())}
+        if settings.clip:
+            accelerator.clip_grad_norm_(self.module.parameters(), settings.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        batch_ids = [ids[int(place)] for place in batch]
+        row = {"step": index + 1, "lr": settings.learning_rate * factor, "n": len(batch)}
+        self.pending.append((row, batch_ids, total, terms))
+
+    def flush(self, journal: MetricsLog | None) -> None:
+        """Read the pending losses from the device, write their lines, stop at the first that is not a number."""
+        for row, batch_ids, total, terms in self.pending:
+            loss = float(total)
+            if not math.isfinite(loss):
+                self._stop_at_nan(row["step"], loss, batch_ids)
+            values = {name: float(value) for name, value in terms.items()}
+            if journal is not None:
+                line = {"step": row["step"], "loss": loss, "terms": values, "lr": row["lr"]}
+                journal.write({**line, "ids": digest_ids(batch_ids), "n": row["n"]})
+            self._note(loss, values)
+        self.pending.clear()
+
+    def _stop_at_nan(self, step: int, loss: float, batch_ids: list[str]) -> None:
+        shown = ", ".join(batch_ids[:8]) + (f" and {len(batch_ids) - 8} more" if len(batch_ids) > 8 else "")
+        raise RunError(
+            f"The loss of step {step} is {loss}; the samples of that step are {shown}.",
+            hint="look at those samples, or lower the rate: --set optim.learning_rate=...",
+        )
+
+    def _note(self, loss: float, terms: dict[str, float]) -> None:
+        parts = [f"loss {loss:.3f}"]
+        if len(terms) > 1:
+            parts += [f"{name} {value:.3f}" for name, value in terms.items()]
+        if math.isfinite(self.best_score):
+            parts.append(f"best held-out {self.best_score:.4g} at {self.best_step}")
+        self.note = ", ".join(parts)
+
+    # -- held-out looks ---------------------------------------------------------------------------------------------
+
+    def look(self, look: Callable[[int], Look], step: int, result: LoopResult, journal: MetricsLog | None) -> None:
+        self.module.eval()
+        with torch.inference_mode(), self.accelerator.autocast():
+            seen = look(step)
+        row = {"step": step, "dev": seen.values}
+        result.looks.append(row)
+        if journal is not None:
+            journal.write(row)
+        if seen.score > self.best_score:
+            self.best_score, self.best_step, self.since_best = seen.score, step, 0
+            if self.settings.keep == "best" and self.accelerator.is_main_process:
+                self._write_best()
+        else:
+            self.since_best += 1
+            if self.settings.patience and self.since_best >= self.settings.patience:
+                result.stopped_early = True
+
+    def _write_best(self) -> None:
+        import io
+
+        buffer = io.BytesIO()
+        torch.save({"step": self.best_step, "module": self.module.state_dict()}, buffer)
+        try:
+            write_bytes_atomic(self.folder / "checkpoints" / "best.pt", buffer.getbuffer())
+        except OSError as error:
+            raise disk_problem(error, self.folder / "checkpoints" / "best.pt") from None
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def save(self, result: LoopResult) -> None:
+        """Write a checkpoint; every process waits for it."""
+        if self.accelerator.is_main_process:
+            state = {
+                "module": self.module.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "step": result.step,
+                "consumed": self.consumed,
+                "seed": self.settings.seed,
+                "looks": result.looks,
+                "best": {"score": self.best_score, "step": self.best_step, "since": self.since_best},
+                "stopped_early": result.stopped_early,
+                "rng": torch.get_rng_state(),
+                "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            }
+            root = self.folder / "checkpoints"
+            write_checkpoint(root, result.step, state, keep=self.settings.checkpoint_keep)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self) -> LoopResult:
+        """Load the last whole checkpoint, if any, into module and optimiser."""
+        result = LoopResult(step=0, kept_step=0)
+        found = latest_checkpoint(self.folder / "checkpoints", self.accelerator.device)
+        if found is None:
+            return result
+        _, state = found
+        if state["seed"] != self.settings.seed:
+            raise RunError(
+                f"The checkpoint in {self.folder} was made with seed {state['seed']}, not {self.settings.seed}.",
+                hint=f"remove {self.folder} to train it anew.",
+            )
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.consumed = int(state["consumed"])
+        best = state["best"]
+        self.best_score, self.best_step, self.since_best = best["score"], best["step"], best["since"]
+        torch.set_rng_state(state["rng"].cpu())
+        if torch.cuda.is_available() and state["rng_cuda"]:
+            torch.cuda.set_rng_state_all([generator.cpu() for generator in state["rng_cuda"]])
+        result.step = result.resumed_from = int(state["step"])
+        result.looks = list(state["looks"])
+        result.stopped_early = bool(state["stopped_early"])
+        return result
+
+    def finish(self, result: LoopResult) -> None:
+        """Leave the weights to keep in the module: the last ones, or the best that a look has found."""
+        result.kept_step = result.step
+        best = self.folder / "checkpoints" / "best.pt"
+        if self.settings.keep == "best" and best.exists() and self.best_step != result.step:
+            state = torch.load(best, map_location=self.accelerator.device, weights_only=True)
+            self.module.load_state_dict(state["module"])
+            result.kept_step = int(state["step"])
+        self.module.eval()
