@@ -36,8 +36,9 @@ class MADConfig(StrictModel):
         None, gt=0, le=1, description="share of the tokens kept in each modality; replaces the three k"
     )
     relevance: Literal["auto", "shared", "unrelated"] = Field(
-        "auto", description="what relevance is measured against: the other modality's global embedding (shared space) "
-        "or the own one (unrelated teachers); auto asks the teacher"
+        "auto",
+        description="what relevance is measured against: the other modality's global embedding (shared space) "
+        "or the own one (unrelated teachers); auto asks the teacher",
     )
     candidates: Literal["gold", "all"] = Field(
         "gold", description="multiple choice: teach the tokens of the gold candidate's sequence, or of all candidates"
@@ -59,14 +60,15 @@ class MADConfig(StrictModel):
     )
     smooth_l1_beta: float = Field(1.0, gt=0, description="where smooth-l1 turns from a square to a line")
     temperature: float = Field(0.07, gt=0, description="of info-nce")
-    negatives: int = Field(512, ge=1, description="most tokens of the batch that one info-nce token is told apart from")
+    negatives: int = Field(256, ge=1, description="most tokens of the batch that one info-nce token is told apart from")
     head: Literal["linear", "mlp"] = "linear"
     layer: int | tuple[int, ...] = Field(
         -1, description="student layer(s) to distil into: 0 is the embedding layer's output, -1 the last layer's"
     )
     global_source: Literal["cls", "query", "mean"] = Field(
-        "cls", description="student state that takes the global embeddings: [CLS], the sentence's query token ([SEP]), "
-        "or the mean of the text states"
+        "cls",
+        description="student state that takes the global embeddings: [CLS], the sentence's query token ([SEP]), "
+        "or the mean of the text states",
     )
 
     # Coefficients of the terms inside the token part

@@ -1,0 +1,415 @@
+"""The distillation criterion: hidden states of any cross-modal student in, one loss and its terms out.
+
+L = lambda * (1/B) sum over examples w * d_example + affinity_weight * (1/S) sum over sequences KL, with d_example the
+mean of the example's terms (text, region, tag, global image, global text), each the mean over its selected tokens.
+docs/method.md has the formulas and says why each choice was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from madkit.core.errors import ConfigError, DataError
+from madkit.mad import losses
+from madkit.mad.affinity import AffinityHead, affinity_loss
+from madkit.mad.choice import choose_regions, choose_tags, choose_text, choose_words, shares_space
+from madkit.mad.config import MADConfig
+from madkit.mad.heads import ProjectionHead
+from madkit.mad.schedule import schedule_factor
+from madkit.mad.targets import ChannelStats, TeacherTargets
+from madkit.mad.weigh import confidence_weights
+
+__all__ = ["CriterionOutput", "MADConfig", "MADCriterion"]
+
+
+@dataclass(frozen=True, slots=True)
+class CriterionOutput:
+    """What one call gives.
+
+    Attributes:
+        loss: scalar, to be added to the task loss; lambda, schedule and affinity_weight are in it.
+        terms: scalar per term without gradient, before lambda (example weights included), for the metrics file.
+        weights: [B] w of each example, without gradient; None where no token term is on.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    weights: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """One kind of target: N sequences x K tokens at student positions, with what they are compared to."""
+
+    name: str
+    positions: Tensor  # [N, K] in the student's sequence (text first, then regions)
+    valid: Tensor  # [N, K] bool
+    target: Tensor  # [N, K, D]
+    identity: Tensor | None  # [N, K]: equal numbers are the same target
+    stats: ChannelStats | None
+
+
+class MADCriterion(nn.Module):
+    """Multimodal Adaptive Distillation, as this project reads it, with every component switchable.
+
+    It holds the projection heads, so they train with the student and stay out of what is exported. It knows nothing
+    of the student's network: any module that gives hidden states with text positions first, then regions, will do.
+
+    Args:
+        config: the switches.
+        student_dim: H, width of the hidden states.
+        vision_dim: Dv, width of the vision teacher's embeddings.
+        text_dim: Dl, width of the text teacher's embeddings.
+    """
+
+    def __init__(self, config: MADConfig, student_dim: int, vision_dim: int, text_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.dims = (student_dim, vision_dim, text_dim)
+        terms = config.term_weights
+        widths = {}
+        if "global_image" in terms:
+            widths["global_image"] = vision_dim
+        if "global_text" in terms:
+            widths["global_text"] = text_dim
+        if "token_text" in terms:
+            widths["token_text"] = text_dim
+        if "token_region" in terms or "token_tag" in terms:
+            widths["vision"] = vision_dim
+        self.heads = nn.ModuleList(
+            nn.ModuleDict({name: ProjectionHead(student_dim, width, config.head) for name, width in widths.items()})
+            for _ in (config.layers if terms else ())
+        )
+        sentence = config.affinity_weight > 0 and config.affinity_form in ("sentence", "both")
+        word = config.affinity_weight > 0 and config.affinity_form in ("word", "both")
+        self.affinity = nn.ModuleDict()
+        if sentence:
+            self.affinity["sentence"] = AffinityHead(student_dim, config.affinity_dim)
+        if word:
+            self.affinity["word"] = AffinityHead(student_dim, config.affinity_dim)
+
+    def forward(
+        self,
+        student_hidden: Sequence[Tensor],
+        text_length: int,
+        targets: TeacherTargets,
+        *,
+        text_mask: Tensor,
+        region_mask: Tensor,
+        tag_regions: Tensor | None = None,
+        query_index: Tensor | None = None,
+        global_index: Tensor | None = None,
+        label: Tensor | None = None,
+        n_candidates: int = 1,
+        labelled: Tensor | None = None,
+        teacher_confidence: Tensor | None = None,
+        student_confidence: Tensor | None = None,
+        step: int = 0,
+        progress: float | None = None,
+    ) -> CriterionOutput:
+        """The distillation loss of one batch of S = B * n_candidates sequences, candidates of one example in a row.
+
+        Args:
+            student_hidden: per layer [S, T + R, H], the embedding layer's output first; text first, then regions.
+            text_length: T.
+            targets: the teacher's side, aligned to the same tokens.
+            text_mask: [S, T] bool: real text tokens (special ones included).
+            region_mask: [S, R] bool: real regions.
+            tag_regions: [S, T] region index of tag tokens, -1 elsewhere.
+            query_index: [S] position that asks in sentence affinity; None: the last real text token ([SEP]).
+            global_index: [S] position that takes the global embeddings under ``global_source: cls``; None: 0.
+            label: [B] gold candidate or class. Multiple choice: negative marks an unlabelled example, which then adds
+                no token term under ``candidates: gold``; None teaches all candidates.
+            n_candidates: C.
+            labelled: [B] bool for the weights; None: ``label >= 0``, or all where there is no label either.
+            teacher_confidence: [B] c_T (not needed for ``weighting: uniform``).
+            student_confidence: [B] c_S (needed for ``weighting: teacher-student``).
+            step: training step, which random selection depends on.
+            progress: share of training done, for the schedule; None: factor 1.
+
+        Raises:
+            ConfigError: the configuration asks for something that the inputs do not give.
+            DataError: shapes that do not fit together.
+        """
+        config = self.config
+        self._check(student_hidden, text_length, targets, text_mask, region_mask, n_candidates)
+        region_mask = region_mask & targets.region_mask[targets.image_index]
+        factor = schedule_factor(config.schedule, progress, warmup=config.warmup, final=config.final)
+        loss = torch.zeros((), device=text_mask.device)
+        terms: dict[str, Tensor] = {}
+        weights = None
+
+        if len(self.heads) > 0:
+            S = text_mask.shape[0]
+            rows, share = self._taught_rows(S, label, n_candidates)
+            weights = self._weights(S // n_candidates, label, labelled, teacher_confidence, student_confidence, targets)
+            with torch.no_grad():
+                parts = self._terms(
+                    rows, targets, text_mask, region_mask, tag_regions, query_index, global_index, step=step
+                )
+                sequence_weight = share * (weights if rows.shape[0] != S else weights.repeat_interleave(n_candidates))
+                sequence_weight = sequence_weight / (S // n_candidates)
+            token_loss = torch.zeros((), device=text_mask.device)
+            for layer, heads in zip(config.layers, self.heads, strict=True):
+                assert isinstance(heads, nn.ModuleDict)
+                hidden = student_hidden[layer]
+                value, found = self._layer_loss(hidden, heads, rows, parts, sequence_weight, text_mask)
+                token_loss = token_loss + value / len(self.heads)
+                suffix = "" if len(self.heads) == 1 else f"@{layer}"
+                terms.update({f"{name}{suffix}": term for name, term in found.items()})
+            loss = loss + config.weight * factor * token_loss
+
+        if len(self.affinity) > 0:
+            scale = factor if config.affinity_scheduled else 1.0
+            for form, value in self._affinity(
+                student_hidden, text_length, targets, text_mask, region_mask, tag_regions, query_index
+            ).items():
+                terms[f"affinity_{form}"] = value.detach()
+                loss = loss + config.affinity_weight * scale * value
+        return CriterionOutput(loss, terms, weights)
+
+    def _taught_rows(self, S: int, label: Tensor | None, n_candidates: int) -> tuple[Tensor, Tensor | float]:
+        """Rows [N] of the sequences that are taught, and the share of its example that each stands for."""
+        device = self._device()
+        if n_candidates > 1 and self.config.candidates == "gold" and label is not None:
+            base = torch.arange(S // n_candidates, device=device) * n_candidates
+            return base + label.clamp(0, n_candidates - 1), (label >= 0).float()
+        return torch.arange(S, device=device), 1.0 / n_candidates
+
+    def _weights(
+        self,
+        B: int,
+        label: Tensor | None,
+        labelled: Tensor | None,
+        teacher: Tensor | None,
+        student: Tensor | None,
+        targets: TeacherTargets,
+    ) -> Tensor:
+        config = self.config
+        if config.weighting == "uniform":
+            return torch.ones(B, device=targets.image_index.device)
+        if teacher is None or (student is None and config.weighting == "teacher-student"):
+            missing = "the teacher's" if teacher is None else "the student's"
+            raise ConfigError(
+                f"weighting: {config.weighting} needs {missing} confidence in each example, and none was given.",
+                hint="pass it to the criterion, or set weighting: uniform.",
+            )
+        if labelled is None and label is not None:
+            labelled = label >= 0
+        return confidence_weights(
+            teacher,
+            student,
+            mode=config.weighting,
+            gamma=config.gamma,
+            w_max=config.w_max,
+            labelled=labelled,
+            probe_threshold=config.probe_threshold,
+        )
+
+    def _terms(
+        self,
+        rows: Tensor,
+        targets: TeacherTargets,
+        text_mask: Tensor,
+        region_mask: Tensor,
+        tag_regions: Tensor | None,
+        query_index: Tensor | None,
+        global_index: Tensor | None,
+        *,
+        step: int,
+    ) -> list[_Term]:
+        config, active = self.config, self.config.term_weights
+        T, R = text_mask.shape[1], region_mask.shape[1]
+        image = targets.image_index[rows]
+        tags = tag_regions[rows] if tag_regions is not None and config.tag_targets else None
+        parts = []
+        if "global_image" in active or "global_text" in active:
+            if config.global_source == "query":
+                where = last_token(text_mask)[rows] if query_index is None else query_index[rows]
+            else:
+                where = torch.zeros_like(rows) if global_index is None else global_index[rows]
+            place, always = where.unsqueeze(1), torch.ones_like(where, dtype=torch.bool).unsqueeze(1)
+            if "global_image" in active:
+                target = targets.image_global[image].unsqueeze(1)
+                stats = targets.vision_global_stats or targets.vision_stats
+                parts.append(_Term("global_image", place, always, target, image.unsqueeze(1), stats))
+            if "global_text" in active:
+                target = targets.text_global[rows].unsqueeze(1)
+                parts.append(
+                    _Term("global_text", place, always, target, None, targets.text_global_stats or targets.text_stats)
+                )
+        if "token_text" in active:
+            index, valid = choose_text(config, targets, rows, tags, step)
+            target = _take(targets.text_tokens, rows.unsqueeze(1), index)
+            valid = valid & text_mask[rows].gather(1, index)
+            parts.append(_Term("token_text", index, valid, target, None, targets.text_stats))
+        if "token_region" in active:
+            index, valid = choose_regions(config, targets, rows, region_mask[rows], step)
+            target = _take(targets.regions, image.unsqueeze(1), index)
+            identity = image.unsqueeze(1) * R + index
+            parts.append(_Term("token_region", index + T, valid, target, identity, targets.vision_stats))
+        if "token_tag" in active and tags is not None and R > 0:
+            embeddings, index, kept = choose_tags(config, targets, rows, tags, text_mask[rows], region_mask[rows], step)
+            target = embeddings.gather(1, index.unsqueeze(-1).expand(-1, -1, embeddings.shape[-1]))
+            identity = image.unsqueeze(1) * R + tags.gather(1, index)
+            parts.append(_Term("token_tag", index, kept, target, identity, targets.vision_stats))
+        return parts
+
+    def _layer_loss(
+        self,
+        hidden: Tensor,
+        heads: nn.ModuleDict,
+        rows: Tensor,
+        parts: list[_Term],
+        sequence_weight: Tensor,
+        text_mask: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self.config
+        found: dict[str, Tensor] = {}
+        if not parts:  # tags alone are taught, and this batch has none
+            return torch.zeros((), device=hidden.device), found
+        # One gather for all terms: its backward fills one buffer of the hidden states' size instead of one per term.
+        places = torch.cat([part.positions for part in parts], 1)
+        states = _take(hidden, rows.unsqueeze(1), places).to(next(heads.parameters()).dtype)
+        pieces = torch.split(states, [part.positions.shape[1] for part in parts], 1)
+        total = present = torch.zeros_like(sequence_weight)
+        for part, piece in zip(parts, pieces, strict=True):
+            if config.global_source == "mean" and part.name.startswith("global"):
+                piece = _mean_state(hidden, text_mask).to(piece.dtype)[rows].unsqueeze(1)
+            head = heads["vision" if part.name in ("token_region", "token_tag") else part.name]
+            prediction = head(piece)
+            with torch.autocast(prediction.device.type, enabled=False):
+                means = losses.masked_mean(self._distance(prediction, part), part.valid)
+                coefficient = config.term_weights[part.name] * part.valid.any(1)
+                total = total + coefficient * means
+                present = present + coefficient
+                found[part.name] = (means.detach() * sequence_weight).sum()
+        return (sequence_weight * total / present.clamp_min(1e-12)).sum(), found
+
+    def _distance(self, prediction: Tensor, part: _Term) -> Tensor:
+        config, target = self.config, part.target.detach().float()
+        if config.standardised:
+            if part.stats is None:
+                raise ConfigError(
+                    f"distance: {config.distance} compares standardised targets, but no channel statistics were given.",
+                    hint="pass the cache's mean and variance in TeacherTargets, or set standardise: never.",
+                )
+            target = part.stats.standardise(target)
+        if config.distance == "cosine":
+            return losses.cosine_distance(prediction, target)
+        if config.distance == "smooth-l1":
+            return losses.smooth_l1_distance(prediction, target, config.smooth_l1_beta)
+        if config.distance == "mse":
+            return losses.mse_distance(prediction, target)
+        return losses.info_nce(
+            prediction, target, part.valid, identity=part.identity,
+            temperature=config.temperature, max_negatives=config.negatives,
+        )  # fmt: skip
+
+    def _affinity(
+        self,
+        student_hidden: Sequence[Tensor],
+        T: int,
+        targets: TeacherTargets,
+        text_mask: Tensor,
+        region_mask: Tensor,
+        tag_regions: Tensor | None,
+        query_index: Tensor | None,
+    ) -> dict[str, Tensor]:
+        config = self.config
+        layer = config.affinity_layer if config.affinity_layer is not None else middle_layer(len(student_hidden))
+        hidden = student_hidden[layer]
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
+        dtype = next(self.affinity.parameters()).dtype
+        regions = hidden[:, T:].to(dtype)
+        found = {}
+        for form, head in self.affinity.items():
+            assert isinstance(head, AffinityHead)
+            if form == "sentence":
+                place = (last_token(text_mask) if query_index is None else query_index).unsqueeze(1)
+                text, valid = targets.text_global.unsqueeze(1), None
+            else:
+                with torch.no_grad():
+                    tags = tag_regions if config.tag_targets else None
+                    place, valid = choose_words(config, targets, tags)
+                    valid = valid & text_mask.gather(1, place)
+                text = _take(targets.text_tokens, rows.unsqueeze(1), place)
+            query = _take(hidden, rows.unsqueeze(1), place).to(dtype)
+            found[form] = affinity_loss(
+                head, query, regions, text, targets.regions, region_mask, tau=config.affinity_tau,
+                image_index=targets.image_index, query_mask=valid,
+            ).mean()  # fmt: skip
+        return found
+
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def _check(
+        self,
+        hidden: Sequence[Tensor],
+        T: int,
+        targets: TeacherTargets,
+        text_mask: Tensor,
+        region_mask: Tensor,
+        n_candidates: int,
+    ) -> None:
+        config, (H, Dv, Dl) = self.config, self.dims
+        S, R = region_mask.shape
+        expected = {
+            "the student's hidden states": (hidden[-1].shape, (S, T + R, H)),
+            "text_mask": (text_mask.shape, (S, T)),
+            "the text targets": (targets.text_tokens.shape, (S, T, Dl)),
+            "the text globals": (targets.text_global.shape, (S, Dl)),
+            "the region targets": (targets.regions.shape, (targets.image_global.shape[0], R, Dv)),
+            "the image globals": (targets.image_global.shape[1:], (Dv,)),
+        }
+        for name, (given, wanted) in expected.items():
+            if tuple(given) != wanted:
+                raise DataError(f"The distillation criterion expected {name} as {wanted}, and got {tuple(given)}.")
+        if n_candidates < 1 or S % n_candidates != 0:
+            raise DataError(f"{S} sequences are no whole number of examples with {n_candidates} candidates each.")
+        layers = [*(config.layers if len(self.heads) > 0 else ()), config.affinity_layer or 0]
+        for layer in layers:
+            if not -len(hidden) <= layer < len(hidden):
+                raise ConfigError(
+                    f"The student has {len(hidden) - 1} layers, so there is no layer {layer} to distil into.",
+                    hint=f"choose from 0 (embeddings) to {len(hidden) - 1}, or -1 for the last.",
+                )
+        adaptive = config.tokens == "adaptive" and len(self.heads) > 0
+        needs_shared = len(self.affinity) > 0 or (adaptive and shares_space(config, targets))
+        if needs_shared and not (targets.shared_space and Dv == Dl):
+            what = "Affinity distillation" if len(self.affinity) > 0 else "relevance: shared"
+            raise ConfigError(
+                f"{what} compares text with regions, but this teacher's two encoders do not share a space.",
+                hint="use a CLIP-like teacher, or set affinity_weight: 0 and relevance: unrelated.",
+            )
+
+
+def last_token(text_mask: Tensor) -> Tensor:
+    """[S] position of the last real text token of text_mask [S, T]."""
+    positions = torch.arange(text_mask.shape[1], device=text_mask.device)
+    return torch.where(text_mask, positions, 0).amax(-1)
+
+
+def middle_layer(n_hidden: int) -> int:
+    """Index of the middle layer's output among `n_hidden` hidden states (embeddings first): 2 of 3, 6 of 12."""
+    return n_hidden // 2
+
+
+def _take(table: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Vectors [N, K, D] of table [M, L, D] at (rows [N, 1], columns [N, K]).
+
+    index_select, whose backward is one index_add; indexing by tensors would sort the indices in its backward.
+    """
+    flat = rows * table.shape[1] + columns
+    return table.flatten(0, 1).index_select(0, flat.flatten()).view(*columns.shape, table.shape[-1])
+
+
+def _mean_state(hidden: Tensor, text_mask: Tensor) -> Tensor:
+    """[S, H] mean of the text states."""
+    kept = text_mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden[:, : text_mask.shape[1]] * kept).sum(1) / kept.sum(1).clamp_min(1)

@@ -1,0 +1,278 @@
+"""The teacher's confidence in the gold target, from a small head that never scores an example it was fitted on.
+
+For every task kind and every pair of teachers: a multinomial logistic regression (or a small MLP) on
+[v_0, l_0, v_0 * l_0, |v_0 - l_0|], fitted to the labelled subset by K-fold cross-fitting over *groups* (images or
+questions), so that two examples of one picture never stand on both sides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from madkit.core.errors import DataError
+from madkit.core.seeds import derive_seed, permutation
+from madkit.mad.weigh import gold_probability
+
+ProbeKind = Literal["linear", "mlp"]
+DEFAULT_L2 = (0.003, 0.03, 0.3)
+
+
+@dataclass(frozen=True, slots=True)
+class CrossFit:
+    """Out-of-fold scores of N examples.
+
+    Attributes:
+        confidence: [N] float32 probability of the gold target; of the best guess for unlabelled examples.
+        probabilities: [N, K] float32 over classes, or [N, C] over candidates.
+        fold: [N] long: the part each example is in; it was scored by a head fitted on the other parts.
+        l2: per fold, the penalty that was chosen.
+    """
+
+    confidence: Tensor
+    probabilities: Tensor
+    fold: Tensor
+    l2: tuple[float, ...]
+
+
+def probe_features(image_global: Tensor, text_global: Tensor) -> Tensor:
+    """[v_0, l_0, v_0 * l_0, |v_0 - l_0|] of L2-normalised globals, times sqrt(width) so that entries are about 1.
+
+    Teachers of different widths are compared after a fixed random projection of both to the smaller width.
+
+    Args:
+        image_global: [N, Dv].
+        text_global: [N, Dl], or [N, C, Dl] for multiple choice.
+
+    Returns:
+        [N, F] or [N, C, F] float32; F = Dv + Dl + 2 min(Dv, Dl).
+    """
+    v, t = F.normalize(image_global.float(), dim=-1), F.normalize(text_global.float(), dim=-1)
+    if t.dim() == 3:
+        v = v.unsqueeze(1).expand(-1, t.shape[1], -1)
+    a, b = v, t
+    if v.shape[-1] != t.shape[-1]:
+        width = min(v.shape[-1], t.shape[-1])
+        a, b = (F.normalize(x @ _projection(x.shape[-1], width).to(x), dim=-1) for x in (v, t))
+    parts = [v * v.shape[-1] ** 0.5, t * t.shape[-1] ** 0.5, a * b * a.shape[-1], (a - b).abs() * a.shape[-1] ** 0.5]
+    return torch.cat(parts, -1)
+
+
+def _projection(rows: int, columns: int) -> Tensor:
+    generator = torch.Generator().manual_seed(derive_seed("probe projection", rows, columns))
+    drawn = torch.randn(rows, columns, generator=generator)
+    return drawn / math.sqrt(columns)
+
+
+def assign_folds(groups: Sequence[Hashable], folds: int, seed: int) -> Tensor:
+    """Fold [N] of each example; equal groups share one, whatever the order of the examples.
+
+    Raises:
+        DataError: fewer than two groups, so nothing can be held out.
+    """
+    names = sorted(set(groups), key=lambda group: derive_seed("probe folds", seed, group))
+    if len(names) < 2:
+        raise DataError(
+            "The confidence probe needs examples of at least two different images.",
+            hint="use more shots, or weighting: uniform.",
+        )
+    folds = min(folds, len(names))
+    fold_of = {name: position % folds for position, name in enumerate(names)}
+    return torch.tensor([fold_of[group] for group in groups], dtype=torch.long)
+
+
+def cross_fit_probe(
+    features: Tensor,
+    targets: Tensor,
+    *,
+    groups: Sequence[Hashable] | Tensor | None = None,
+    n_classes: int | None = None,
+    folds: int = 5,
+    kind: ProbeKind = "linear",
+    l2: float | Sequence[float] = DEFAULT_L2,
+    iterations: int = 30,
+    fit_limit: int = 20000,
+    seed: int = 0,
+) -> CrossFit:
+    """Out-of-fold confidence of the teacher in each example's gold target.
+
+    Args:
+        features: [N, F] for classes and answers; [N, C, F] for multiple choice: one head scores candidates.
+        targets: [N] long labels, negative where unlabelled (never fitted, but scored); or [N, K] soft targets (VQA).
+        groups: image or question of each example; None: all differ.
+        n_classes: K for labels; None: from the labels.
+        folds: K of the cross-fitting.
+        kind: ``linear`` or ``mlp``.
+        l2: penalty on the weights of standardised features; several are compared on a part held out of each fit.
+        iterations: of L-BFGS.
+        fit_limit: largest number of examples that one fit reads.
+        seed: of folds, subsampling and the MLP's start.
+
+    Returns:
+        `CrossFit`, on the CPU.
+
+    Raises:
+        DataError: fewer than two groups, or no labelled examples outside of some fold.
+    """
+    features, targets = features.detach().float().cpu(), targets.detach().cpu()
+    N = features.shape[0]
+    if groups is None:
+        groups = range(N)
+    elif isinstance(groups, Tensor):
+        groups = groups.tolist()
+    fold = assign_folds(groups, folds, seed)
+    labelled = targets >= 0 if targets.dim() == 1 else targets.sum(-1) > 0
+    if features.dim() == 3:
+        n_classes = features.shape[1]
+    elif targets.dim() == 2:
+        n_classes = targets.shape[1]
+    elif n_classes is None:
+        n_classes = int(targets.max()) + 1
+    probabilities = torch.zeros(N, n_classes)
+    penalties = (float(l2),) if isinstance(l2, (int, float)) else tuple(l2)
+    chosen = []
+    # No fit starts from another's solution: that one has seen the examples this one will score.
+    for held_out in range(int(fold.max()) + 1):
+        fit = torch.nonzero(labelled & (fold != held_out)).flatten()
+        if fit.numel() == 0:
+            raise DataError("The confidence probe has no labelled examples to be fitted on.", hint="use more shots.")
+        fit = _subsample(fit, fit_limit, seed, "fit", held_out)
+        penalty = penalties[0]
+        if len(penalties) > 1:
+            penalty = _best_penalty(features, targets, groups, fit, penalties, n_classes, kind, iterations, seed)
+        chosen.append(penalty)
+        score = fit_probe(
+            features[fit], targets[fit], n_classes, kind=kind, l2=penalty, iterations=iterations, seed=seed
+        )
+        rows = torch.nonzero(fold == held_out).flatten()
+        probabilities[rows] = score(features[rows]).softmax(-1)
+    confidence = gold_probability(probabilities.clamp_min(1e-30).log(), targets)
+    return CrossFit(confidence, probabilities, fold, tuple(chosen))
+
+
+def fit_probe(
+    features: Tensor,
+    targets: Tensor,
+    n_classes: int,
+    *,
+    kind: ProbeKind = "linear",
+    l2: float = 0.03,
+    iterations: int = 30,
+    standardise: bool = True,
+    hidden: int = 64,
+    seed: int = 0,
+) -> Callable[[Tensor], Tensor]:
+    """Fit one head by L-BFGS: minimise mean cross-entropy + l2 / 2 * squared norm of the weights (not of biases).
+
+    Args:
+        features: [N, F] or [N, C, F] (one weight vector for all candidates).
+        targets: [N] long or [N, K] soft, all labelled.
+        n_classes: K; for [N, C, F] it is C.
+        kind: ``linear`` or ``mlp`` with one layer of `hidden` GELUs.
+        l2: penalty.
+        iterations: of L-BFGS with a strong-Wolfe line search.
+        standardise: scale features by the mean and deviation over these examples.
+        hidden: width of the MLP.
+        seed: of the MLP's start (the linear head starts at zero).
+
+    Returns:
+        A function from features to logits [n, K] or [n, C].
+    """
+    width, choice = features.shape[-1], features.dim() == 3
+    mean, scale = torch.zeros(width), torch.ones(width)
+    if standardise:
+        flat = features.reshape(-1, width)
+        mean = flat.mean(0)
+        scale = (flat - mean).square().mean(0).add(1e-8).rsqrt()
+    outputs = 1 if choice else n_classes
+    weights, biases = _start(kind, width, outputs, hidden, seed)
+
+    def logits(x: Tensor) -> Tensor:
+        # Standardisation is folded into the first weights, which spares a copy of all features.
+        first = scale.unsqueeze(-1) * weights[0]
+        y = x @ first + (biases[0] - mean @ first)
+        if kind == "mlp":
+            y = F.gelu(y) @ weights[1] + biases[1]
+        return y.squeeze(-1) if choice else y
+
+    if targets.dim() == 2:
+        targets = targets.float() / targets.float().sum(-1, keepdim=True).clamp_min(1e-12)
+    optimiser = torch.optim.LBFGS(
+        [*weights, *biases], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe",
+        tolerance_grad=1e-6, tolerance_change=1e-9,
+    )  # fmt: skip
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        objective = F.cross_entropy(logits(features), targets)
+        objective = objective + 0.5 * l2 * torch.stack([weight.square().sum() for weight in weights]).sum()
+        objective.backward()  # type: ignore[no-untyped-call]
+        return objective
+
+    with torch.enable_grad():
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+    for parameter in [*weights, *biases]:
+        parameter.requires_grad_(False)
+    return logits
+
+
+def _start(kind: ProbeKind, width: int, outputs: int, hidden: int, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    if kind == "linear":
+        weights, biases = [torch.zeros(width, outputs)], [torch.zeros(outputs)]
+    else:
+        generator = torch.Generator().manual_seed(derive_seed("probe start", seed))
+        weights = [
+            torch.randn(width, hidden, generator=generator) / width**0.5,
+            torch.randn(hidden, outputs, generator=generator) / hidden**0.5,
+        ]
+        biases = [torch.zeros(hidden), torch.zeros(outputs)]
+    for parameter in [*weights, *biases]:
+        parameter.requires_grad_(True)
+    return weights, biases
+
+
+_PENALTY_LIMIT = 4000  # examples on which penalties are compared
+
+
+def _best_penalty(
+    features: Tensor,
+    targets: Tensor,
+    groups: Sequence[Hashable],
+    fit: Tensor,
+    penalties: tuple[float, ...],
+    n_classes: int,
+    kind: ProbeKind,
+    iterations: int,
+    seed: int,
+) -> float:
+    """The penalty with the best held-out cross-entropy, inside the examples of one fit."""
+    fit = _subsample(fit, _PENALTY_LIMIT, seed, "penalty", int(fit[0]))
+    inner = [groups[row] for row in fit.tolist()]
+    if len(set(inner)) < 3:
+        return penalties[-1]
+    outside = assign_folds(inner, 3, seed + 1) == 0
+    train, check = fit[~outside], fit[outside]
+
+    def held_out_loss(penalty: float) -> float:
+        score = fit_probe(
+            features[train], targets[train], n_classes, kind=kind, l2=penalty, iterations=iterations, seed=seed
+        )
+        gold = targets[check]
+        if gold.dim() == 2:
+            gold = gold.float() / gold.float().sum(-1, keepdim=True)
+        return float(F.cross_entropy(score(features[check]), gold))
+
+    return min(penalties, key=held_out_loss)
+
+
+def _subsample(rows: Tensor, limit: int, *seed: object) -> Tensor:
+    if rows.numel() <= limit:
+        return rows
+    kept = torch.from_numpy(permutation(rows.numel(), "probe subsample", *seed)[:limit])
+    return rows[kept.sort().values]

@@ -1,0 +1,87 @@
+"""What the teacher gives for one batch, aligned to the student's tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStats:
+    """Mean and variance per channel of one modality's teacher tokens, as the cache counted them.
+
+    Attributes:
+        mean: [D].
+        var: [D].
+    """
+
+    mean: Tensor
+    var: Tensor
+
+    def standardise(self, tokens: Tensor) -> Tensor:
+        """Tokens [..., D] scaled to mean 0 and variance 1 per channel, in float32.
+
+        The spread is taken as at least a thousandth of the channels' mean spread: a dead channel is not blown up.
+        """
+        var = self.var.float()
+        floor = 1e-6 * var.mean() + 1e-12
+        return (tokens.float() - self.mean.float()) * torch.rsqrt(torch.maximum(var, floor))
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ChannelStats:
+        """The same on another device."""
+        return ChannelStats(
+            self.mean.to(device, non_blocking=non_blocking), self.var.to(device, non_blocking=non_blocking)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherTargets:
+    """Teacher embeddings of a batch with S sequences over B images. Any float dtype; never receives a gradient.
+
+    Attributes:
+        text_tokens: [S, T, Dl] the teacher's text tokens on the student's text positions (`align_text`).
+        text_mask: [S, T] bool: positions with a target.
+        text_global: [S, Dl] l_0 of each sequence's text.
+        regions: [B, R, Dv] v_j of each region (`pool_regions`).
+        region_mask: [B, R] bool.
+        image_global: [B, Dv] v_0.
+        image_index: [S] long: row of each sequence's image.
+        shared_space: both teachers embed into one space (CLIP-like), so their cosines mean something.
+        text_content: [S, T] bool: tokens that selection may take (no function words); None: all of `text_mask`.
+        text_stats, vision_stats: per channel over the cache's tokens; needed for standardised targets only.
+        text_global_stats, vision_global_stats: likewise for the globals; None takes the tokens'.
+        example_key: [S] long: a number that names the example whatever the batch; needed by random selection only.
+    """
+
+    text_tokens: Tensor
+    text_mask: Tensor
+    text_global: Tensor
+    regions: Tensor
+    region_mask: Tensor
+    image_global: Tensor
+    image_index: Tensor
+    shared_space: bool = False
+    text_content: Tensor | None = None
+    text_stats: ChannelStats | None = None
+    vision_stats: ChannelStats | None = None
+    text_global_stats: ChannelStats | None = None
+    vision_global_stats: ChannelStats | None = None
+    example_key: Tensor | None = None
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TeacherTargets:
+        """The same on another device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in values.items()
+            if isinstance(value, (Tensor, ChannelStats))
+        }
+        return replace(self, **moved)
+
+    @property
+    def selectable_text(self) -> Tensor:
+        """[S, T] bool: text positions that selection may take."""
+        return self.text_mask if self.text_content is None else self.text_mask & self.text_content
