@@ -41,12 +41,12 @@ def test_seeds_fit_a_signed_integer(parts: list[object]) -> None:
 
 @given(st.integers(0, 300), st.integers())
 def test_permutations_are_permutations_and_leave_global_state_alone(n: int, seed: int) -> None:
-    before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    before = np.random.get_state()[1].tolist()
     order = permutation(n, seed)
     assert order.dtype == np.int64
     assert sorted(order.tolist()) == list(range(n))
     assert order.tolist() == permutation(n, seed).tolist()
-    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+    assert np.random.get_state()[1].tolist() == before
 
 
 @pytest.mark.parametrize("n", [3])

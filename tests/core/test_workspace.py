@@ -29,7 +29,7 @@ def test_a_file_or_nothing_in_its_place_is_answered(tmp_path: Path) -> None:
     (tmp_path / "f").touch()
     with pytest.raises(UsageProblem, match="is a file"):
         Workspace.at(tmp_path / "f")
-    with pytest.raises(NotFoundError, match="no workspace at .*absent") as caught:
+    with pytest.raises(NotFoundError, match=r"no workspace at .*absent") as caught:
         Workspace.at(tmp_path / "absent").require()
     assert "--workspace" in (caught.value.hint or "")
     assert Workspace.at(tmp_path).require().root == tmp_path

@@ -1,0 +1,43 @@
+"""Results on stdout."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from madkit.cli.output import emit, print_table
+
+
+def test_tables_are_aligned_and_never_cut_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    path = "/a/" + "long/" * 40 + "[person1]"
+    print_table(["suite", "mean"], [["test", 3.5], [path, None]], right=[1])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["suite", "mean"]
+    assert lines[2].split() == ["test", "3.5"]
+    assert lines[3].split() == [path, "None"]
+    assert lines[2].index("3.5") + 3 == lines[3].index("None") + 4 == lines[0].index("mean") + 4
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_tables_fit_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "60")
+    print_table(["name", "path"], [["x", "/a" * 60]])
+    lines = terminal.getvalue().splitlines()
+    assert max(map(len, lines)) <= 60
+    assert "".join(line[3:].strip() for line in lines[2:]).replace(" ", "") == "/a" * 60, "folded, not cut"
+
+
+def test_json_refuses_what_it_cannot_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="Out of range float"):
+        emit({"mean": float("nan")}, True, lambda: None)
+    with pytest.raises(TypeError, match="object is not JSON"):
+        emit({"mean": object()}, True, lambda: None)
+    assert capsys.readouterr().out == ""
