@@ -1,0 +1,1 @@
+"""Students: cross-modal encoders with task heads, their inputs, and their files."""

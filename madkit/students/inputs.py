@@ -1,0 +1,146 @@
+"""From examples to a student's tensors: token ids, types, spans and tag links (UNITER's construction).
+
+`[CLS] q [SEP]`; `[CLS] q [SEP] a [SEP]` with types 0 and 2; `[CLS] q [SEP] a [SEP] r [SEP]` with types 0, 2 and 3 (type 1 is
+the regions'). A [SEP] has the type of what follows it. Text that exceeds the limit is shortened by taking the last
+token off the longest segment until it fits; how many tokens went is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from madkit.regions import Regions
+from madkit.students.interface import StudentInputs
+from madkit.students.tokenizer import StudentTokenizer
+from madkit.tasks.example import Example, Segment
+
+SEGMENT_TYPES = (0, 2, 3)
+_LEAST_OVERLAP = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSequence:
+    """One text sequence. Arrays have one entry a token; special tokens have segment -1 and span (-1, -1)."""
+
+    ids: npt.NDArray[np.int64]
+    types: npt.NDArray[np.int64]
+    segment: npt.NDArray[np.int64]  # index into `texts`
+    spans: npt.NDArray[np.int64]  # [T, 2] characters in that text
+    tag_box: npt.NDArray[np.int64]  # index into Example.boxes, -1 none
+    texts: tuple[str, ...]
+    shortened: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedExample:
+    """An example as token arrays: one sequence a candidate (one in all for tasks without candidates)."""
+
+    id: str
+    image_id: str
+    sequences: tuple[EncodedSequence, ...]
+    boxes: npt.NDArray[np.float32]  # [n, 4] normalised, of the example's own boxes (VCR)
+
+    @property
+    def tokens(self) -> int:
+        """Text tokens of its longest sequence."""
+        return max(len(sequence.ids) for sequence in self.sequences)
+
+
+def encode_example(example: Example, tokenizer: StudentTokenizer, max_length: int) -> EncodedExample:
+    """Encode an example for a student that places at most `max_length` text tokens."""
+    tails: Sequence[tuple[Segment, ...]] = [(c,) for c in example.candidates] or [()]
+    sequences = tuple(encode_segments((*example.context, *tail), tokenizer, max_length) for tail in tails)
+    boxes = np.asarray(example.boxes, dtype=np.float32).reshape(-1, 4)
+    if len(boxes):
+        boxes = boxes / np.asarray([example.width, example.height] * 2, dtype=np.float32)
+    return EncodedExample(example.id, example.image.id, sequences, boxes)
+
+
+def encode_segments(segments: Sequence[Segment], tokenizer: StudentTokenizer, max_length: int) -> EncodedSequence:
+    """`[CLS] s0 [SEP] s1 [SEP] ...` with types, spans and tags."""
+    pieces = [tokenizer.pieces(segment.text) for segment in segments]
+    keep = [len(p.ids) for p in pieces]
+    excess = sum(keep) + 1 + len(keep) - max_length
+    shortened = max(0, excess)
+    for _ in range(shortened):
+        keep[int(np.argmax(keep))] -= 1
+    ids, types, owner = [tokenizer.cls_id], [0], [-1]
+    spans: list[tuple[int, int]] = [(-1, -1)]
+    tags = [-1]
+    for i, (segment, piece) in enumerate(zip(segments, pieces, strict=True)):
+        kind = SEGMENT_TYPES[min(i, len(SEGMENT_TYPES) - 1)]
+        following = SEGMENT_TYPES[min(i + 1, len(SEGMENT_TYPES) - 1)] if i + 1 < len(segments) else kind
+        for number, span in zip(piece.ids[: keep[i]], piece.spans[: keep[i]], strict=True):
+            ids.append(number)
+            types.append(kind)
+            owner.append(i)
+            spans.append(span)
+            tags.append(_tag_at(segment, span))
+        ids.append(tokenizer.sep_id)
+        types.append(following)
+        owner.append(-1)
+        spans.append((-1, -1))
+        tags.append(-1)
+    arrays = [np.asarray(values, dtype=np.int64) for values in (ids, types, owner, spans, tags)]
+    return EncodedSequence(*arrays, texts=tuple(s.text for s in segments), shortened=shortened)
+
+
+def _tag_at(segment: Segment, span: tuple[int, int]) -> int:
+    for tag in segment.tags:
+        if tag.start < span[1] and span[0] < tag.end and tag.boxes:
+            return tag.boxes[0]
+    return -1
+
+
+def boxes_to_regions(boxes: npt.NDArray[np.float32], regions: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """For each box [n, 4] the region [r, 4] that overlaps it most (intersection over union), -1 below one half."""
+    if not len(boxes) or not len(regions):
+        return np.full(len(boxes), -1, dtype=np.int64)
+    low = np.maximum(boxes[:, None, :2], regions[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], regions[None, :, 2:])
+    common = np.clip(high - low, 0, None).prod(-1)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)[:, None] + (regions[:, 2:] - regions[:, :2]).prod(-1)[None, :]
+    overlap = common / np.maximum(area - common, 1e-12)
+    best = overlap.argmax(1)
+    return np.where(overlap.max(1) >= _LEAST_OVERLAP, best, -1).astype(np.int64)
+
+
+def collate(
+    examples: Sequence[EncodedExample], regions: Sequence[Regions], *, pad_id: int, choices: Sequence[Sequence[int]] | None = None
+) -> StudentInputs:
+    """Pad a batch. `regions[i]` belong to `examples[i]`; `choices[i]` picks some of an example's sequences (all by default)."""
+    picked = [
+        [example.sequences[j] for j in (choices[i] if choices is not None else range(len(example.sequences)))]
+        for i, example in enumerate(examples)
+    ]
+    sequences = [sequence for group in picked for sequence in group]
+    n_candidates = len(picked[0])
+    if any(len(group) != n_candidates for group in picked):
+        raise ValueError("examples of one batch need the same number of candidates")
+    count, length = len(sequences), max(len(s.ids) for s in sequences)
+    ids = np.full((count, length), pad_id, dtype=np.int64)
+    types = np.zeros((count, length), dtype=np.int64)
+    mask = np.zeros((count, length), dtype=bool)
+    tags = np.full((count, length), -1, dtype=np.int64)
+    links = [boxes_to_regions(e.boxes, r.boxes) for e, r in zip(examples, regions, strict=True)]
+    for row, sequence in enumerate(sequences):
+        end = len(sequence.ids)
+        ids[row, :end], types[row, :end], mask[row, :end] = sequence.ids, sequence.types, True
+        link = links[row // n_candidates]
+        if len(link):
+            tags[row, :end] = np.where(sequence.tag_box >= 0, link[np.maximum(sequence.tag_box, 0)], -1)
+    most, dim = max(len(r.features) for r in regions), regions[0].features.shape[1]
+    features = np.zeros((len(regions), most, dim), dtype=np.float32)
+    boxes = np.zeros((len(regions), most, 4), dtype=np.float32)
+    region_mask = np.zeros((len(regions), most), dtype=bool)
+    for row, region in enumerate(regions):
+        end = len(region.features)
+        features[row, :end], boxes[row, :end], region_mask[row, :end] = region.features, region.boxes, True
+    image_index = np.repeat(np.arange(len(examples)), n_candidates)
+    arrays = (ids, types, mask, image_index, features, boxes, region_mask, tags)
+    return StudentInputs(*(torch.from_numpy(a) for a in arrays), n_candidates=n_candidates)

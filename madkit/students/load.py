@@ -1,0 +1,131 @@
+"""Students by name or folder: loading, fresh heads, saving. Weights are safetensors only.
+
+A student's folder holds `model.safetensors`, `config.json` (family, sizes, head, casing) and `vocab.txt`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from madkit.core.errors import DataError, NotFoundError
+from madkit.core.files import read_json, sha256_file, write_json_atomic
+from madkit.core.registry import suggest
+from madkit.students.heads import HeadSpec, TaskHead
+from madkit.students.student import Student, StudentIdentity
+from madkit.students.tokenizer import StudentTokenizer
+from madkit.students.uniter import UniterConfig, UniterModel
+
+WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "vocab.txt"
+# Students that ship with madkit: name -> folder beside this file.
+SHIPPED = {"mini-uniter": "mini_uniter"}
+
+
+def student_names() -> list[str]:
+    """Names that `load_student` knows besides folders."""
+    return sorted(SHIPPED)
+
+
+def student_folder(source: str | Path) -> Path:
+    """The folder of a student given by name or path. Raises NotFoundError with the nearest name."""
+    if isinstance(source, str) and source in SHIPPED:
+        return Path(__file__).parent / SHIPPED[source]
+    folder = Path(source)
+    if not (folder / CONFIG).is_file():
+        raise NotFoundError(
+            f"There is no student {str(source)!r}: neither a known name nor a folder with {CONFIG}."
+            f"{suggest(str(source), student_names())}",
+            hint=f"--student {student_names()[0]}",
+        )
+    return folder
+
+
+def load_student(source: str | Path, *, head: HeadSpec | None = None, head_seed: int = 0) -> Student:
+    """Load a student by name ("mini-uniter") or from the folder of a trained one, in eval mode, on the CPU.
+
+    `head`: what a fresh head shall decide between; its weights depend on `head_seed` alone. Without it the folder must
+    hold a trained head.
+
+    Raises:
+        NotFoundError: no such name or folder.
+        DataError: the files do not fit each other, or there is no head and none was asked for.
+    """
+    folder = student_folder(source)
+    config = read_json(folder / CONFIG)
+    try:
+        network = UniterConfig(**config["encoder"])
+        lowercase, name, family = bool(config["lowercase"]), str(config["name"]), str(config["family"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{folder / CONFIG} does not describe a student ({error}).") from None
+    if family != "uniter":
+        raise DataError(f"{folder / CONFIG}: the student family {family!r} is not known.")
+    tokenizer = StudentTokenizer(folder / VOCABULARY, lowercase=lowercase)
+    if len(tokenizer) != network.vocab_size:
+        raise DataError(f"{folder}: vocab.txt has {len(tokenizer)} words, the network {network.vocab_size}.")
+    state = _read_weights(folder / WEIGHTS)
+    trained = config.get("head")
+    if head is None:
+        if not trained:
+            raise DataError(f"The student {source} has no task head: it is pretrained, not fine-tuned.",
+                            hint="madkit distill --task vcr --shots 1pct")  # fmt: skip
+        head = HeadSpec(trained["kind"], tuple(trained["outputs"]))
+        fresh = False
+    else:
+        fresh = True
+        state = {key: value for key, value in state.items() if not key.startswith("head.")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(head_seed)
+        task_head = TaskHead(network.hidden_size, head)
+    student = Student(
+        UniterModel(network), task_head, tokenizer, StudentIdentity(name, family, sha256_file(folder / WEIGHTS)[:16])
+    )
+    _fill(student, state, folder / WEIGHTS, fresh_head=fresh)
+    return student.eval()
+
+
+def save_student(student: Student, folder: Path, *, with_head: bool = True) -> None:
+    """Write a student's folder. Projection heads of a distillation are no part of a student, so none are saved."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
+    if not with_head:
+        state = {k: v for k, v in state.items() if not k.startswith("head.")}
+    temporary = folder / f"{WEIGHTS}.tmp"
+    save_file(state, temporary)
+    temporary.replace(folder / WEIGHTS)
+    student.tokenizer.write(folder / VOCABULARY)
+    config: dict[str, Any] = {
+        "schema": 1,
+        "name": student.identity.name,
+        "family": student.identity.family,
+        "pretrained_weights": student.identity.weights,
+        "lowercase": student.tokenizer.lowercase,
+        "encoder": student.encoder.config.as_dict(),
+        "head": student.head_spec.as_dict() if with_head else None,
+    }
+    write_json_atomic(folder / CONFIG, config)
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise NotFoundError(f"The student's weights {path} do not exist.")
+    try:
+        return {key: value.float() for key, value in load_file(path).items()}
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is not a safetensors file ({error}).") from None
+
+
+def _fill(student: Student, state: dict[str, torch.Tensor], path: Path, *, fresh_head: bool) -> None:
+    own = student.state_dict()
+    missing = sorted(k for k in own if k not in state and not (fresh_head and k.startswith("head.")))
+    unknown = sorted(k for k in state if k not in own)
+    shapes = sorted(k for k in state if k in own and state[k].shape != own[k].shape)
+    if missing or unknown or shapes:
+        kinds = (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
+        problems = "; ".join(f"{len(keys)} {kind} (first: {keys[0]})" for kind, keys in kinds if keys)
+        raise DataError(f"{path} does not fit its config: {problems}.")
+    student.load_state_dict(state, strict=False)
