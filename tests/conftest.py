@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
+
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -15,3 +17,7 @@ os.environ["NO_COLOR"] = "1"
 os.environ["COLUMNS"] = "80"
 for _variable in ("MADKIT_WORKSPACE", "MADKIT_DEBUG", "FORCE_COLOR", "RANK"):
     os.environ.pop(_variable, None)
+
+# No deadline: a busy two-core machine is not a bug. Derandomised: a red run is red for everyone.
+hypothesis.settings.register_profile("madkit", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("madkit")
