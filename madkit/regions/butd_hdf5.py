@@ -3,9 +3,9 @@
 Fixed layout (36 boxes an image): `image_features` [images, k, dim], `image_bb` [images, k, 4], `spatial_features`
 [images, k, 6]. Adaptive layout: the same with all boxes of all images in one first axis, and `pos_boxes` int32
 [images, 2] with the first row of each image and the one behind its last. `image_bb` are absolute corners;
-`spatial_features` are x1, y1, x2, y2, width, height as shares of the image. Which row belongs to which image stands in a
-file beside it. The originals are pickles, which can run code; madkit reads and writes `<stem>_imgid2idx.json` instead,
-{image id: row}.
+`spatial_features` are x1, y1, x2, y2, width, height as shares of the image. Which row belongs to which image stands
+in a file beside it. The originals are pickles, which can run code; madkit reads and writes `<stem>_imgid2idx.json`
+instead, {image id: row}.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def _order(questions: dict[str, _Question], limit: int, *, seed: int, revision: 
     images = sorted(by_image)
     shuffled = [images[i] for i in permutation(len(images), "shots-images", revision, seed).tolist()]
 
-    share = np.bincount([strata[q.stratum] for q in questions.values()], minlength=len(strata)) / max(1, len(ids))
+    totals = np.bincount([strata[q.stratum] for q in questions.values()], minlength=len(strata)).astype(np.int64)
     compositions: dict[tuple[int, ...], int] = {}
     waiting: list[deque[tuple[int, str]]] = []  # for each composition, (place in the shuffle, image)
     for place, image in enumerate(shuffled):
@@ -142,15 +142,17 @@ def _order(questions: dict[str, _Question], limit: int, *, seed: int, revision: 
         waiting[kind].append((place, image))
 
     order: list[str] = []
-    deviation = np.zeros(len(strata))  # questions taken of each stratum, less its share of all taken
-    content = np.array(list(compositions), dtype=np.float64).reshape(len(compositions), len(strata))
-    moves = content - content.sum(axis=1, keepdims=True) * share
+    # Questions taken of each stratum less its share of all taken, times the number of questions: whole numbers, so
+    # that the order is the same on every machine.
+    deviation = np.zeros(len(strata), dtype=np.int64)
+    content = np.array(list(compositions), dtype=np.int64).reshape(len(compositions), len(strata))
+    moves = content * len(ids) - content.sum(axis=1, keepdims=True) * totals
     heads = np.array([queue[0][0] for queue in waiting])
     while len(order) < limit:
-        kind = _next_kind(deviation, moves, heads)
+        kind = _next_kind(deviation, moves, heads, len(ids))
         _, image = waiting[kind].popleft()
         heads[kind] = waiting[kind][0][0] if waiting[kind] else _EXHAUSTED
-        order.extend(_within_image(by_image[image], deviation, share))
+        order.extend(_within_image(by_image[image], deviation, totals))
         deviation = deviation + moves[kind]
     return order[:limit]
 
@@ -158,29 +160,30 @@ def _order(questions: dict[str, _Question], limit: int, *, seed: int, revision: 
 _EXHAUSTED = np.iinfo(np.int64).max
 
 
-def _next_kind(deviation: NDArray[np.float64], moves: NDArray[np.float64], heads: NDArray[np.int64]) -> int:
+def _next_kind(deviation: NDArray[np.int64], moves: NDArray[np.int64], heads: NDArray[np.int64], total: int) -> int:
     """The composition whose first image comes next: the earliest in the shuffle of those that keep the balance."""
     after = deviation + moves
-    distance = np.einsum("ij,ij->i", after, after)
+    distance = np.square(after / total).sum(axis=1)
     distance[heads == _EXHAUSTED] = np.inf
     # The addend keeps the choice the same where two sums differ in their last bits only.
-    allowed = (distance <= distance.min() + 1e-9) | (np.abs(after).max(axis=1) <= _SLACK)
+    allowed = (distance <= distance.min() + 1e-9) | (np.abs(after).max(axis=1) <= _SLACK * total)
     return int(np.argmin(np.where(allowed, heads, _EXHAUSTED)))
 
 
 def _within_image(
-    questions: list[tuple[int, str]], deviation: NDArray[np.float64], share: NDArray[np.float64]
+    questions: list[tuple[int, str]], deviation: NDArray[np.int64], totals: NDArray[np.int64]
 ) -> list[str]:
     """The questions of an image, those of the stratum that lacks most first: the cut may fall inside an image."""
     if len(questions) == 1:
         return [questions[0][1]]
     waiting = list(questions)
-    state = deviation.copy()
+    state, step = deviation.tolist(), totals.tolist()
+    total = sum(step)
     ordered: list[str] = []
     while waiting:
-        position = min(range(len(waiting)), key=lambda i: round(float(state[waiting[i][0]]), 9))
+        position = min(range(len(waiting)), key=lambda i: state[waiting[i][0]])
         index, question = waiting.pop(position)
-        state -= share
-        state[index] += 1
+        state = [value - share for value, share in zip(state, step, strict=True)]
+        state[index] += total
         ordered.append(question)
     return ordered

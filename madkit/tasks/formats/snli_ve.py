@@ -1,7 +1,8 @@
 """SNLI-VE: one JSONL line per pair of image and hypothesis.
 
 The image id stands under one of three keys, with or without extension, depending on which tool wrote the file; where
-none is present it is taken from `captionID` ("2248275918.jpg#2"). An optional `form` (madkit's own data has it) becomes the example's.
+none is present it is taken from `captionID` ("2248275918.jpg#2"). An optional `form` (madkit's own data has it)
+becomes the example's.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def read_snli_ve(
             if counts is not None:
                 counts[reason] = counts.get(reason, 0) + 1
             continue
-        if gold is not None and gold not in _LABEL_INDEX:
+        if gold is not None and gold not in SNLI_VE_LABELS:
             place.fail(f"'gold_label' must be one of {', '.join(SNLI_VE_LABELS)} or -, found {gold!r}")
         hypothesis = need_string(row, "sentence2", place).strip()
         if not hypothesis:

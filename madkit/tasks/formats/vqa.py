@@ -57,19 +57,14 @@ def read_vqa(
     wrapper, asked = _entries(questions, "questions")
     subtype = subset or wrapper.get("data_subtype")
     answered = _answers(annotations) if annotations is not None else None
+    ids = _question_ids(questions, asked)
     if annotations is not None and answered is not None:
-        _check_join(questions, asked, annotations, answered)
-    seen: set[int] = set()
+        _check_join(questions, ids, annotations, answered)
     references: dict[str, ImageRef] = {}
     image_files: dict[Path, Place] = {}
     examples: list[Example] = []
-    for number, row in enumerate(asked):
+    for (number, row), question_id in zip(enumerate(asked), ids, strict=True):
         place = _Entry(questions, "questions", number)
-        _need_object(row, place)
-        question_id = need_int(row, "question_id", place)
-        if question_id in seen:
-            place.fail(f"'question_id' {question_id} was used before")
-        seen.add(question_id)
         text = need_string(row, "question", place).strip()
         if not text:
             place.fail("'question' is empty")
@@ -161,17 +156,28 @@ def _need_object(row: Any, place: Place) -> None:
         place.fail(f"an object is needed, found {kind_of(row)}")
 
 
-def _check_join(questions: Path, asked: list[Any], annotations: Path, answered: dict[int, _Answered]) -> None:
-    ids = {row.get("question_id") for row in asked if isinstance(row, dict)}
+def _question_ids(path: Path, asked: list[Any]) -> dict[int, None]:
+    """The ids of all questions, in order."""
+    ids: dict[int, None] = {}
+    for number, row in enumerate(asked):
+        place = _Entry(path, "questions", number)
+        _need_object(row, place)
+        question_id = need_int(row, "question_id", place)
+        if question_id in ids:
+            place.fail(f"'question_id' {question_id} was used before")
+        ids[question_id] = None
+    return ids
+
+
+def _check_join(questions: Path, ids: dict[int, None], annotations: Path, answered: dict[int, _Answered]) -> None:
     for missing, here, there, what in (
-        (ids - answered.keys(), questions, annotations, "questions have no annotation"),
-        (answered.keys() - ids, annotations, questions, "annotations have no question"),
+        (ids.keys() - answered.keys(), questions, annotations, "questions have no annotation"),
+        (answered.keys() - ids.keys(), annotations, questions, "annotations have no question"),
     ):
-        known = sorted(i for i in missing if isinstance(i, int))
-        if known:
-            shown = ", ".join(map(str, known[:5])) + (", ..." if len(known) > 5 else "")
+        if missing:
+            shown = ", ".join(map(str, sorted(missing)[:5])) + (", ..." if len(missing) > 5 else "")
             Place(here).fail(
-                f"{len(known)} {what} in {there.name}: question_id {shown}",
+                f"{len(missing)} {what} in {there.name}: question_id {shown}",
                 hint="check that both files belong to the same split",
             )
 
