@@ -1,0 +1,115 @@
+"""The plan of the house, read from its source: imports point down only, and what is light stays light."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import madkit
+
+PACKAGE = Path(madkit.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# What each room may import of the others. Training never runs a teacher; evaluation needs neither teacher nor cache;
+# the method is tensors alone.
+BELOW: dict[str, set[str]] = {
+    "core": set(),
+    "regions": {"core"},
+    "cache": {"core"},
+    "tasks": {"core", "regions"},
+    "mad": {"core"},
+    "teachers": {"core"},
+    "students": {"core", "regions", "tasks"},
+    "extract": {"core", "cache", "tasks", "teachers"},
+    "distill": {"core", "cache", "mad", "regions", "students", "tasks"},
+    "evaluate": {"core", "regions", "students", "tasks"},
+}
+BELOW["cli"] = set(BELOW)
+
+HEAVY = {
+    "PIL",
+    "accelerate",
+    "h5py",
+    "jinja2",
+    "numpy",
+    "open_clip",
+    "safetensors",
+    "scipy",
+    "tokenizers",
+    "torch",
+    "torchvision",
+    "transformers",
+    "zarr",
+}
+
+
+def test_the_walk_sees_the_package() -> None:
+    rooms = {path.relative_to(PACKAGE).parts[0] for path in MODULES if path.parent != PACKAGE}
+    assert {"core", "cli"} <= rooms
+    assert rooms <= set(BELOW), "a new room: say above what it may import"
+
+
+def imports(path: Path, *, whole: bool) -> Iterator[tuple[str, int]]:
+    """Yield (module, line) of the run-time imports of ``path``: all, or (not whole) those made while it is imported."""
+    todo: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            todo.extend(node.orelse)
+            continue
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) and not whole:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((name.name, node.lineno) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "", node.lineno
+            if node.module == "madkit":
+                yield from ((f"madkit.{name.name}", node.lineno) for name in node.names)
+        todo.extend(ast.iter_child_nodes(node))
+
+
+def test_the_reader_of_imports_reads(tmp_path: Path) -> None:
+    path = tmp_path / "x.py"
+    path.write_text(
+        "import a.b, c\nfrom typing import TYPE_CHECKING\nfrom madkit import tasks\n"
+        "if TYPE_CHECKING:\n    import d\ndef f():\n    from e.f import g\n"
+    )
+    light = {"a.b", "c", "typing", "madkit", "madkit.tasks"}
+    assert {name for name, _ in imports(path, whole=False)} == light
+    assert {name for name, _ in imports(path, whole=True)} == light | {"e.f"}
+
+
+@pytest.mark.parametrize("room", sorted(BELOW))
+def test_imports_point_down(room: str) -> None:
+    wrong = []
+    for path in sorted((PACKAGE / room).rglob("*.py")):
+        for name, line in imports(path, whole=True):
+            parts = name.split(".")
+            if parts[0] == "madkit" and len(parts) > 1 and parts[1] in BELOW and parts[1] not in BELOW[room] | {room}:
+                wrong.append(f"{path.relative_to(PACKAGE)}:{line} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("room", ["core", "cli"])
+def test_heavy_imports_wait_for_a_function_body(room: str) -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{line} imports {name}"
+        for path in sorted((PACKAGE / room).rglob("*.py"))
+        for name, line in imports(path, whole=False)
+        if name.split(".")[0] in HEAVY
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_method_knows_tensors_and_no_networks() -> None:
+    networks = {"transformers", "open_clip", "torchvision", "timm", "accelerate", "zarr", "h5py", "PIL"}
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{line} imports {name}"
+        for path in sorted((PACKAGE / "mad").rglob("*.py"))
+        for name, line in imports(path, whole=True)
+        if name.split(".")[0] in networks
+    ]
+    assert not wrong, "\n".join(wrong)
