@@ -116,7 +116,7 @@ def run_loop(
     folder: Path,
     module: nn.Module,
     order: Order,
-    make_batch: Callable[[Indices, float], Any],
+    make_batch: Callable[[Indices, int], Any],
     ids: Sequence[str],
     lengths: Indices,
     sequences: Indices,
@@ -133,7 +133,7 @@ def run_loop(
         folder: gets `metrics.jsonl` and `checkpoints/`.
         module: called with a micro-batch, returns a StepLoss. It is moved to the accelerator's device.
         order: the global batches.
-        make_batch: (indices, share of training that is done) -> micro-batch with a `to(device)` method.
+        make_batch: (indices, step counted from 0) -> micro-batch with a `to(device)` method.
         ids: sample ids, for the journal and for messages.
         lengths: [n] tokens per sequence, for the accumulation.
         sequences: [n] sequences per example.
@@ -222,7 +222,7 @@ class _Running:
         self,
         index: int,
         batch: Indices,
-        make_batch: Callable[[Indices, float], Any],
+        make_batch: Callable[[Indices, int], Any],
         ids: Sequence[str],
         lengths: Indices,
         sequences: Indices,
@@ -243,7 +243,7 @@ class _Running:
             part = len(piece) / len(batch)
             last = number == len(pieces) - 1
             with accelerator.autocast():
-                inputs = make_batch(piece, index / settings.steps).to(accelerator.device)
+                inputs = make_batch(piece, index).to(accelerator.device)
                 if last:
                     out: StepLoss = self.wrapped(inputs)
                 else:

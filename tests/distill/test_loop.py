@@ -39,7 +39,7 @@ SETTINGS = LoopSettings(
 class Batch:
     x: torch.Tensor
     y: torch.Tensor
-    share: float
+    step: int
 
     def to(self, device):
         return self
@@ -53,7 +53,7 @@ class Toy(nn.Module):
 
     def forward(self, batch: Batch) -> StepLoss:
         loss = nn.functional.cross_entropy(self.net(batch.x), batch.y)
-        return StepLoss(loss, {"task": loss, "share": torch.tensor(batch.share)})
+        return StepLoss(loss, {"task": loss, "step": torch.tensor(float(batch.step))})
 
 
 GENERATOR = torch.Generator().manual_seed(1)
@@ -62,9 +62,9 @@ Y = torch.randint(0, 3, (N,), generator=GENERATOR)
 IDS = [f"sample-{i}" for i in range(N)]
 
 
-def make_batch(indices, share) -> Batch:
+def make_batch(indices, step) -> Batch:
     rows = torch.from_numpy(np.asarray(indices))
-    return Batch(X[rows], Y[rows], share)
+    return Batch(X[rows], Y[rows], step)
 
 
 def train(folder, *, module=None, settings=SETTINGS, batch=make_batch, order=None, **more):
@@ -94,12 +94,12 @@ def test_a_killed_loop_repeats_the_uninterrupted_one_bit_for_bit(tmp_path, at, k
     whole, _ = train(tmp_path / "whole", order=order())
     calls = 0
 
-    def dying(indices, share):
+    def dying(indices, step):
         nonlocal calls
         calls += 1
         if calls > at:
             raise Killed
-        return make_batch(indices, share)
+        return make_batch(indices, step)
 
     with pytest.raises(Killed):
         train(tmp_path / "killed", batch=dying, order=order())
@@ -116,7 +116,7 @@ def test_every_step_has_a_line_with_loss_terms_rate_and_a_digest_of_its_samples(
     rows = [json.loads(line) for line in lines(tmp_path)]
     assert [row["step"] for row in rows] == list(range(1, 25))
     assert all(math.isfinite(row["loss"]) and row["loss"] == row["terms"]["task"] for row in rows)
-    assert rows[12]["terms"]["share"] == 0.5
+    assert [row["terms"]["step"] for row in rows] == list(range(24))
     assert len({row["ids"] for row in rows}) == 24
     assert max(row["lr"] for row in rows) == 0.05
     assert rows[-1]["loss"] < rows[0]["loss"]
@@ -137,8 +137,8 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path
 
 
 def test_a_loss_that_is_no_number_stops_with_the_samples(tmp_path):
-    def poisoned(indices, share):
-        batch = make_batch(indices, share)
+    def poisoned(indices, step):
+        batch = make_batch(indices, step)
         if 17 in indices:
             batch.x = batch.x * float("nan")
         return batch
@@ -155,12 +155,12 @@ def test_sigterm_saves_and_says_resumable(tmp_path):
     train(tmp_path / "whole")
     calls = 0
 
-    def signalling(indices, share):
+    def signalling(indices, step):
         nonlocal calls
         calls += 1
         if calls == 10:
             os.kill(os.getpid(), signal.SIGTERM)
-        return make_batch(indices, share)
+        return make_batch(indices, step)
 
     with pytest.raises(StoppedResumable):
         train(tmp_path / "stopped", batch=signalling)
@@ -194,7 +194,7 @@ def test_patience_stops_early_and_a_second_call_does_no_step(tmp_path):
     first, result = train(tmp_path, settings=settings, look=lambda step: Look(scores[step], {}))
     assert (result.step, result.kept_step, result.stopped_early) == (16, 8, True)
 
-    def never(indices, share):
+    def never(indices, step):
         raise AssertionError("a finished loop made a batch")
 
     again, result = train(tmp_path, settings=settings, look=None, batch=never)

@@ -1,0 +1,219 @@
+"""What a step minimises: the task loss, the distillation criterion, or both, for one micro-batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from madkit.cache import TokenCache
+from madkit.core.seeds import derive_seed
+from madkit.distill.examples import ExampleSet
+from madkit.distill.loop import StepLoss
+from madkit.distill.order import Indices
+from madkit.distill.teacher_bank import ImageBank, TextBank, image_bank, text_bank
+from madkit.mad.config import MADConfig
+from madkit.mad.criterion import MADCriterion
+from madkit.mad.targets import TeacherTargets
+from madkit.students.heads import gold_probability, task_loss
+from madkit.students.interface import StudentInputs
+from madkit.students.student import Student
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B examples, ready for a step.
+
+    Attributes:
+        inputs: the student's tensors.
+        target: [B] labels or [B, K] soft scores; None without labels.
+        teacher: the teacher's side; None where no term needs it.
+        confidence: [B] c_T, the teacher's confidence in the gold target; None where no weight needs it.
+        step: number of the step, counted from 0.
+        progress: share of training that is done.
+    """
+
+    inputs: StudentInputs
+    target: Tensor | None
+    teacher: TeacherTargets | None
+    confidence: Tensor | None
+    step: int
+    progress: float
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on another device."""
+        return replace(
+            self,
+            inputs=self.inputs.to(device, non_blocking=True),
+            target=None if self.target is None else self.target.to(device, non_blocking=True),
+            teacher=None if self.teacher is None else self.teacher.to(device, non_blocking=True),
+            confidence=None if self.confidence is None else self.confidence.to(device, non_blocking=True),
+        )
+
+
+def needs_text_tokens(config: MADConfig) -> bool:
+    """Whether any term compares single text tokens, so that they must be read at all."""
+    words = config.affinity_weight > 0 and config.affinity_form != "sentence"
+    return words or "token_text" in config.term_weights
+
+
+class TeacherSide:
+    """The banks of one set of examples and how a batch's targets are cut from them."""
+
+    def __init__(
+        self,
+        examples: ExampleSet,
+        cache: TokenCache,
+        config: MADConfig,
+        *,
+        threads: int = 2,
+        permute_seed: int | None = None,
+    ) -> None:
+        """Read what `config` needs. CacheError names missing images or texts and the command that extracts them."""
+        self.examples = examples
+        self.shared_space = bool(cache.identity.get("shared_space", False))
+        self.images: ImageBank = image_bank(
+            cache, examples.image_ids, examples.region_boxes, threads=threads, permute_seed=permute_seed
+        )
+        pairs = examples.token_pairs if needs_text_tokens(config) else None
+        self.texts: TextBank = text_bank(cache, examples.texts, pairs, threads=threads)
+        self._keys: Tensor | None = None
+        if config.tokens == "random":
+            names = examples.ids
+            self._keys = torch.tensor([derive_seed("token choice", name) for name in names])
+
+    def targets(self, indices: Indices, inputs: StudentInputs) -> TeacherTargets:
+        """The teacher's side of a batch whose student tensors are `inputs`."""
+        rows = self.examples.teacher_rows(indices)
+        T, R = inputs.input_ids.shape[1], inputs.region_mask.shape[1]
+        S, Dl = len(rows.texts), self.texts.globals.shape[1]
+        if self.texts.tokens is not None and self.texts.has is not None and self.texts.content is not None:
+            there = rows.tokens >= 0
+            place = rows.tokens.clamp_min(0)
+            tokens = self.texts.tokens[place]
+            mask = there & self.texts.has[place]
+            content = there & self.texts.content[place]
+        else:
+            tokens = torch.zeros(1, 1, 1, dtype=torch.float16).expand(S, T, Dl)
+            mask = content = torch.zeros(S, T, dtype=torch.bool)
+        keys = None
+        if self._keys is not None:
+            keys = self._keys[torch.from_numpy(indices)].repeat_interleave(self.examples.n_candidates)
+        return TeacherTargets(
+            text_tokens=tokens,
+            text_mask=mask,
+            text_global=self.text_globals(rows.texts),
+            regions=self.images.regions[rows.images, :R],
+            region_mask=inputs.region_mask,
+            image_global=self.images.globals[rows.images],
+            image_index=inputs.image_index,
+            shared_space=self.shared_space,
+            text_content=content,
+            text_stats=self.texts.stats,
+            vision_stats=self.images.stats,
+            text_global_stats=self.texts.global_stats,
+            vision_global_stats=self.images.global_stats,
+            example_key=keys,
+        )
+
+    def text_globals(self, rows: Tensor) -> Tensor:
+        """l_0 [S, Dl] of sequences made of the texts `rows` [S, G] (-1 none): the mean over the texts."""
+        there = (rows >= 0).unsqueeze(-1)
+        vectors = torch.where(there, self.texts.globals[rows.clamp_min(0)], 0.0)
+        return vectors.sum(1) / there.sum(1).clamp_min(1)
+
+
+class BatchMaker:
+    """Cuts micro-batches out of a set: tensors only, no reading."""
+
+    def __init__(
+        self,
+        examples: ExampleSet,
+        steps: int,
+        *,
+        teacher: TeacherSide | None = None,
+        confidence: Tensor | None = None,
+    ) -> None:
+        self.examples = examples
+        self.steps = steps
+        self.teacher = teacher
+        self.confidence = confidence
+
+    def __call__(self, indices: Indices, step: int) -> Batch:
+        """The micro-batch of the examples `indices` in step `step`."""
+        inputs = self.examples.inputs(indices)
+        rows = torch.from_numpy(indices)
+        return Batch(
+            inputs=inputs,
+            target=None if self.examples.target is None else self.examples.target[rows],
+            teacher=None if self.teacher is None else self.teacher.targets(indices, inputs),
+            confidence=None if self.confidence is None else self.confidence[rows],
+            step=step,
+            progress=step / self.steps,
+        )
+
+
+class Objective(nn.Module):
+    """Student and criterion as one module, so that one optimiser and one wrapper hold all that is trained.
+
+    Args:
+        student: the student.
+        criterion: the distillation criterion, or None.
+        supervised: whether the task loss counts (the pre-phase has no labels).
+    """
+
+    def __init__(self, student: Student, criterion: MADCriterion | None, *, supervised: bool = True) -> None:
+        super().__init__()
+        if criterion is None and not supervised:
+            raise ValueError("nothing to learn from: neither labels nor a criterion")
+        self.student = student
+        self.criterion = criterion
+        self.supervised = supervised
+
+    def forward(self, batch: Batch) -> StepLoss:
+        """Mean over the micro-batch's examples of the loss, and its terms."""
+        out = self.student(batch.inputs)
+        inputs, kind = batch.inputs, self.student.head_spec.kind
+        terms: dict[str, Tensor] = {}
+        loss = torch.zeros((), device=out.logits.device)
+        student_confidence = None
+        if self.supervised:
+            assert batch.target is not None
+            task = task_loss(kind, out.logits, batch.target).mean()
+            terms["task"] = task
+            loss = loss + task
+            if batch.confidence is not None:
+                student_confidence = gold_probability(kind, out.logits, batch.target)
+        if self.criterion is not None:
+            assert batch.teacher is not None
+            distilled = self.criterion(
+                out.hidden_states,
+                out.text_length,
+                batch.teacher,
+                text_mask=inputs.text_mask,
+                region_mask=out.region_mask,
+                tag_regions=inputs.tag_regions,
+                label=batch.target if self.supervised and kind != "vqa" else None,
+                n_candidates=inputs.n_candidates,
+                teacher_confidence=batch.confidence,
+                student_confidence=student_confidence,
+                step=batch.step,
+                progress=batch.progress,
+            )
+            loss = loss + distilled.loss
+            terms.update(distilled.terms)
+        return StepLoss(loss, terms)
+
+
+def make_criterion(config: MADConfig, student: Student, teacher: TeacherSide, seed: int) -> MADCriterion:
+    """The criterion for a student and a teacher, its heads drawn from the seed alone."""
+    vision, text = teacher.images.globals.shape[1], teacher.texts.globals.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "projections"))
+        return MADCriterion(config, student.hidden_size, vision, text)
+
+
+def is_fresh(name: str) -> bool:
+    """Whether a parameter of an Objective was drawn for this run (task head, projections)."""
+    return name.startswith(("criterion.", "student.head."))

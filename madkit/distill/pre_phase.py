@@ -1,0 +1,231 @@
+"""The pre-phase: distil on the unlabelled pool before any label is read, once for all runs that share it.
+
+Its outcome is an ordinary student without a task head, in ``<workspace>/runs/<source>/pre-phase-<digest12>/``. The
+digest covers the student's weights, the cache, the data's revision and the settings with their seed, and nothing of the
+run that asked for it. Two runs that need the same one at the same time wait for each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from madkit.cache import TokenCache
+from madkit.core.console import info, progress
+from madkit.core.environment import environment
+from madkit.core.errors import RunError
+from madkit.core.files import FileLock, digest_of, read_json, write_json_atomic
+from madkit.core.interrupts import StopSignals
+from madkit.core.seeds import derive_seed
+from madkit.core.workspace import Workspace
+from madkit.distill.config import DistillConfig, PrePhaseConfig
+from madkit.distill.examples import ExampleSet
+from madkit.distill.folder import MANIFEST
+from madkit.distill.loop import Look, LoopSettings, StepLoss, run_loop
+from madkit.distill.objective import BatchMaker, Objective, TeacherSide, is_fresh, make_criterion
+from madkit.distill.order import BucketOrder, PlainOrder
+from madkit.distill.pool import split_held_out, unlabelled_pairs
+from madkit.students.load import save_student
+from madkit.students.student import Student
+from madkit.tasks.data import TaskData
+
+WAIT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PrePhaseResult:
+    """Where the pre-phase's student lies, and whether it had been made before."""
+
+    path: Path
+    student: Path
+    skipped: bool
+    manifest: dict[str, Any]
+
+
+def pre_phase(
+    workspace: Workspace,
+    data: TaskData,
+    student: Student,
+    cache: TokenCache,
+    cache_key: str,
+    config: DistillConfig,
+    accelerator: Accelerator,
+    *,
+    threads: int,
+) -> PrePhaseResult:
+    """Make the pre-phase's student, or find it made.
+
+    Args:
+        workspace: where it goes.
+        data: the task; only its train split is read, and no label of it.
+        student: the pretrained student; changed in place.
+        cache: the teacher's cache.
+        cache_key: its key.
+        config: resolved configuration with a `pre_phase`.
+        accelerator: device, precision and processes.
+        threads: readers.
+
+    Raises:
+        CacheError: the cache lacks images or texts of the train split.
+        RunError, StoppedResumable, KeyboardInterrupt: see `loop.run_loop`.
+    """
+    phase = config.pre_phase
+    assert phase is not None
+    assert phase.seed is not None
+    identity = {
+        "student": student.identity.weights,
+        "tokenizer": student.tokenizer.digest,
+        "cache": cache_key,
+        "source": data.source,
+        "revision": data.revision,
+        "precision": config.precision,
+        "permute_teacher": config.permute_teacher,
+        "config": phase.model_dump(mode="json"),
+    }
+    path = workspace.runs / data.source / f"pre-phase-{digest_of(identity)[:12]}"
+    main = accelerator.is_main_process
+    with _Turn(path) if main else contextlib.nullcontext():
+        accelerator.wait_for_everyone()  # the lock is the main process's; the others follow it
+        manifest = _complete(path)
+        accelerator.wait_for_everyone()
+        if manifest is not None:
+            return PrePhaseResult(path, path / "student", True, manifest)
+        if main:
+            write_json_atomic(path / MANIFEST, {"schema": 1, "kind": "pre-phase", "status": "running", **identity})
+        facts = _train(path, data, student, cache, config, phase, accelerator, threads)
+        manifest = {
+            "schema": 1,
+            "kind": "pre-phase",
+            "status": "complete",
+            **identity,
+            **facts,
+            "environment": environment(),
+        }
+        if main:
+            write_json_atomic(path / MANIFEST, manifest)
+        accelerator.wait_for_everyone()
+        return PrePhaseResult(path, path / "student", False, manifest)
+
+
+def _complete(path: Path) -> dict[str, Any] | None:
+    if not (path / MANIFEST).exists():
+        return None
+    manifest = read_json(path / MANIFEST)
+    return manifest if isinstance(manifest, dict) and manifest.get("status") == "complete" else None
+
+
+class _Turn:
+    """The folder's lock, waited for: the other process does the very work that this one needs."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"), error=RunError, what=f"the pre-phase {path.name}")
+
+    def __enter__(self) -> None:
+        told = False
+        with StopSignals() as signals:
+            while True:
+                try:
+                    self._lock.acquire()
+                    return
+                except RunError:
+                    if not told:
+                        info(f"Waiting for {self._path.name}, which another process is making.")
+                        told = True
+                    if signals.requested:
+                        raise signals.error() from None
+                    time.sleep(WAIT_S)
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def _train(
+    path: Path,
+    data: TaskData,
+    student: Student,
+    cache: TokenCache,
+    config: DistillConfig,
+    phase: PrePhaseConfig,
+    accelerator: Accelerator,
+    threads: int,
+) -> dict[str, Any]:
+    seed = phase.seed
+    assert seed is not None
+    began = time.monotonic()
+    draws = phase.steps * phase.batch_size
+    pairs = unlabelled_pairs(data.examples("train"), draws=draws, limit=phase.pool, seed=seed)
+    train, held = split_held_out(pairs, phase.held_out, seed)
+    with progress("Reading the unlabelled pool", len(pairs), "pairs") as shown:
+        pool = ExampleSet(train, student, data.regions(), threads=threads, labelled=False, progress=shown)
+        rest = ExampleSet(held, student, data.regions(), threads=threads, labelled=False, progress=shown)
+    permute = derive_seed(seed, "permute") if config.permute_teacher else None
+    teacher, held_teacher = (
+        TeacherSide(examples, cache, phase.objective, threads=threads, permute_seed=permute)
+        for examples in (pool, rest)
+    )
+    criterion = make_criterion(phase.objective, student, teacher, seed)
+    objective = Objective(student, criterion, supervised=False)
+    batches, held_batches = BatchMaker(pool, phase.steps, teacher=teacher), BatchMaker(rest, 1, teacher=held_teacher)
+    order = BucketOrder(rest.lengths.tolist(), rest.sequences.tolist(), phase.micro_tokens, len(rest), "held out")
+
+    def look(step: int) -> Look:
+        total, seen = 0.0, 0
+        while seen < len(rest):
+            indices = order.at(seen)
+            out: StepLoss = objective(held_batches(np.sort(indices), 0).to(accelerator.device))
+            total += float(out.loss) * len(indices)
+            seen += len(indices)
+        return Look(-total / seen, {"held_out": total / seen, "pairs": seen})
+
+    settings = LoopSettings(
+        steps=phase.steps,
+        learning_rate=phase.learning_rate,
+        warmup=phase.warmup,
+        weight_decay=phase.weight_decay,
+        betas=phase.betas,
+        clip=phase.clip,
+        micro_tokens=phase.micro_tokens,
+        seed=derive_seed(seed, "pre-phase"),
+        checkpoint_every=config.checkpoint.every,
+        checkpoint_keep=config.checkpoint.keep,
+        look_every=phase.eval_every,
+        keep="best",
+        patience=phase.patience,
+    )
+    with progress("Pre-phase", phase.steps, "steps") as shown:
+        result = run_loop(
+            path,
+            objective,
+            PlainOrder(len(pool), phase.batch_size, "pre-phase", seed),
+            batches,
+            pool.ids,
+            pool.lengths,
+            pool.sequences,
+            settings,
+            accelerator,
+            look=look,
+            fresh=is_fresh,
+            progress=shown,
+        )
+    if accelerator.is_main_process:
+        save_student(student.cpu(), path / "student", with_head=False)
+    accelerator.wait_for_everyone()
+    best = next((row["dev"] for row in result.looks if row["step"] == result.kept_step), None)
+    return {
+        "steps": result.step,
+        "kept_step": result.kept_step,
+        "stopped_early": result.stopped_early,
+        "held_out": best,
+        "pairs": len(pool),
+        "held_out_pairs": len(rest),
+        "images": len(pool.image_ids),
+        "seconds": round(time.monotonic() - began, 2),
+        "device": str(accelerator.device),
+    }

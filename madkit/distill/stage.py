@@ -1,0 +1,356 @@
+"""One run from its names to its folder: data, subset, student, cache, pre-phase, training, export."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from madkit.cache import TokenCache, choose_cache
+from madkit.core.console import info, progress
+from madkit.core.errors import CacheError, RunError, UsageProblem
+from madkit.core.files import FileLock, digest_of, sha256_file, write_json_atomic, write_text_atomic
+from madkit.core.seeds import derive_seed
+from madkit.core.workspace import Workspace
+from madkit.distill.answers import head_for
+from madkit.distill.arms import load_arm
+from madkit.distill.confidence import FILE as CONFIDENCE
+from madkit.distill.confidence import teacher_confidence
+from madkit.distill.config import DistillConfig, resolve
+from madkit.distill.development import Development, sample_questions
+from madkit.distill.examples import ExampleSet
+from madkit.distill.folder import RunFolder, RunIdentity
+from madkit.distill.loop import Look, LoopResult, LoopSettings, make_accelerator, run_loop
+from madkit.distill.objective import BatchMaker, Objective, TeacherSide, is_fresh, make_criterion
+from madkit.distill.order import BucketOrder, Order, PlainOrder
+from madkit.distill.pre_phase import PrePhaseResult, pre_phase
+from madkit.distill.summary import summary_text
+from madkit.mad.criterion import MADCriterion
+from madkit.students.heads import HeadSpec
+from madkit.students.load import load_student, save_student, student_folder
+from madkit.students.student import Student
+from madkit.tasks.data import TaskData, open_task
+from madkit.tasks.example import Example
+from madkit.tasks.shots import parse_shots, select_shots
+from madkit.tasks.spec import get_task
+
+DEFAULT_SHOTS = "1pct"
+DEFAULT_ARM = "mad"
+MINI_STUDENT = "mini-uniter"
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """A run that is complete: its folder and its manifest. `skipped`: it had been complete before."""
+
+    path: Path
+    skipped: bool
+    manifest: dict[str, Any]
+
+    @property
+    def dev(self) -> dict[str, Any]:
+        """Scores on the development split."""
+        return dict(self.manifest.get("dev") or {})
+
+
+def distill(
+    workspace: Workspace,
+    *,
+    task: str,
+    shots: str = DEFAULT_SHOTS,
+    arm: str = DEFAULT_ARM,
+    student: str | Path | None = None,
+    teacher: str | None = None,
+    seed: int = 0,
+    config_overrides: Mapping[str, Any] | None = None,
+    threads: int = 0,
+    part: str = "auto",
+) -> RunResult:
+    """Train one student, or find it trained.
+
+    Args:
+        workspace: data, cache and runs.
+        task: "vcr", "snli-ve" or "vqa".
+        shots: "1pct", "200", "full": how many questions of the train split are labelled.
+        arm: name of a shipped arm or path of a YAML file.
+        student: name or folder; None: "mini-uniter" where the data is the embedded benchmark.
+        teacher: name of the cache's teacher; None: the workspace's only cache for this data.
+        seed: of the subset, the task head, the order of samples and dropout; equal seeds pair the arms.
+        config_overrides: dotted keys of `DistillConfig` to values.
+        threads: compute threads of torch and readers of files; 0 leaves torch's own choice.
+        part: which part of the embedded benchmark, see `open_task`.
+
+    Raises:
+        UsageProblem, ConfigError: names or values that cannot be meant, with the nearest ones that can.
+        CacheError: no cache, one of other data, or one that lacks images or texts; the hint is the command that mends.
+        RunError: the loss is not a number, the disk is full, another process trains this run.
+        StoppedResumable, KeyboardInterrupt: stopped by a signal after a checkpoint.
+    """
+    # names are checked before anything is built or read
+    spec = get_task(task)
+    shots = str(parse_shots(shots))
+    config = load_arm(arm, config_overrides)
+    if student is not None:
+        student_folder(student)
+    if threads:
+        torch.set_num_threads(threads)
+    accelerator = make_accelerator(config.precision)
+    with accelerator.main_process_first():  # the embedded benchmark is built by one process
+        data = open_task(workspace, task, part=part)
+    if student is None:
+        if not data.is_mini:
+            raise UsageProblem(
+                f"{data.source} is a real benchmark, so a student has to be named.", hint="add --student NAME or FOLDER"
+            )
+        student = MINI_STUDENT
+    run = _Run(workspace, data, spec.name, shots, str(student), teacher, seed, config, threads or 2, accelerator)
+    try:
+        return run.go()
+    finally:
+        run.close()
+
+
+class _Run:
+    """One run: what its steps share."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        data: TaskData,
+        task: str,
+        shots: str,
+        student: str,
+        teacher: str | None,
+        seed: int,
+        config: DistillConfig,
+        threads: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self.workspace = workspace
+        self.data = data
+        self.seed = seed
+        self.threads = threads
+        self.student_source = student
+        self.accelerator = accelerator
+        self.train: list[Example] = data.examples("train")
+        self.labelled = select_shots(self.train, shots, seed=seed, revision=data.revision)
+        self.config = resolve(config, n_examples=len(self.labelled), seed=seed)
+        self.head: HeadSpec = head_for(data.spec, self.train)
+        self.cache: TokenCache | None = self._open_cache(teacher) if self.config.needs_cache else None
+        folder = student_folder(student)
+        self.identity = RunIdentity(
+            task=task,
+            source=data.source,
+            data_revision=data.revision,
+            is_mini=data.is_mini,
+            student=student if student == folder.name or not folder.samefile(student) else folder.name,
+            student_digest=sha256_file(folder / "model.safetensors")[:16],
+            arm=self.config.arm,
+            shots=shots,
+            seed=seed,
+            teacher=None if self.cache is None else str(self.cache.identity["teacher"]),
+            cache_key=None if self.cache is None else self.cache.path.name,
+            examples=digest_of([example.id for example in self.labelled]),
+        )
+        self.folder = RunFolder.of(workspace, self.identity, self.config)
+        self.pre_phase: PrePhaseResult | None = None
+
+    def close(self) -> None:
+        """Let go of the cache."""
+        if self.cache is not None:
+            self.cache.close()
+
+    def _open_cache(self, teacher: str | None) -> TokenCache:
+        task = self.data.spec.name
+        cache = choose_cache(self.workspace, self.data, teacher)
+        found = cache.identity.get("revision")
+        if found != self.data.revision:
+            raise CacheError(
+                f"The cache {cache.path.name} was extracted from revision {found} of {self.data.source}, "
+                f"and the data now is revision {self.data.revision}.",
+                hint=f"madkit extract --teacher {cache.identity.get('teacher', 'mini')} --task {task}",
+            )
+        return cache
+
+    # -- the way of a run -------------------------------------------------------------------------------------------
+
+    def go(self) -> RunResult:
+        done = self.folder.complete()
+        if done is not None:
+            return RunResult(self.folder.path, True, done)
+        self._check_room()
+        info(
+            f"{self.data.source}, {self.identity.shots}: {len(self.labelled)} labelled examples, arm "
+            f"{self.identity.arm}, student {self.identity.student}, seed {self.seed}"
+            + (f", teacher {self.identity.teacher}" if self.identity.teacher else "")
+        )
+        lock = FileLock(self.folder.path / ".lock", error=RunError, what=f"the run {self.folder.path.name}")
+        if self.accelerator.is_main_process:
+            lock.acquire()
+        try:
+            if self.accelerator.is_main_process:
+                self.folder.begin()
+            self.accelerator.wait_for_everyone()
+            return RunResult(self.folder.path, False, self._train())
+        finally:
+            lock.release()
+
+    def _check_room(self) -> None:
+        smallest = min(self.config.optim.batch_size, len(self.labelled))
+        if self.config.optim.token_budget is None and smallest < self.accelerator.num_processes:
+            raise RunError(
+                f"A batch of {smallest} examples cannot be shared by {self.accelerator.num_processes} processes.",
+                hint="use fewer processes, or --set optim.batch_size=...",
+            )
+
+    def _student(self) -> Student:
+        source: str | Path = self.student_source
+        config = self.config
+        if config.pre_phase is not None and self.cache is not None:
+            first = self._load(source, config.pre_phase.dropout)
+            self.pre_phase = pre_phase(
+                self.workspace,
+                self.data,
+                first,
+                self.cache,
+                self.cache.path.name,
+                config,
+                self.accelerator,
+                threads=self.threads,
+            )
+            if self.pre_phase.skipped:
+                info(f"The pre-phase {self.pre_phase.path.name} had been made.")
+            source = self.pre_phase.student
+        return self._load(source, config.optim.dropout)
+
+    def _load(self, source: str | Path, dropout: float | None) -> Student:
+        student = load_student(source, head=self.head, head_seed=derive_seed(self.seed, "head"))
+        if dropout is not None:
+            set_dropout(student, dropout)
+        return student
+
+    def _train(self) -> dict[str, Any]:
+        began = time.monotonic()
+        config, folder = self.config, self.folder.path
+        student = self._student()
+        dev_examples = sample_questions(self.data.examples("dev"), config.eval.limit)
+        with progress("Encoding", len(self.labelled) + len(dev_examples), "examples") as shown:
+            examples = ExampleSet(self.labelled, student, self.data.regions(), threads=self.threads, progress=shown)
+            held = ExampleSet(
+                dev_examples, student, self.data.regions(), threads=self.threads, labelled=False, progress=shown
+            )
+        if examples.shortened:
+            info(f"{examples.shortened} text tokens did not fit the student and were left out.")
+        objective, batches = self._objective(examples, student)
+        development = Development(self.data.spec, held, config.eval.tokens)
+        device = self.accelerator.device
+
+        def look(step: int) -> Look:
+            return development.look(student, device)
+
+        settings = self._settings()
+        with progress(f"Training {self.identity.arm}, seed {self.seed}", settings.steps, "steps") as shown:
+            result = run_loop(
+                folder,
+                objective,
+                self._order(examples),
+                batches,
+                examples.ids,
+                examples.lengths,
+                examples.sequences,
+                settings,
+                self.accelerator,
+                look=look,
+                fresh=is_fresh,
+                progress=shown,
+            )
+        manifest: dict[str, Any] = {}
+        if self.accelerator.is_main_process:
+            manifest = self._export(student, examples, result, time.monotonic() - began)
+        self.accelerator.wait_for_everyone()
+        return manifest or self.folder.manifest() or {}
+
+    def _objective(self, examples: ExampleSet, student: Student) -> tuple[Objective, BatchMaker]:
+        mad = self.config.mad
+        steps = self.config.optim.steps
+        assert steps is not None
+        teacher = criterion = confidence = None
+        if mad is not None and self.cache is not None:
+            permute = derive_seed(self.seed, "permute") if self.config.permute_teacher else None
+            teacher = TeacherSide(examples, self.cache, mad, threads=self.threads, permute_seed=permute)
+            criterion = make_criterion(mad, student, teacher, self.seed)
+            if mad.weighting != "uniform" and mad.term_weights:
+                confidence = teacher_confidence(
+                    examples,
+                    teacher,
+                    self.config.confidence,
+                    seed=derive_seed(self.seed, "probe"),
+                    logit_scale=float(self.cache.identity.get("logit_scale", 100.0)),
+                    path=self.folder.path / CONFIDENCE,
+                )
+        made: MADCriterion | None = criterion
+        return Objective(student, made), BatchMaker(examples, steps, teacher=teacher, confidence=confidence)
+
+    def _order(self, examples: ExampleSet) -> Order:
+        optim = self.config.optim
+        if optim.token_budget is None:
+            return PlainOrder(len(examples), optim.batch_size, "order", self.seed)
+        lengths, sequences = examples.lengths.tolist(), examples.sequences.tolist()
+        return BucketOrder(lengths, sequences, optim.token_budget, optim.bucket, "order", self.seed)
+
+    def _settings(self) -> LoopSettings:
+        optim, checkpoint, evaluation = self.config.optim, self.config.checkpoint, self.config.eval
+        assert optim.steps is not None
+        return LoopSettings(
+            steps=optim.steps,
+            learning_rate=optim.learning_rate,
+            warmup=optim.warmup,
+            weight_decay=optim.weight_decay,
+            betas=optim.betas,
+            clip=optim.clip,
+            micro_tokens=optim.micro_tokens,
+            seed=self.seed,
+            checkpoint_every=checkpoint.every,
+            checkpoint_keep=checkpoint.keep,
+            look_every=evaluation.every,
+            keep=evaluation.keep,
+            fresh_rate=optim.head_rate,
+        )
+
+    def _export(self, student: Student, examples: ExampleSet, result: LoopResult, seconds: float) -> dict[str, Any]:
+        folder = self.folder.path
+        student.cpu()
+        save_student(student, folder / "student")
+        if self.head.outputs:
+            name = "answers.json" if self.head.kind == "vqa" else "labels.json"
+            write_json_atomic(folder / "student" / name, list(self.head.outputs))
+        scores: list[dict[str, Any]] = [row["dev"] for row in result.looks if row["step"] == result.kept_step]
+        facts: dict[str, Any] = {
+            "steps": result.step,
+            "kept_step": result.kept_step,
+            "resumed_from": result.resumed_from,
+            "examples_labelled": len(examples),
+            "questions_labelled": len({example.question_id for example in examples.examples}),
+            "seconds": round(seconds, 2),
+            "device": str(self.accelerator.device),
+            "processes": self.accelerator.num_processes,
+            "pre_phase": None if self.pre_phase is None else self.pre_phase.path.name,
+            "dev": scores[-1] if scores else {},
+        }
+        write_text_atomic(folder / "summary.md", summary_text(self.identity, self.config, facts, result.looks))
+        return self.folder.finish(facts)
+
+
+def set_dropout(module: nn.Module, rate: float) -> None:
+    """Give every dropout of a network the same rate; attention layers that keep it as a number included."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = rate
+        elif isinstance(getattr(part, "dropout_prob", None), float):
+            part.dropout_prob = rate  # type: ignore[assignment]  # transformers' attention

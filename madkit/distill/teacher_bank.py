@@ -1,0 +1,175 @@
+"""The teacher's side of a training set, gathered from the cache once, so that a step only selects rows.
+
+Images: patch tokens are pooled into the boxes of the student's regions when they are read and then let go; what stays
+is one vector per region and image. Texts: teacher tokens are aligned to the student's tokens once per distinct text,
+because a text is cut the same way wherever it stands. Both are kept in float16, as the cache has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from madkit.cache import TokenCache
+from madkit.core.console import Progress
+from madkit.core.seeds import permutation
+from madkit.mad.align import align_text, pool_regions
+from madkit.mad.select import function_word_mask_of_spans
+from madkit.mad.targets import ChannelStats
+
+CHUNK_IMAGES = 256
+CHUNK_TEXTS = 2048
+_WHOLE = 0.999  # a box that covers this share of the picture is the picture
+
+
+@dataclass(slots=True)
+class ImageBank:
+    """regions [n, R, Dv] float16 and globals [n, Dv] float32 of the images of a set, in its own order."""
+
+    regions: Tensor
+    globals: Tensor
+    stats: ChannelStats
+    global_stats: ChannelStats
+
+
+@dataclass(slots=True)
+class TextBank:
+    """globals [n, Dl] float32 of the distinct texts of a set.
+
+    `tokens` [u, Dl] float16 are targets of the distinct (text, span) pairs of the student's tokens, `has` [u] says
+    which of them a teacher token overlaps, `content` [u] which are no function words. The three are None where no
+    term compares text tokens.
+    """
+
+    globals: Tensor
+    stats: ChannelStats
+    global_stats: ChannelStats
+    tokens: Tensor | None = None
+    has: Tensor | None = None
+    content: Tensor | None = None
+
+
+def _stats_of(vectors: Tensor) -> ChannelStats:
+    return ChannelStats(vectors.mean(0), vectors.var(0, unbiased=False))
+
+
+def image_bank(
+    cache: TokenCache,
+    image_ids: Sequence[str],
+    boxes: Tensor,
+    *,
+    threads: int = 2,
+    permute_seed: int | None = None,
+    progress: Progress | None = None,
+) -> ImageBank:
+    """Read and pool the images of a set.
+
+    Args:
+        cache: the teacher's cache. CacheError names images that it lacks.
+        image_ids: n ids.
+        boxes: [n, R, 4] normalised corners of the student's regions; padding is pooled like a thin box.
+        threads: readers.
+        permute_seed: control: every image is given the tokens of another one.
+        progress: advanced by one per image.
+    """
+    images = cache.images
+    rows = np.asarray(images.rows(list(image_ids)), dtype=np.int64)
+    if permute_seed is not None:
+        rows = rows[_derangement(len(rows), permute_seed)]
+    n, R = boxes.shape[:2]
+    regions = torch.zeros(n, R, images.dim, dtype=torch.float16)
+    global_ = torch.zeros(n, images.dim)
+
+    def read(start: int) -> int:
+        piece = rows[start : start + CHUNK_IMAGES]
+        stop = start + len(piece)
+        patches = torch.from_numpy(np.ascontiguousarray(images.tokens(piece)))
+        global_[start:stop] = torch.from_numpy(np.ascontiguousarray(images.globals(piece))).float()
+        box = boxes[start:stop].float()
+        area = (box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1])
+        pooled = pool_regions(patches, box, images.grid, image_global=global_[start:stop], whole_image=area >= _WHOLE)
+        regions[start:stop] = pooled.half()
+        return len(piece)
+
+    with ThreadPoolExecutor(max_workers=max(1, threads)) as workers:
+        for done in workers.map(read, range(0, n, CHUNK_IMAGES)):
+            if progress is not None:
+                progress.advance(done)
+    stats = ChannelStats(torch.as_tensor(images.mean).float(), torch.as_tensor(images.var).float())
+    return ImageBank(regions, global_, stats, _stats_of(global_))
+
+
+def _derangement(n: int, seed: int) -> NDArray[np.int64]:
+    """A permutation that leaves no place where it was (n > 1): a cycle through all places in random order."""
+    order = np.asarray(permutation(n, "permuted teacher", seed), dtype=np.int64)
+    target = np.empty(n, dtype=np.int64)
+    target[order] = np.roll(order, 1)
+    return target
+
+
+def text_bank(
+    cache: TokenCache,
+    texts: Sequence[str],
+    pairs: NDArray[np.int64] | None,
+    *,
+    threads: int = 2,
+    progress: Progress | None = None,
+) -> TextBank:
+    """Read the texts of a set, and align their tokens where `pairs` are given.
+
+    Args:
+        cache: the teacher's cache. CacheError names texts that it lacks.
+        texts: n distinct texts.
+        pairs: [u, 3] (row of the text, start, end) of the distinct student tokens, sorted by row; None: globals only.
+        threads: readers.
+        progress: advanced by one per text.
+    """
+    store = cache.texts
+    rows = np.asarray(store.rows(list(texts)), dtype=np.int64)
+    global_ = torch.zeros(len(texts), store.dim)
+    u = 0 if pairs is None else len(pairs)
+    tokens = torch.zeros(u, store.dim, dtype=torch.float16)
+    has = torch.zeros(u, dtype=torch.bool)
+    content = torch.zeros(u, dtype=torch.bool)
+
+    def read(start: int) -> int:
+        piece = rows[start : start + CHUNK_TEXTS]
+        stop = start + len(piece)
+        global_[start:stop] = torch.from_numpy(np.ascontiguousarray(store.globals(piece))).float()
+        if pairs is None:
+            return len(piece)
+        low, high = np.searchsorted(pairs[:, 0], [start, stop])
+        mine = pairs[low:high]
+        ragged = store.tokens(piece)
+        targets, mask = align_text(
+            torch.from_numpy(mine[:, 1:].copy()).unsqueeze(0),
+            torch.from_numpy(mine[:, 0] - start).unsqueeze(0),
+            torch.from_numpy(np.ascontiguousarray(ragged.tokens)),
+            torch.from_numpy(np.ascontiguousarray(ragged.spans)),
+            torch.from_numpy(np.ascontiguousarray(ragged.offsets)),
+        )
+        tokens[low:high] = targets[0].half()
+        has[low:high] = mask[0]
+        bounds = np.searchsorted(mine[:, 0], np.arange(start, stop + 1))
+        for place in range(len(piece)):
+            first, last = int(bounds[place]), int(bounds[place + 1])
+            spans = [(int(a), int(b)) for a, b in mine[first:last, 1:]]
+            if spans:
+                content[low + first : low + last] = ~function_word_mask_of_spans(texts[start + place], spans)
+        return len(piece)
+
+    with ThreadPoolExecutor(max_workers=max(1, threads)) as workers:
+        for done in workers.map(read, range(0, len(texts), CHUNK_TEXTS)):
+            if progress is not None:
+                progress.advance(done)
+    stats = ChannelStats(torch.as_tensor(store.mean).float(), torch.as_tensor(store.var).float())
+    bank = TextBank(global_, stats, _stats_of(global_))
+    if pairs is not None:
+        bank.tokens, bank.has, bank.content = tokens, has, content
+    return bank
