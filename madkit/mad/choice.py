@@ -69,7 +69,7 @@ def choose_text(
 ) -> tuple[Tensor, Tensor]:
     """Index and validity [N, K] of the text positions that are taught in sequences `rows`.
 
-    Tag tokens (tags [N, T] >= 0) are left out. Under ``all`` function words are taught too; a choice never falls on one.
+    Tags (tags [N, T] >= 0) are left out. ``all`` teaches function words too; a choice never falls on one.
     """
     mask = (targets.text_mask if config.tokens == "all" else targets.selectable_text)[rows]
     if tags is not None:
