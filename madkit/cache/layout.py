@@ -1,0 +1,263 @@
+"""The layout of a token store on disk: names, Zarr v3 metadata, and the shape of shards.
+
+``docs/cache.md`` specifies the format. Metadata follows the Zarr v3 core specification with its ``sharding_indexed``,
+``bytes`` and ``crc32c`` codecs, written as plain JSON, so that nothing of the writer depends on a Zarr library and any
+Zarr library can read the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from madkit.core.errors import CacheError
+from madkit.core.files import digest_of
+
+SCHEMA = 1
+FORMAT = "madkit-token-store"
+MANIFEST = "manifest.json"
+PLAN = "plan.json"
+JOURNAL = "journal.jsonl"
+LOCK = ".lock"
+IMAGE_IDS = "images/ids.json"
+TEXTS = "texts/texts.json"
+TEXT_EXTENTS = "texts/extents"
+
+TEXT_CHUNK_TOKENS = 128
+"""Token rows per inner chunk of text arrays: a text is read by byte range, a checked read costs one chunk or two."""
+GLOBAL_CHUNK_ROWS = 64
+MAX_SHARD_ITEMS = 4096
+DEFAULT_SHARD_MB = 32.0
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One array of a store.
+
+    Attributes:
+        name: path of the array in the store, such as ``images/tokens``.
+        rows: length of the first axis.
+        item: shape of one row; empty for a one-dimensional array.
+        dtype: NumPy name, also Zarr's: ``float16``, ``float32``, ``float64``, ``int32``, ``int64``.
+        shard_rows: rows per file.
+        inner_rows: rows per inner chunk of a sharded array; 0 for an array that is not sharded.
+        dimensions: a name for each axis.
+    """
+
+    name: str
+    rows: int
+    item: tuple[int, ...]
+    dtype: str
+    shard_rows: int
+    inner_rows: int
+    dimensions: tuple[str, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.item) * np.dtype(self.dtype).itemsize
+
+    @property
+    def shards(self) -> int:
+        """Number of files."""
+        return -(-self.rows // self.shard_rows)
+
+    @property
+    def inner_per_shard(self) -> int:
+        """Inner chunks per file of a sharded array."""
+        return self.shard_rows // self.inner_rows
+
+    def file(self, shard: int) -> str:
+        """Return the path of a file relative to the store (Zarr's default chunk key encoding)."""
+        return f"{self.name}/c/{shard}" + "/0" * len(self.item)
+
+    def little_endian(self) -> np.dtype[Any]:
+        """Return the dtype as it lies on disk."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the content of the array's ``zarr.json``."""
+        little: list[dict[str, Any]] = [
+            {"name": "bytes", "configuration": {"endian": "little"}},
+            {"name": "crc32c"},
+        ]
+        codecs = little
+        if self.inner_rows:
+            codecs = [
+                {
+                    "name": "sharding_indexed",
+                    "configuration": {
+                        "chunk_shape": [self.inner_rows, *self.item],
+                        "codecs": little,
+                        "index_codecs": little,
+                        "index_location": "end",
+                    },
+                }
+            ]
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [self.rows, *self.item],
+            "data_type": self.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [self.shard_rows, *self.item]}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": 0 if self.dtype.startswith("int") else 0.0,
+            "codecs": codecs,
+            "attributes": {},
+            "dimension_names": list(self.dimensions),
+        }
+
+    @classmethod
+    def from_metadata(cls, name: str, metadata: Mapping[str, Any], path: Path) -> ArraySpec:
+        """Read an array's ``zarr.json``.
+
+        Raises:
+            CacheError: the array is not laid out in the way that this reader knows.
+        """
+        try:
+            rows, *item = metadata["shape"]
+            shard_rows, *chunk_item = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+            spec = cls(
+                name=name,
+                rows=int(rows),
+                item=tuple(item),
+                dtype=metadata["data_type"],
+                shard_rows=int(shard_rows),
+                inner_rows=_inner_rows(metadata["codecs"]),
+                dimensions=tuple(metadata.get("dimension_names") or ()),
+            )
+            same = {**spec.metadata(), "attributes": metadata.get("attributes", {})} == dict(metadata)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise CacheError(f"{path} is not the metadata of an array that madkit can read ({error!r}).") from None
+        if not same or list(chunk_item) != list(item):
+            raise CacheError(
+                f"{path} describes an array in another layout than madkit's own reader knows.",
+                hint="read it with a Zarr library, or extract it again",
+            )
+        return spec
+
+
+def _inner_rows(codecs: list[dict[str, Any]]) -> int:
+    if codecs[0]["name"] != "sharding_indexed":
+        return 0
+    return int(codecs[0]["configuration"]["chunk_shape"][0])
+
+
+def group_metadata(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a group's ``zarr.json``."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLayout:
+    """Sizes of the image part: ``n`` images, ``unit`` of them per shard, each ``tokens`` x ``dim``."""
+
+    n: int
+    unit: int
+    tokens: int
+    dim: int
+    grid: tuple[int, int]
+
+    @property
+    def units(self) -> int:
+        """Number of units of work, each one shard of tokens, one of global vectors and one row of statistics."""
+        return -(-self.n // self.unit)
+
+    def arrays(self) -> dict[str, ArraySpec]:
+        """Return the arrays of the part by their last name."""
+        item = (self.tokens, self.dim)
+        return {
+            "tokens": ArraySpec("images/tokens", self.n, item, "float16", self.unit, 1, ("image", "patch", "channel")),
+            **_common_arrays("images", self.n, self.unit, self.units, self.dim, "image"),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TextLayout:
+    """Sizes of the text part: ``n`` texts, ``unit`` of them per shard, a shard having room for ``capacity`` tokens."""
+
+    n: int
+    unit: int
+    capacity: int
+    rows: int
+    dim: int
+
+    @property
+    def units(self) -> int:
+        """Number of units of work."""
+        return -(-self.n // self.unit)
+
+    def arrays(self) -> dict[str, ArraySpec]:
+        """Return the arrays of the part by their last name."""
+        inner, capacity = TEXT_CHUNK_TOKENS, self.capacity
+        return {
+            "tokens": ArraySpec(
+                "texts/tokens", self.rows, (self.dim,), "float16", capacity, inner, ("token", "channel")
+            ),
+            "spans": ArraySpec("texts/spans", self.rows, (2,), "int32", capacity, inner, ("token", "bound")),
+            "extents": ArraySpec(TEXT_EXTENTS, self.n, (2,), "int64", max(self.n, 1), 0, ("text", "bound")),
+            **_common_arrays("texts", self.n, self.unit, self.units, self.dim, "text"),
+        }
+
+
+def _common_arrays(part: str, n: int, unit: int, units: int, dim: int, axis: str) -> dict[str, ArraySpec]:
+    inner = math.gcd(GLOBAL_CHUNK_ROWS, unit)  # Zarr wants shards of whole inner chunks
+    return {
+        "globals": ArraySpec(f"{part}/globals", n, (dim,), "float16", unit, inner, (axis, "channel")),
+        "unit_statistics": ArraySpec(
+            f"{part}/unit_statistics", units, (4, dim), "float64", 1, 0, ("shard", "statistic", "channel")
+        ),
+        "statistics": ArraySpec(f"{part}/statistics", 4, (dim,), "float32", 4, 0, ("statistic", "channel")),
+    }
+
+
+def image_layout(n: int, grid: tuple[int, int], dim: int, shard_mb: float) -> ImageLayout:
+    """Choose shards of about ``shard_mb`` MB (10^6 bytes) and at most 4,096 images."""
+    tokens = grid[0] * grid[1]
+    return ImageLayout(n, shard_items(tokens * dim * 2, shard_mb), tokens, dim, grid)
+
+
+def text_layout(lengths: npt.NDArray[np.int64], dim: int, shard_mb: float) -> TextLayout:
+    """Choose shards of about ``shard_mb`` MB and at most 4,096 texts for texts of ``lengths`` tokens.
+
+    A shard holds whole texts, always ``unit`` of them; all shards have room for as many tokens as the fullest one
+    needs, since Zarr's grid is regular. Room that is not used is absent from the file and takes no space.
+    """
+    mean = float(lengths.mean()) if len(lengths) else 1.0
+    unit = shard_items(max(1.0, mean) * dim * 2, shard_mb)
+    used = [int(lengths[first : first + unit].sum()) for first in range(0, len(lengths), unit)]
+    capacity = -(-max([1, *used]) // TEXT_CHUNK_TOKENS) * TEXT_CHUNK_TOKENS
+    rows = (len(used) - 1) * capacity + used[-1] if used else 0
+    return TextLayout(len(lengths), unit, capacity, rows, dim)
+
+
+def text_extents(lengths: npt.NDArray[np.int64], layout: TextLayout) -> npt.NDArray[np.int64]:
+    """Return [n, 2]: first row and end of each text in the token arrays; every shard starts at its own room."""
+    extents = np.zeros((len(lengths), 2), dtype=np.int64)
+    for number, first in enumerate(range(0, len(lengths), layout.unit)):
+        part = lengths[first : first + layout.unit]
+        ends = np.cumsum(part) + number * layout.capacity
+        extents[first : first + layout.unit] = np.stack([ends - part, ends], axis=1)
+    return extents
+
+
+def shard_items(item_bytes: float, shard_mb: float) -> int:
+    """Return how many items of ``item_bytes`` a shard of ``shard_mb`` holds: 1 to 4,096, in sixty-fours if it can."""
+    items = max(1, min(MAX_SHARD_ITEMS, int(shard_mb * 1e6 / item_bytes)))
+    return items if items < GLOBAL_CHUNK_ROWS else items // GLOBAL_CHUNK_ROWS * GLOBAL_CHUNK_ROWS
+
+
+def store_key(identity: Mapping[str, Any]) -> str:
+    """Return the 12 hex digits that name a store: teachers, preprocessing, layer, dtype, data, schema."""
+    return digest_of({"schema": SCHEMA, "format": FORMAT, "identity": dict(identity)})[:12]
+
+
+def store_folder(cache: Path, slug: str, source: str, identity: Mapping[str, Any]) -> Path:
+    """Return the folder of a store below a workspace's cache folder."""
+    return cache / f"{slug}-{source}-{store_key(identity)}"

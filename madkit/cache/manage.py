@@ -1,0 +1,220 @@
+"""Which stores a workspace has: finding, choosing, describing and removing them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from madkit.cache.layout import LOCK, MANIFEST, PLAN
+from madkit.cache.reader import TokenCache, read_manifest
+from madkit.core.errors import CacheError, MadkitError, NotFoundError
+from madkit.core.files import FileLock, read_json
+from madkit.core.registry import suggest
+from madkit.core.workspace import Workspace
+
+
+class DataOfTask(Protocol):
+    """What choosing a store needs to know of a task's data (see :class:`madkit.tasks.data.TaskData`)."""
+
+    @property
+    def spec(self) -> Any:
+        """The task, with a ``name``."""
+
+    source: str
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRow:
+    """One store of a workspace.
+
+    Attributes:
+        path: its folder.
+        state: ``complete``, ``unfinished`` or ``unreadable``.
+        identity: what it is of; empty where unreadable.
+        images: number of images.
+        texts: number of texts.
+        bytes: bytes of its files.
+        created: when it was completed, ISO 8601; empty where it was not.
+    """
+
+    path: Path
+    state: str
+    identity: Mapping[str, Any]
+    images: int
+    texts: int
+    bytes: int
+    created: str
+
+    def as_row(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        facts = {key: self.identity.get(key) for key in ("teacher", "task", "source", "revision")}
+        return {
+            "path": str(self.path),
+            "name": self.path.name,
+            "state": self.state,
+            **facts,
+            "images": self.images,
+            "texts": self.texts,
+            "bytes": self.bytes,
+            "created": self.created,
+        }
+
+
+def find_caches(workspace: Workspace) -> list[Path]:
+    """Return the folders of the complete stores of a workspace, by name."""
+    if not workspace.cache.is_dir():
+        return []
+    return sorted(path.parent for path in workspace.cache.glob(f"*/{MANIFEST}"))
+
+
+def list_stores(workspace: Workspace) -> list[StoreRow]:
+    """Describe every store of a workspace, complete or not, by name."""
+    if not workspace.cache.is_dir():
+        return []
+    return [describe(path) for path in sorted(workspace.cache.iterdir()) if path.is_dir()]
+
+
+def describe(path: Path) -> StoreRow:
+    """Describe one folder below ``cache/``, whatever state it is in."""
+    complete = (path / MANIFEST).is_file()
+    try:
+        document = read_manifest(path) if complete else read_json(path / PLAN)
+        return StoreRow(
+            path,
+            "complete" if complete else "unfinished",
+            document["identity"],
+            int(document["images"]["n"]),
+            int(document["texts"]["n"]),
+            int(document["bytes"]) if complete else _folder_bytes(path),
+            str(document.get("created", "")),
+        )
+    except (MadkitError, KeyError, TypeError):
+        return StoreRow(path, "unreadable", {}, 0, 0, _folder_bytes(path), "")
+
+
+def _folder_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def choose_cache(workspace: Workspace, task_data: DataOfTask, teacher: str | None) -> TokenCache:
+    """Open the workspace's store for a task's data.
+
+    Args:
+        workspace: where stores lie.
+        task_data: the data that will be trained on.
+        teacher: a teacher's name, or a store's folder name or key; None for the only store there is.
+
+    Raises:
+        NotFoundError: there is no such store; the message says what there is instead.
+        CacheError: several fit.
+    """
+    rows = [describe(path) for path in find_caches(workspace)]
+    task, source, revision = task_data.spec.name, task_data.source, task_data.revision
+    of_source = [row for row in rows if row.identity.get("source") == source]
+    of_data = [row for row in of_source if row.identity.get("revision") == revision]
+    if teacher is not None:
+        wanted = _canonical(teacher)
+        of_data = [row for row in of_data if wanted in _names(row)]
+    if len(of_data) == 1:
+        return TokenCache.open(of_data[0].path)
+    if of_data:
+        names = ", ".join(row.path.name for row in of_data)
+        raise CacheError(
+            f"The workspace has {len(of_data)} caches for {source}: {names}.",
+            hint=f"choose one by its name: --teacher {of_data[0].path.name}",
+        )
+    raise _nothing_fits(task, source, teacher, of_source)
+
+
+def _nothing_fits(task: str, source: str, teacher: str | None, of_source: list[StoreRow]) -> NotFoundError:
+    have = sorted({str(row.identity["teacher"]) for row in of_source})
+    command = f"madkit extract --teacher {teacher or (have[0] if have else 'mini')} --task {task}"
+    if not of_source:
+        return NotFoundError(f"The workspace has no token cache for {source}.", hint=f"make one: {command}")
+    if teacher is not None and _canonical(teacher) not in have:
+        return NotFoundError(
+            f"The workspace has no token cache of '{teacher}' for {source}, only of {', '.join(have)}."
+            f"{suggest(teacher, have)}",
+            hint=f"make one: {command}",
+        )
+    return NotFoundError(
+        f"The token caches for {source} belong to another revision of the data ({', '.join(have)}).",
+        hint=f"extract again: {command}",
+    )
+
+
+def _canonical(teacher: str) -> str:
+    from madkit.teachers.known import KNOWN
+
+    for known in KNOWN.values():
+        if teacher == known.target:
+            return known.name
+    return teacher
+
+
+def _names(row: StoreRow) -> set[str]:
+    return {str(row.identity.get("teacher")), row.path.name, row.path.name.rpartition("-")[2]}
+
+
+def find_store(workspace: Workspace, name: str | None) -> list[Path]:
+    """Return the folder of the store called ``name`` (folder name or key), or of all stores for None.
+
+    Raises:
+        NotFoundError: there is none; the message suggests the nearest.
+    """
+    rows = list_stores(workspace)
+    if name is None:
+        if not rows:
+            raise NotFoundError(
+                f"The workspace {workspace.root} has no token caches.", hint="make one: madkit extract --teacher mini"
+            )
+        return [row.path for row in rows]
+    found = [row.path for row in rows if name in (row.path.name, row.path.name.rpartition("-")[2])]
+    if not found:
+        raise NotFoundError(
+            f"There is no token cache named '{name}'.{suggest(name, [row.path.name for row in rows])}",
+            hint="see what there is: madkit cache list",
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A store that ``prune`` would remove, and why."""
+
+    row: StoreRow
+    reason: str
+
+
+def plan_prune(workspace: Workspace, store: str | None = None) -> list[Removal]:
+    """Say what to remove: one store by name, else unfinished, unreadable and superseded stores.
+
+    A store is superseded where the same teacher and source have a complete one that was made later.
+    """
+    if store is not None:
+        return [Removal(describe(path), "asked for") for path in find_store(workspace, store)]
+    rows = list_stores(workspace)
+    newest: dict[tuple[Any, Any], StoreRow] = {}
+    for row in rows:
+        if row.state == "complete":
+            group = (row.identity.get("teacher"), row.identity.get("source"))
+            if group not in newest or row.created > newest[group].created:
+                newest[group] = row
+    removals = []
+    for row in rows:
+        if row.state != "complete":
+            removals.append(Removal(row, row.state))
+        elif newest[(row.identity.get("teacher"), row.identity.get("source"))] is not row:
+            removals.append(Removal(row, "superseded by a later one"))
+    return removals
+
+
+def remove_store(path: Path) -> None:
+    """Remove a store's folder (CacheError while another process writes it)."""
+    with FileLock(path / LOCK, error=CacheError, what=f"The cache {path.name}"):
+        (path / MANIFEST).unlink(missing_ok=True)  # first, so that a half-removed store cannot be opened
+        shutil.rmtree(path)

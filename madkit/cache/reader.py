@@ -1,0 +1,307 @@
+"""Reading a token store: which rows belong to which images and texts, and their tokens, in batches."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from madkit.cache.layout import FORMAT, IMAGE_IDS, JOURNAL, MANIFEST, PLAN, SCHEMA, TEXT_EXTENTS, TEXTS
+from madkit.cache.rows import ShardedRows, read_spec
+from madkit.cache.shards import unpack_chunk
+from madkit.cache.statistics import GLOBAL_MEAN, GLOBAL_VAR, TOKEN_MEAN, TOKEN_VAR
+from madkit.core.errors import CacheError, NotFoundError
+from madkit.core.files import read_json, read_jsonl
+
+Float16 = npt.NDArray[np.float16]
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+K = TypeVar("K")
+
+
+@dataclass(frozen=True, slots=True)
+class RaggedTokens:
+    """Tokens of several texts, one after the other.
+
+    Attributes:
+        tokens: [sum of lengths, D] float16.
+        spans: [sum of lengths, 2] int32, half-open character offsets into the original text.
+        offsets: [n + 1] int64; text i has rows ``offsets[i]`` to ``offsets[i + 1]``.
+    """
+
+    tokens: Float16
+    spans: npt.NDArray[np.int32]
+    offsets: Int64
+
+
+class _Part:
+    """What images and texts share: global vectors and statistics."""
+
+    def __init__(self, root: Path, part: str, check: bool) -> None:
+        self._root = root
+        self._check = check
+        self._tokens = ShardedRows(root, read_spec(root, f"{part}/tokens"), check=check)
+        self._globals = ShardedRows(root, read_spec(root, f"{part}/globals"), check=check)
+        self._part = part
+        self._statistics: Float32 | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def dim(self) -> int:
+        """Width of tokens and global vectors."""
+        return self._tokens.spec.item[-1]
+
+    def __len__(self) -> int:
+        return self._globals.spec.rows
+
+    def globals(self, rows: npt.ArrayLike) -> Float16:
+        """Return the global vectors of rows: [n, D] float16."""
+        return self._globals.take(rows)
+
+    def _statistic(self, number: int) -> Float32:
+        with self._lock:
+            if self._statistics is None:
+                self._statistics = np.asarray(_read_whole(self._root, f"{self._part}/statistics"), dtype=np.float32)
+            row: Float32 = self._statistics[number]
+            return row
+
+    @property
+    def mean(self) -> Float32:
+        """Mean of each channel over all tokens: [D]."""
+        return self._statistic(TOKEN_MEAN)
+
+    @property
+    def var(self) -> Float32:
+        """Population variance of each channel over all tokens: [D]."""
+        return self._statistic(TOKEN_VAR)
+
+    @property
+    def global_mean(self) -> Float32:
+        """Mean of each channel over all global vectors: [D]."""
+        return self._statistic(GLOBAL_MEAN)
+
+    @property
+    def global_var(self) -> Float32:
+        """Population variance of each channel over all global vectors: [D]."""
+        return self._statistic(GLOBAL_VAR)
+
+    def close(self) -> None:
+        """Let go of open files."""
+        self._tokens.close()
+        self._globals.close()
+
+
+class ImageTokens(_Part):
+    """The image half of a store. Safe to use from several threads."""
+
+    def __init__(self, root: Path, *, check: bool, grid: tuple[int, int], extract: str) -> None:
+        super().__init__(root, "images", check)
+        document = read_json(root / IMAGE_IDS)
+        self.ids: list[str] = document["ids"]
+        self.grid = grid
+        self._extract = extract
+        self._rows = {name: row for row, name in enumerate(self.ids)} | document["aliases"]
+
+    def rows(self, image_ids: Sequence[str]) -> Int64:
+        """Return the rows of images: [n] int64.
+
+        Raises:
+            CacheError: images that the store does not have; the message names the first.
+        """
+        return _lookup(self._rows, image_ids, "images", self._root, self._extract)
+
+    def tokens(self, rows: npt.ArrayLike) -> Float16:
+        """Return the patch tokens of rows: [n, P, D] float16, patches in row-major order of ``grid``."""
+        return self._tokens.take(rows)
+
+
+class TextTokens(_Part):
+    """The text half of a store. Safe to use from several threads."""
+
+    def __init__(self, root: Path, *, check: bool, extract: str) -> None:
+        super().__init__(root, "texts", check)
+        self.texts: list[str] = read_json(root / TEXTS)
+        self._extract = extract
+        self._spans = ShardedRows(root, read_spec(root, "texts/spans"), check=check)
+        self._extents = np.asarray(_read_whole(root, TEXT_EXTENTS), dtype=np.int64)
+        self._rows = {text: row for row, text in enumerate(self.texts)}
+
+    def rows(self, texts: Sequence[str]) -> Int64:
+        """Return the rows of texts: [n] int64 (CacheError naming the first that the store does not have)."""
+        return _lookup(self._rows, texts, "texts", self._root, self._extract)
+
+    def lengths(self, rows: npt.ArrayLike) -> Int64:
+        """Return how many tokens each row has: [n] int64."""
+        extents = self._extents[np.asarray(rows, dtype=np.int64)]
+        return extents[:, 1] - extents[:, 0]
+
+    def tokens(self, rows: npt.ArrayLike) -> RaggedTokens:
+        """Return tokens and character spans of rows."""
+        extents = self._extents[np.asarray(rows, dtype=np.int64).reshape(-1)]
+        starts, stops = extents[:, 0], extents[:, 1]
+        offsets = np.concatenate([[0], np.cumsum(stops - starts)]).astype(np.int64)
+        return RaggedTokens(self._tokens.take_ranges(starts, stops), self._spans.take_ranges(starts, stops), offsets)
+
+    def close(self) -> None:
+        """Let go of open files."""
+        super().close()
+        self._spans.close()
+
+
+class TokenCache:
+    """A complete token store, opened for reading. Use :meth:`open`; it is also a context manager.
+
+    Attributes:
+        path: the store's folder.
+        manifest: everything that ``manifest.json`` says.
+        identity: what the store is of: teacher, weights, preprocessing, tokenizer, source, task, revision.
+        images: tokens of images.
+        texts: tokens of texts.
+    """
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any], *, check: bool) -> None:
+        self.path = path
+        self.manifest = dict(manifest)
+        self.identity: dict[str, Any] = dict(manifest["identity"])
+        rows, columns = manifest["images"]["grid"]
+        command = extract_command(self.identity)
+        self.images = ImageTokens(path, check=check, grid=(int(rows), int(columns)), extract=command)
+        self.texts = TextTokens(path, check=check, extract=command)
+
+    @classmethod
+    def open(cls, path: Path | str, *, check: bool = False) -> TokenCache:
+        """Open a store.
+
+        Args:
+            path: its folder.
+            check: verify the checksum of everything that is read; slower.
+
+        Raises:
+            NotFoundError: there is no store.
+            CacheError: the store is unfinished, of another version, or files are missing or truncated.
+        """
+        folder = Path(path)
+        manifest = read_manifest(folder)
+        bad = missing_files(folder, manifest)
+        if bad:
+            raise CacheError(
+                f"The cache {folder} is damaged: {bad[0]}" + (f" and {len(bad) - 1} more." if len(bad) > 1 else "."),
+                hint=f"{extract_command(manifest['identity'])} redoes what is missing, or see: madkit cache verify",
+            )
+        return cls(folder, manifest, check=check)
+
+    @property
+    def key(self) -> str:
+        """The 12 hex digits that name the store."""
+        return str(self.manifest["key"])
+
+    @property
+    def teacher(self) -> str:
+        """Canonical name of the teacher."""
+        return str(self.identity["teacher"])
+
+    @property
+    def shared_space(self) -> bool:
+        """Whether image and text vectors can be compared by cosine."""
+        return bool(self.identity["shared_space"])
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor on cosines before a softmax, as the teacher learnt it."""
+        return float(self.identity["logit_scale"])
+
+    def close(self) -> None:
+        """Let go of open files."""
+        self.images.close()
+        self.texts.close()
+
+    def __enter__(self) -> TokenCache:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a store's manifest.
+
+    Raises:
+        NotFoundError: there is no store.
+        CacheError: its extraction is unfinished, or another version of madkit wrote it.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        if (folder / PLAN).is_file():
+            raise _unfinished(folder)
+        raise NotFoundError(f"There is no token cache at {folder}.", hint="make one: madkit extract --teacher mini")
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("schema") != SCHEMA:
+        raise CacheError(
+            f"{path} is not the manifest of a token cache that this version of madkit reads (schema {SCHEMA}).",
+            hint="extract it again into another workspace, or remove the folder",
+        )
+    return manifest
+
+
+def _unfinished(folder: Path) -> CacheError:
+    plan = read_json(folder / PLAN)
+    journal = folder / JOURNAL
+    done = len({(row["part"], row["unit"]) for row in read_jsonl(journal)}) if journal.is_file() else 0
+    total = sum(-(-int(plan[part]["n"]) // int(plan[part]["unit"])) for part in ("images", "texts"))
+    return CacheError(
+        f"The cache {folder} is unfinished ({done} of {total} shards).",
+        hint=f"go on with: {extract_command(plan['identity'])}",
+    )
+
+
+def missing_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Return a line for each file of the manifest that is missing or has another size."""
+    bad = []
+    for name, entry in manifest["files"].items():
+        try:
+            size = (folder / name).stat().st_size
+        except FileNotFoundError:
+            bad.append(f"{name} is missing")
+            continue
+        if size != entry["bytes"]:
+            bad.append(f"{name} has {size:,} bytes instead of {entry['bytes']:,}")
+    return bad
+
+
+def extract_command(identity: Mapping[str, Any]) -> str:
+    """Return the command that makes a store."""
+    return f"madkit extract --teacher {identity.get('teacher')} --task {identity.get('task')}"
+
+
+def _read_whole(root: Path, name: str) -> npt.NDArray[Any]:
+    """Read an array that is one file and not sharded."""
+    spec = read_spec(root, name)
+    if spec.rows == 0:
+        return np.zeros((0, *spec.item), dtype=spec.dtype)
+    path = root / spec.file(0)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise CacheError(f"{path} is missing.", hint="see: madkit cache verify") from None
+    return unpack_chunk(spec, data, str(path))[: spec.rows]
+
+
+def _lookup(table: Mapping[str, int], names: Iterable[str], what: str, root: Path, command: str) -> Int64:
+    names = list(names)
+    rows = [table.get(name, -1) for name in names]
+    if -1 in rows:
+        absent = list(dict.fromkeys(name for name, row in zip(names, rows, strict=True) if row < 0))
+        first = ", ".join(repr(name if len(name) <= 60 else name[:57] + "...") for name in absent[:3])
+        raise CacheError(
+            f"{len(absent)} of the {what} asked for are not in the cache {root.name} (first: {first}).",
+            hint=f"extract them: {command}",
+        )
+    return np.asarray(rows, dtype=np.int64)

@@ -1,0 +1,169 @@
+"""Checking a store byte by byte: missing, truncated, damaged and foreign files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from madkit.cache.layout import JOURNAL, LOCK, MANIFEST, PLAN, ArraySpec, store_key
+from madkit.cache.reader import read_manifest
+from madkit.cache.rows import ShardedRows, read_spec
+from madkit.cache.shards import ABSENT, crc32c
+from madkit.core.errors import MadkitError
+
+ARRAYS = (
+    "images/tokens",
+    "images/globals",
+    "texts/tokens",
+    "texts/spans",
+    "texts/globals",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with one file.
+
+    Attributes:
+        file: its path in the store.
+        kind: ``missing``, ``truncated``, ``damaged``, ``foreign`` or ``manifest``.
+        detail: a clause for people.
+        rows: rows of the array that cannot be trusted, as [first, end), where they are known.
+    """
+
+    file: str
+    kind: str
+    detail: str
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What a verification found.
+
+    Attributes:
+        path: the store's folder.
+        files: how many files were read.
+        bytes: how many bytes were read.
+        problems: what is wrong; empty for a sound store.
+    """
+
+    path: Path
+    files: int
+    bytes: int
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def as_row(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "path": str(self.path),
+            "ok": self.ok,
+            "files": self.files,
+            "bytes": self.bytes,
+            "problems": [asdict(problem) for problem in self.problems],
+        }
+
+
+def verify_cache(path: Path, *, on_file: Callable[[int], None] | None = None) -> VerifyReport:
+    """Read every byte of a store and compare it with its checksums.
+
+    Args:
+        path: the store's folder.
+        on_file: called with the bytes of each file once it has been read, for progress.
+
+    Returns:
+        The report. A store without a usable manifest gives one problem of kind ``manifest``.
+    """
+    try:
+        manifest = read_manifest(path)
+        key_fits = store_key(manifest["identity"]) == manifest["key"]
+    except MadkitError as error:
+        return VerifyReport(path, 0, 0, (Problem(MANIFEST, "manifest", error.message),))
+    problems = [] if key_fits else [Problem(MANIFEST, "manifest", "the key is not the digest of the identity")]
+    specs = _specs(path, problems)
+    files = bytes_ = 0
+    for name, entry in manifest["files"].items():
+        try:
+            data = (path / name).read_bytes()
+        except FileNotFoundError:
+            problems.append(Problem(name, "missing", "the file is missing", _rows_of(specs, name)))
+            continue
+        files, bytes_ = files + 1, bytes_ + len(data)
+        if on_file is not None:
+            on_file(len(data))
+        if len(data) != int(entry["bytes"]):
+            detail = f"{len(data):,} bytes instead of {int(entry['bytes']):,}"
+            problems.append(Problem(name, "truncated", detail, _rows_of(specs, name)))
+        elif f"{crc32c(data):08x}" != entry["crc32c"]:
+            problems.extend(_locate(path, specs, name))
+    problems.extend(_foreign(path, set(manifest["files"])))
+    return VerifyReport(path, files, bytes_, tuple(problems))
+
+
+def _specs(path: Path, problems: list[Problem]) -> dict[str, ArraySpec]:
+    specs = {}
+    for name in ARRAYS:
+        try:
+            specs[name] = read_spec(path, name)
+        except MadkitError as error:
+            problems.append(Problem(f"{name}/zarr.json", "damaged", error.message))
+    return specs
+
+
+def _array_and_shard(specs: dict[str, ArraySpec], file: str) -> tuple[ArraySpec, int] | None:
+    name, found, rest = file.partition("/c/")
+    if not found or name not in specs:
+        return None
+    return specs[name], int(rest.partition("/")[0])
+
+
+def _rows_of(specs: dict[str, ArraySpec], file: str) -> tuple[int, int] | None:
+    place = _array_and_shard(specs, file)
+    if place is None:
+        return None
+    spec, shard = place
+    return shard * spec.shard_rows, min(spec.rows, (shard + 1) * spec.shard_rows)
+
+
+def _locate(path: Path, specs: dict[str, ArraySpec], file: str) -> list[Problem]:
+    """Name the inner chunks of a damaged shard whose checksum is wrong."""
+    place = _array_and_shard(specs, file)
+    if place is None:
+        return [Problem(file, "damaged", "its checksum is wrong")]
+    spec, shard = place
+    reader = ShardedRows(path, spec)
+    found: list[Problem] = []
+    try:
+        index = reader.index(shard)
+    except MadkitError:
+        return [Problem(file, "damaged", "the checksum of its index is wrong", _rows_of(specs, file))]
+    first = shard * spec.shard_rows
+    for number in np.flatnonzero(index[:, 0] != np.uint64(ABSENT)).tolist():
+        try:
+            reader.read_chunk(shard, int(index[number, 0]), spec.inner_rows * spec.row_bytes)
+        except MadkitError:
+            start = first + number * spec.inner_rows
+            rows = (start, min(spec.rows, start + spec.inner_rows))
+            found.append(Problem(file, "damaged", f"wrong checksum in rows {rows[0]} to {rows[1] - 1}", rows))
+    reader.close()
+    return found or [Problem(file, "damaged", "it is not the file that was written", _rows_of(specs, file))]
+
+
+def _foreign(path: Path, known: set[str]) -> list[Problem]:
+    """Files that nobody of us wrote: Zarr readers would take a stray shard for data."""
+    own = {MANIFEST, PLAN, JOURNAL, LOCK}
+    found = []
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if file.is_file() and name not in known and name not in own:
+            found.append(Problem(name, "foreign", "the manifest does not know this file"))
+    return found

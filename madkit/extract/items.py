@@ -1,0 +1,101 @@
+"""What there is to extract: every image file and every text of a task, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from madkit.core.errors import DataError, UsageProblem
+from madkit.core.registry import suggest
+from madkit.tasks.example import Example
+from madkit.tasks.spec import TaskSpec
+
+
+class ExamplesOfTask(Protocol):
+    """What extraction needs of a task's data (see :class:`madkit.tasks.data.TaskData`)."""
+
+    spec: TaskSpec
+    source: str
+    revision: str
+
+    def splits(self) -> list[str]:
+        """Names among train, dev and test."""
+
+    def suites(self) -> list[str]:
+        """Names of the test suites."""
+
+    def examples(self, name: str, /) -> list[Example]:
+        """Examples of a split or suite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Unique images and texts, in order of first appearance: what is read together lies together.
+
+    Attributes:
+        image_ids: one id per image file.
+        image_paths: the files.
+        aliases: further ids of the same files, by row.
+        texts: unique texts.
+    """
+
+    image_ids: tuple[str, ...]
+    image_paths: tuple[Path, ...]
+    aliases: dict[str, int]
+    texts: tuple[str, ...]
+
+
+def split_names(data: ExamplesOfTask, wanted: Iterable[str] | None) -> list[str]:
+    """Return the splits and suites to read, all of them for None (UsageProblem for a name that does not exist)."""
+    names = list(dict.fromkeys([*data.splits(), *data.suites()]))
+    if wanted is None:
+        return names
+    chosen = list(wanted)
+    for name in chosen:
+        if name not in names:
+            raise UsageProblem(
+                f"{data.source} has no split named '{name}'.{suggest(name, names)}",
+                hint=f"use some of: {', '.join(names)}",
+            )
+    return [name for name in names if name in chosen]
+
+
+def collect_items(data: ExamplesOfTask, splits: Sequence[str]) -> Items:
+    """Gather the unique images and texts of some splits.
+
+    Raises:
+        DataError: one image id names two files, or image files do not exist (count and the first five).
+    """
+    row_of_path: dict[Path, int] = {}
+    row_of_id: dict[str, int] = {}
+    ids: list[str] = []
+    aliases: dict[str, int] = {}
+    texts: dict[str, None] = {}
+    for split in splits:
+        for example in data.examples(split):
+            image = example.image
+            row = row_of_path.setdefault(image.path, len(row_of_path))
+            if row == len(ids):
+                ids.append(image.id)
+            elif image.id != ids[row]:
+                aliases[image.id] = row
+            if row_of_id.setdefault(image.id, row) != row:
+                raise DataError(
+                    f"{data.source}: the image id '{image.id}' names two files, {image.path} is the second."
+                )
+            texts.update(dict.fromkeys(example.texts()))
+    paths = tuple(row_of_path)
+    absent = [path for path in paths if not path.is_file()]
+    if absent:
+        raise unreadable_images(len(absent), len(paths), [f"{path} does not exist" for path in absent[:5]])
+    return Items(tuple(ids), paths, aliases, tuple(texts))
+
+
+def unreadable_images(count: int, total: int, first: Sequence[str]) -> DataError:
+    """Return the error for images that cannot be read, naming the first of them."""
+    return DataError(
+        f"{count:,} of {total:,} images cannot be read: {'; '.join(first)}{'; ...' if count > len(first) else ''}.",
+        hint="restore the files and run the same command again; what is done is kept",
+    )

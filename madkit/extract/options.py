@@ -1,0 +1,66 @@
+"""Settings of an extraction, and the automatic choices among them with their reasons."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from madkit.cache.layout import DEFAULT_SHARD_MB
+from madkit.core.errors import UsageProblem
+
+IMAGE_BATCH = {"cpu": 64, "cuda": 256}
+TEXT_BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractOptions:
+    """How to extract, apart from what.
+
+    Attributes:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        workers: threads that decode images; 0 for a choice by the number of cores.
+        shard_mb: size of a shard in MB (10^6 bytes), the unit of work that a kill can cost.
+        image_batch: images per forward pass; 0 for the device's default.
+        text_tokens: tokens per forward pass, padding included; 0 for the device's default.
+    """
+
+    device: str = "auto"
+    workers: int = 0
+    shard_mb: float = DEFAULT_SHARD_MB
+    image_batch: int = 0
+    text_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.shard_mb <= 0:
+            raise UsageProblem(f"A shard of {self.shard_mb} MB is impossible.", hint="--shard-mb 32")
+        if self.workers < 0 or self.image_batch < 0 or self.text_tokens < 0:
+            raise UsageProblem("Numbers of threads, images and tokens cannot be negative.")
+
+
+def resolve_device(name: str) -> tuple[str, str]:
+    """Return the torch device for ``--device`` and the reason for it.
+
+    Raises:
+        UsageProblem: no such device, or none of its kind on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda", f"{torch.cuda.get_device_name(0)} found"
+        return "cpu", "no GPU that PyTorch can use"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise UsageProblem(f"There is no device named '{name}'.", hint="--device auto, cpu, cuda or cuda:1") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageProblem("This machine has no GPU that PyTorch can use.", hint="--device cpu")
+    return name, "as asked for"
+
+
+def decode_threads(workers: int) -> int:
+    """Return how many threads decode images: as given, else one per usable core, at most 16."""
+    if workers:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores))

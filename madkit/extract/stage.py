@@ -1,0 +1,325 @@
+"""``madkit extract``: read every image and text of tasks with a frozen teacher, into one token store per task.
+
+A finished store is left alone; an unfinished one goes on at the first shard that its journal does not have.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from madkit.cache.layout import DEFAULT_SHARD_MB, image_layout, store_folder, text_layout
+from madkit.cache.writer import PARTS, Part, StorePlan, StoreWriter
+from madkit.core.console import Progress, duration, info, progress, warn
+from madkit.core.errors import ConfigError, DataError
+from madkit.core.interrupts import StopSignals
+from madkit.core.workspace import Workspace
+from madkit.extract.items import ExamplesOfTask, Items, collect_items, split_names, unreadable_images
+from madkit.extract.options import (
+    IMAGE_BATCH,
+    TEXT_BATCH_TOKENS,
+    ExtractOptions,
+    decode_threads,
+    resolve_device,
+)
+from madkit.extract.pipeline import WriterThread, encode_images, encode_texts, ordered_map
+from madkit.tasks.data import open_task
+from madkit.tasks.spec import TASKS
+from madkit.teachers.interface import Teacher, TextTeacher, VisionTeacher
+from madkit.teachers.known import parse_teacher_name
+from madkit.teachers.load import load_teacher
+
+TOKENIZE_CHUNK = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class StoreReport:
+    """What became of one store.
+
+    Attributes:
+        path: its folder.
+        items: images and texts in it.
+        bytes: bytes of its files.
+        computed: items encoded now.
+        skipped: items that were there already.
+        task: name of the task.
+        images: images in it.
+        texts: texts in it.
+        truncated: texts of which the teacher read only the beginning.
+        seconds: how long it took now.
+    """
+
+    path: Path
+    items: int
+    bytes: int
+    computed: int
+    skipped: int
+    task: str = ""
+    images: int = 0
+    texts: int = 0
+    truncated: int = 0
+    seconds: float = 0.0
+
+    def as_row(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def extract(
+    workspace: Workspace,
+    teacher_name: str,
+    tasks: Sequence[str] = (),
+    *,
+    weights: Path | None = None,
+    device: str = "auto",
+    workers: int = 0,
+    shard_mb: float | None = None,
+    splits: Sequence[str] | None = None,
+    part: str = "full",
+) -> list[StoreReport]:
+    """Extract tasks with a teacher.
+
+    Args:
+        workspace: where data is read and stores are written.
+        teacher_name: see :func:`madkit.teachers.load.load_teacher`.
+        tasks: names of tasks; none means all.
+        weights: weight file or folder for the teacher.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        workers: threads that decode images; 0 for a choice.
+        shard_mb: size of a shard in MB.
+        splits: only these splits and suites; None for all.
+        part: part of the embedded benchmark (see :func:`madkit.tasks.data.open_task`).
+
+    Returns:
+        One report per task.
+
+    Raises:
+        UsageProblem: unknown teacher, task, split or device.
+        NotFoundError: no weights or no data.
+        DataError: damaged weights or data, or images that cannot be read (what could be done is kept).
+        CacheError: another process writes the same store.
+        StoppedResumable: SIGTERM; the current shard is finished and the same command goes on.
+        KeyboardInterrupt: Ctrl-C, likewise.
+    """
+    options = ExtractOptions(device, workers, DEFAULT_SHARD_MB if shard_mb is None else shard_mb)
+    chosen_device, reason = resolve_device(device)
+    for name in tasks:
+        _known_task(name)
+    parse_teacher_name(teacher_name)
+    with StopSignals() as signals:
+        teacher = load_teacher(teacher_name, weights=weights, device=chosen_device)
+        info(f"Teacher {teacher.name} on {chosen_device} ({reason}), computing in {_dtype(teacher)}.")
+        reports = []
+        for name in dict.fromkeys(tasks or TASKS):
+            data = open_task(workspace, name, part=part)
+            if signals.requested:
+                raise signals.error()
+            reports.append(extract_task(workspace, teacher, data, options=options, splits=splits, signals=signals))
+        return reports
+
+
+def _known_task(name: str) -> None:
+    from madkit.tasks.spec import get_task
+
+    get_task(name)
+
+
+def extract_task(
+    workspace: Workspace,
+    teacher: Teacher,
+    data: ExamplesOfTask,
+    *,
+    options: ExtractOptions | None = None,
+    splits: Sequence[str] | None = None,
+    signals: StopSignals | None = None,
+) -> StoreReport:
+    """Extract one task's data with a loaded teacher. Arguments and errors as for :func:`extract`."""
+    options = options or ExtractOptions()
+    started = time.monotonic()
+    vision, text = _both(teacher)
+    names = split_names(data, splits)
+    items = collect_items(data, names)
+    identity = store_identity(teacher, data, None if splits is None else names)
+    folder = store_folder(workspace.cache, parse_teacher_name(teacher.name).slug, data.source, identity)
+    plan = make_plan(vision, text, items, identity, options.shard_mb)
+    truncated = int(plan.facts["truncated_texts"])
+    with StoreWriter(folder, plan) as writer:
+        pending = {part: sum(len(writer.plan.items(part, unit)) for unit in writer.pending(part)) for part in PARTS}
+        computed = sum(pending.values())
+        total = len(items.image_ids) + len(items.texts)
+        if writer.finished:
+            info(f"{data.source}: the cache {folder.name} is complete, nothing to do.")
+            size = writer.total_bytes
+        else:
+            if computed < total:
+                info(f"{data.source}: going on with {folder.name}, {total - computed:,} of {total:,} items are there.")
+            if truncated:
+                dropped = int(plan.facts["dropped_tokens"])
+                warn(
+                    f"{truncated:,} texts are longer than the teacher's {text.context_length - 2} tokens; "
+                    f"{dropped:,} tokens at their ends are not read."
+                )
+            job = _Job(writer, teacher.device, options, signals)
+            unreadable = job.images(vision, items)
+            job.texts(text, items)
+            if unreadable:
+                raise unreadable_images(len(unreadable), len(items.image_paths), unreadable[:5])
+            size = int(writer.finish(seconds=time.monotonic() - started)["bytes"])
+    seconds = time.monotonic() - started
+    if computed:
+        info(
+            f"{data.source}: {pending['images']:,} images and {pending['texts']:,} texts in {duration(seconds)}, "
+            f"{size / 1e6:,.1f} MB in {folder}."
+        )
+    return StoreReport(
+        path=folder,
+        items=total,
+        bytes=size,
+        computed=computed,
+        skipped=total - computed,
+        task=data.spec.name,
+        images=len(items.image_ids),
+        texts=len(items.texts),
+        truncated=truncated,
+        seconds=round(seconds, 3),
+    )
+
+
+def store_identity(teacher: Teacher, data: ExamplesOfTask, splits: Sequence[str] | None) -> dict[str, Any]:
+    """Return what decides the content of a store, as plain JSON values; its digest is the store's key."""
+    vision, text = _both(teacher)
+    return {
+        "teacher": teacher.name,
+        "vision": vision.identity,
+        "text": text.identity,
+        "shared_space": teacher.shared_space,
+        "logit_scale": round(teacher.logit_scale, 6),
+        "compute_dtype": _dtype(teacher),
+        "dtype": "float16",
+        "selection": "all",
+        "task": data.spec.name,
+        "source": data.source,
+        "revision": data.revision,
+        "splits": "all" if splits is None else list(splits),
+    }
+
+
+def make_plan(
+    vision: VisionTeacher, text: TextTeacher, items: Items, identity: Mapping[str, Any], shard_mb: float
+) -> StorePlan:
+    """Tokenize all texts to know their lengths, and lay out the store."""
+    lengths = np.zeros(len(items.texts), dtype=np.int64)
+    truncated = dropped = approximate = 0
+    for start in range(0, len(items.texts), TOKENIZE_CHUNK):
+        for row, found in enumerate(text.tokenize(items.texts[start : start + TOKENIZE_CHUNK]), start=start):
+            lengths[row] = len(found.ids)
+            truncated += found.dropped > 0
+            dropped += found.dropped
+            approximate += found.approximate
+    return StorePlan(
+        identity=identity,
+        image_ids=items.image_ids,
+        image_aliases=items.aliases,
+        texts=items.texts,
+        lengths=lengths,
+        images=image_layout(len(items.image_ids), vision.grid, vision.dim, shard_mb),
+        text=text_layout(lengths, text.dim, shard_mb),
+        facts={
+            "truncated_texts": truncated,
+            "dropped_tokens": dropped,
+            "texts_with_approximate_spans": approximate,
+            "text_tokens": int(lengths.sum()),
+        },
+    )
+
+
+class _Job:
+    """The encoding of one store's missing units."""
+
+    def __init__(self, writer: StoreWriter, device: str, options: ExtractOptions, signals: StopSignals | None) -> None:
+        kind = torch.device(device).type
+        self.writer = writer
+        self.plan = writer.plan
+        self.signals = signals
+        self.threads = decode_threads(options.workers)
+        self.image_batch = options.image_batch or IMAGE_BATCH.get(kind, 64)
+        self.text_tokens = options.text_tokens or TEXT_BATCH_TOKENS.get(kind, 4096)
+
+    def images(self, teacher: VisionTeacher, items: Items) -> list[str]:
+        """Decode, encode and store the images of all missing units.
+
+        Returns:
+            What is wrong with each image that cannot be read. A unit with such an image is not stored; the others are.
+        """
+        units = self.writer.pending("images")
+        rows = [row for unit in units for row in self.plan.items("images", unit)]
+        unreadable: list[str] = []
+        blank = torch.zeros((3, *teacher.image_size), dtype=torch.uint8)
+        decoded = ordered_map(
+            lambda row: teacher.load_image(items.image_paths[row]),
+            rows,
+            threads=self.threads,
+            window=2 * self.image_batch + self.threads,
+        )
+
+        def readable() -> Iterator[torch.Tensor]:
+            for future in decoded:
+                error = future.exception()
+                if isinstance(error, DataError):
+                    unreadable.append(error.message.rstrip("."))
+                yield blank if isinstance(error, DataError) else future.result()
+
+        images = readable()
+        with self._bar("images", len(rows)) as bar, closing(decoded), WriterThread(self.writer) as thread:
+            for unit in self._until_stopped(units):
+                bad = len(unreadable)
+                count = len(self.plan.items("images", unit))
+                arrays = encode_images(teacher, islice(images, count), count, self.image_batch, bar.advance)
+                if len(unreadable) == bad:
+                    thread.put("images", unit, arrays)
+        self._raise_if_stopped()
+        return unreadable
+
+    def texts(self, teacher: TextTeacher, items: Items) -> None:
+        """Tokenize, encode and store the texts of all missing units."""
+        units = self.writer.pending("texts")
+        count = sum(len(self.plan.items("texts", unit)) for unit in units)
+        with self._bar("texts", count) as bar, WriterThread(self.writer) as thread:
+            for unit in self._until_stopped(units):
+                rows = self.plan.items("texts", unit)
+                tokenized = teacher.tokenize(items.texts[rows.start : rows.stop])
+                thread.put("texts", unit, encode_texts(teacher, tokenized, self.text_tokens, bar.advance))
+        self._raise_if_stopped()
+
+    def _bar(self, part: Part, total: int) -> Progress:
+        return progress(f"Extracting {part} of {self.plan.identity['source']}", total, part)
+
+    def _until_stopped(self, units: Sequence[int]) -> Iterator[int]:
+        for unit in units:
+            if self.signals is not None and self.signals.requested:
+                return
+            yield unit
+
+    def _raise_if_stopped(self) -> None:
+        if self.signals is not None and self.signals.requested:
+            raise self.signals.error()
+
+
+def _both(teacher: Teacher) -> tuple[VisionTeacher, TextTeacher]:
+    if teacher.vision is None or teacher.text is None:
+        raise ConfigError(
+            f"The teacher '{teacher.name}' does not read both images and texts.", hint="use a pair: --teacher mini"
+        )
+    return teacher.vision, teacher.text
+
+
+def _dtype(teacher: Teacher) -> str:
+    return str(teacher.dtype).removeprefix("torch.")

@@ -1,0 +1,207 @@
+"""A CLIP-shaped pair of encoders built by open_clip, giving tokens in the shared space.
+
+Image tokens: patch tokens of the last layer through ``ln_post`` and ``proj``, the way the class token goes. Text
+tokens: the last layer through ``ln_final`` and ``text_projection``, the way the pooled token goes. Global vectors are
+the library's own ``encode_image`` and ``encode_text``, not normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from open_clip.model import CLIP
+from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
+from torch import Tensor, nn
+
+from madkit.core.errors import ConfigError
+from madkit.teachers.digest import weights_digest
+from madkit.teachers.interface import SpanTokenizer, Teacher, TextOutput, TokenizedText, VisionOutput
+from madkit.teachers.preprocess import Preprocessing
+
+VISION_LAYER = "last+ln_post+proj"
+TEXT_LAYER = "last+ln_final+text_projection"
+
+
+class ClipVision:
+    """The vision half of a pair. See :class:`madkit.teachers.interface.VisionTeacher`."""
+
+    def __init__(self, name: str, visual: nn.Module, preprocessing: Preprocessing, weights: str) -> None:
+        if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
+            raise ConfigError(
+                f"The vision encoder of '{name}' ({type(visual).__name__}) gives no patch tokens that madkit can read.",
+                hint="use a model with a plain vision transformer, such as clip-vit-b32 or clip-vit-l14",
+            )
+        self.name = name
+        self.visual = visual
+        self.preprocessing = preprocessing
+        self.dim = int(visual.output_dim)
+        self.grid = (int(visual.grid_size[0]), int(visual.grid_size[1]))
+        self.image_size = preprocessing.size
+        self.identity: dict[str, Any] = {
+            "weights": weights,
+            "preprocessing": preprocessing.identity(),
+            "layer": VISION_LAYER,
+            "dim": self.dim,
+            "grid": list(self.grid),
+        }
+
+    def load_image(self, path: Path) -> Tensor:
+        """Read an image file as uint8 [3, H, W] (DataError when it cannot be)."""
+        return self.preprocessing.load(path)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> VisionOutput:
+        """Encode uint8 [B, 3, H, W] into tokens [B, P, D] and global vectors [B, D] on the device of the weights."""
+        weight = self.visual.conv1.weight
+        pixels = self.preprocessing.normalise(images.to(weight.device, non_blocking=True), weight.dtype)
+        outputs = self.visual.forward_intermediates(pixels, indices=1, normalize_intermediates=True, output_fmt="NLC")
+        tokens = outputs["image_intermediates"][-1]
+        if self.visual.proj is not None:
+            tokens = tokens @ self.visual.proj
+        return VisionOutput(tokens, outputs["image_features"], self.grid)
+
+
+@dataclass(frozen=True, slots=True)
+class _TextParts:
+    """The modules of a text encoder, which open_clip keeps in two places."""
+
+    token_embedding: nn.Embedding
+    positional_embedding: Tensor
+    transformer: Any  # open_clip.transformer.Transformer
+    ln_final: nn.Module
+    projection: Any
+    attn_mask: Tensor | None
+    pool_type: str
+    eos_id: int | None
+    pad_id: int
+    context_length: int
+
+
+def _text_parts(name: str, model: nn.Module) -> _TextParts:
+    text = model if isinstance(model, CLIP) else getattr(model, "text", None)
+    plain = isinstance(model, CLIP) or (isinstance(text, TextTransformer) and text.cls_emb is None)
+    if not plain or text is None:
+        kind = type(text).__name__ if text is not None else type(model).__name__
+        raise ConfigError(
+            f"The text encoder of '{name}' ({kind}) is not one that madkit can read tokens from.",
+            hint="use a model with open_clip's plain text transformer, such as clip-vit-b32 or clip-vit-l14",
+        )
+    owner: Any = text
+    is_clip = isinstance(model, CLIP)
+    return _TextParts(
+        token_embedding=owner.token_embedding,
+        positional_embedding=owner.positional_embedding,
+        transformer=owner.transformer,
+        ln_final=owner.ln_final,
+        projection=owner.text_projection,
+        attn_mask=owner.attn_mask,
+        pool_type=owner.text_pool_type if is_clip else owner.pool_type,
+        eos_id=getattr(owner, "text_eos_id" if is_clip else "eos_id", None),
+        pad_id=0 if is_clip else int(owner.pad_id),
+        context_length=int(owner.context_length),
+    )
+
+
+class ClipText:
+    """The text half of a pair. See :class:`madkit.teachers.interface.TextTeacher`.
+
+    With a causal mask, and pooling at the end token, what follows the end token cannot reach anything that is kept;
+    such texts are padded to the longest of the batch only. Any other model reads them padded as in its training.
+    """
+
+    def __init__(self, name: str, model: nn.Module, tokenizer: SpanTokenizer, dim: int, weights: str) -> None:
+        self.name = name
+        self.dim = dim
+        self.tokenizer = tokenizer
+        self._parts = _text_parts(name, model)
+        self.context_length = self._parts.context_length
+        self._short = self._parts.attn_mask is not None and self._parts.pool_type in ("argmax", "eos", "first")
+        self.identity: dict[str, Any] = {
+            "weights": weights,
+            "tokenizer": tokenizer.digest,
+            "context_length": self.context_length,
+            "layer": TEXT_LAYER,
+            "dim": dim,
+        }
+
+    def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
+        """Tokenize; ``context_length`` less start and end token is the limit, what is beyond is counted as dropped."""
+        return self.tokenizer.tokenize(texts, self.context_length - 2)
+
+    def encode(self, texts: Sequence[str]) -> TextOutput:
+        """Tokenize and encode into tokens [B, T, D], T the longest text of the batch with start and end."""
+        return self.encode_tokenized(self.tokenize(texts))
+
+    @torch.inference_mode()
+    def encode_tokenized(self, texts: Sequence[TokenizedText]) -> TextOutput:
+        """Encode tokenized texts. Position 0 is the start token, so tokens of a text are positions 1..n."""
+        ids, mask, spans = self._batch(texts)
+        parts = self._parts
+        length = ids.shape[1]
+        dtype: torch.dtype = parts.transformer.get_cast_dtype()
+        device = parts.positional_embedding.device
+        ids = ids.to(device)
+        hidden = parts.token_embedding(ids).to(dtype) + parts.positional_embedding[:length].to(dtype)
+        causal = None if parts.attn_mask is None else parts.attn_mask[:length, :length]
+        hidden = parts.ln_final(parts.transformer(hidden, attn_mask=causal))
+        pooled = text_global_pool(hidden, ids, parts.pool_type, eos_token_id=parts.eos_id)
+        if parts.projection is not None:
+            linear = isinstance(parts.projection, nn.Linear)
+            hidden = parts.projection(hidden) if linear else hidden @ parts.projection
+            pooled = parts.projection(pooled) if linear else pooled @ parts.projection
+        return TextOutput(hidden, pooled, mask, spans)
+
+    def _batch(self, texts: Sequence[TokenizedText]) -> tuple[Tensor, Tensor, Tensor]:
+        longest = max((len(text.ids) for text in texts), default=0) + 2
+        width = longest if self._short else self.context_length
+        ids = np.full((len(texts), width), self._parts.pad_id, dtype=np.int64)
+        mask = np.zeros((len(texts), width), dtype=bool)
+        spans = np.zeros((len(texts), width, 2), dtype=np.int32)
+        for row, text in enumerate(texts):
+            n = len(text.ids)
+            ids[row, 0], ids[row, n + 1] = self.tokenizer.start_id, self.tokenizer.end_id
+            ids[row, 1 : n + 1] = text.ids
+            mask[row, 1 : n + 1] = True
+            if n:
+                spans[row, 1 : n + 1] = text.spans
+        return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(spans)
+
+
+def clip_pair(
+    name: str,
+    model: nn.Module,
+    tokenizer: SpanTokenizer,
+    preprocessing: Preprocessing,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Teacher:
+    """Wrap an open_clip ``CLIP`` or ``CustomTextCLIP`` as a teacher in evaluation mode on ``device``.
+
+    The digests are those of the weights as given, before they are cast to ``dtype``.
+
+    Raises:
+        ConfigError: the model has an encoder whose tokens cannot be read.
+    """
+    model.eval().requires_grad_(False)
+    tensors: dict[str, Tensor] = dict(model.state_dict())
+    vision_weights = weights_digest({key: value for key, value in tensors.items() if key.startswith("visual.")})
+    text_weights = weights_digest({key: value for key, value in tensors.items() if not key.startswith("visual.")})
+    logit_scale = float(tensors["logit_scale"].float().exp().reshape(-1)[0])
+    visual: Any = model.visual
+    dim = int(getattr(visual, "output_dim", 0))
+    model.to(device=device, dtype=dtype)
+    return Teacher(
+        name=name,
+        vision=ClipVision(name, visual, preprocessing, vision_weights),
+        text=ClipText(name, model, tokenizer, dim, text_weights),
+        shared_space=True,
+        logit_scale=logit_scale,
+        device=device,
+        dtype=dtype,
+    )
