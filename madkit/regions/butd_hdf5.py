@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from madkit.core.errors import DataError, NotFoundError
 from madkit.core.files import read_json
@@ -26,6 +27,12 @@ from madkit.regions.interface import Regions
 
 if TYPE_CHECKING:
     import h5py
+
+
+Array = NDArray[Any]
+
+_SETS = ("image_bb", "spatial_features", "image_features")
+_LONGEST_RUN = 4096  # boxes (fixed layout: images) that `get_many` reads at once
 
 
 def ids_path(path: Path) -> Path:
@@ -41,6 +48,7 @@ class ButdHdf5Reader:
         self._path = path
         self._lock = threading.Lock()
         self._file: h5py.File | None = None
+        self._sets: tuple[Any, ...] = ()
         self._pid = -1
         if not path.is_file():
             raise NotFoundError(f"The region file {path} does not exist.")
@@ -49,7 +57,7 @@ class ButdHdf5Reader:
             file = self._opened()
             self.adaptive = "pos_boxes" in file
             images = self._check_layout(file)
-            self._spans = self._read_spans(file) if self.adaptive else None
+            self._spans = self._read_spans(file) if self.adaptive else []
             self._dim = int(file["image_features"].shape[-1])
         if len(self._rows) != images or set(self._rows.values()) != set(range(images)):
             raise DataError(f"{ids_path(path)} does not number the {images} images of {path.name} from 0, each once.")
@@ -69,30 +77,50 @@ class ButdHdf5Reader:
         Raises NotFoundError for an unknown id, DataError naming the image for boxes out of order or outside the image,
         contradicting columns, NaN.
         """
-        row = self._rows.get(image_id)
-        if row is None:
-            raise NotFoundError(f"{self._path} has no image {image_id!r}.{suggest(image_id, list(self._rows)[:2000])}")
-        where = f"{self._path}, image {image_id}"
+        row = self._row(image_id)
         with self._lock:
-            file = self._opened()
-            key: Any = row if self._spans is None else slice(*self._spans[row])
-            try:
-                pixels = file["image_bb"][key]
-                spatial = file["spatial_features"][key]
-                features = file["image_features"][key]
-            except OSError as error:
-                raise DataError(f"{where}: the file is damaged ({error}).") from None
-        boxes = check_normalised(spatial[:, :4], spatial[:, 4:6], where)
-        if len(boxes):
-            check_scale(pixels, boxes, where)
-        return Regions(boxes, check_features(features, where))
+            pixels, spatial, features = self._read(*self._span(row))
+        return _checked(pixels, spatial, features, f"{self._path}, image {image_id}")
+
+    def get_many(self, image_ids: Sequence[str]) -> list[Regions]:
+        """The regions of many images, in their order, as `get` gives them; neighbours in the file are read together."""
+        spans = {image_id: self._span(self._row(image_id)) for image_id in image_ids}
+        found: dict[str, Regions] = {}
+        for run in _runs(spans):
+            first = spans[run[0]][0]
+            with self._lock:
+                blocks = self._read(first, spans[run[-1]][1])
+            for image_id in run:
+                start, stop = (position - first for position in spans[image_id])
+                pixels, spatial, features = (block[start:stop] for block in blocks)
+                found[image_id] = _checked(pixels, spatial, features, f"{self._path}, image {image_id}")
+        return [found[image_id] for image_id in image_ids]
 
     def close(self) -> None:
         """Close the file; a later `get` opens it again."""
         with self._lock:
             if self._file is not None and self._pid == os.getpid():
                 self._file.close()
-            self._file = None
+            self._file, self._sets = None, ()
+
+    def _row(self, image_id: str) -> int:
+        row = self._rows.get(image_id)
+        if row is None:
+            raise NotFoundError(f"{self._path} has no image {image_id!r}.{suggest(image_id, list(self._rows)[:2000])}")
+        return row
+
+    def _span(self, row: int) -> tuple[int, int]:
+        """First box of an image and the one behind its last (fixed layout: the image's own row)."""
+        return self._spans[row] if self._spans else (row, row + 1)
+
+    def _read(self, start: int, stop: int) -> tuple[Array, Array, Array]:
+        """Boxes, spatial columns and features of a stretch of the first axis; the caller holds the lock."""
+        self._opened()
+        try:
+            pixels, spatial, features = (data[start:stop] for data in self._sets)
+        except OSError as error:
+            raise DataError(f"{self._path}: the file is damaged ({error}).") from None
+        return pixels, spatial, features
 
     def _opened(self) -> h5py.File:
         """The open file; a forked child opens its own, because HDF5 handles do not survive a fork."""
@@ -103,6 +131,7 @@ class ButdHdf5Reader:
                 self._file = h5py.File(self._path, "r")
             except OSError as error:
                 raise DataError(f"{self._path} is no readable HDF5 file ({error}).") from None
+            self._sets = tuple(self._file.get(name) for name in _SETS)
             self._pid = os.getpid()
         return self._file
 
@@ -135,7 +164,7 @@ class ButdHdf5Reader:
             raise DataError(f"{self._path}: the data sets have different numbers of boxes ({shapes}).")
         return int(file["pos_boxes"].shape[0] if self.adaptive else shapes["image_bb"][0])
 
-    def _read_spans(self, file: h5py.File) -> Any:
+    def _read_spans(self, file: h5py.File) -> list[tuple[int, int]]:
         spans = file["pos_boxes"][:]
         boxes = file["image_bb"].shape[0]
         if spans.ndim != 2 or spans.shape[1] != 2:
@@ -143,4 +172,27 @@ class ButdHdf5Reader:
         bad = np.flatnonzero((spans[:, 0] < 0) | (spans[:, 1] < spans[:, 0]) | (spans[:, 1] > boxes))
         if len(bad):
             raise DataError(f"{self._path}: row {bad[0]} of 'pos_boxes' points outside the {boxes} boxes.")
-        return spans
+        return [(int(start), int(stop)) for start, stop in spans]
+
+
+def _checked(pixels: Array, spatial: Array, features: Array, where: str) -> Regions:
+    """The regions of one image ([n, columns], or [1, n, columns] in the fixed layout) after all checks."""
+    if spatial.ndim == 3:
+        pixels, spatial, features = pixels[0], spatial[0], features[0]
+    boxes = check_normalised(spatial[:, :4], spatial[:, 4:6], where)
+    if len(boxes):
+        check_scale(pixels, boxes, where)
+    return Regions(boxes, check_features(features, where))
+
+
+def _runs(spans: Mapping[str, tuple[int, int]]) -> Iterator[list[str]]:
+    """The images in the file's order, cut where the file has a gap and where a stretch gets long."""
+    run: list[str] = []
+    for image_id in sorted(spans, key=spans.__getitem__):
+        start, stop = spans[image_id]
+        if run and (start != spans[run[-1]][1] or stop - spans[run[0]][0] > _LONGEST_RUN):
+            yield run
+            run = []
+        run.append(image_id)
+    if run:
+        yield run

@@ -42,5 +42,8 @@ class RegionReader(Protocol):
         Raises NotFoundError for an unknown id, DataError for boxes or features that cannot be right.
         """
 
+    def get_many(self, image_ids: Sequence[str]) -> list[Regions]:
+        """The regions of many images, in their order; faster than one `get` each where the layout allows it."""
+
     def close(self) -> None:
         """Release the file; a later `get` opens it again."""

@@ -48,6 +48,22 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     reader.close()
 
 
+@pytest.mark.parametrize("longest", [1, 3, 4096])
+def test_many_at_once_are_the_same_as_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, longest: int) -> None:
+    monkeypatch.setattr("madkit.regions.butd_hdf5._LONGEST_RUN", longest)
+    write_butd_hdf5(tmp_path / "a.h5", items(9))
+    fixed(tmp_path / "f.h5")
+    for name, wanted in (("a.h5", [f"im/{n}.png" for n in (7, 2, 3, 4, 0, 3)]), ("f.h5", ["9", "7"])):
+        reader = ButdHdf5Reader(tmp_path / name)
+        for image, regions in zip(wanted, reader.get_many(wanted), strict=True):
+            np.testing.assert_array_equal(regions.boxes, reader.get(image).boxes)
+            np.testing.assert_array_equal(regions.features, reader.get(image).features)
+        assert reader.get_many([]) == []
+        with pytest.raises(NotFoundError, match="no image 'x'"):
+            reader.get_many([wanted[0], "x"])
+        reader.close()
+
+
 @given(data=st.data())
 @settings(max_examples=25, deadline=None)
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

@@ -10,6 +10,9 @@ Box = tuple[float, float, float, float]
 TOLERANCE = 1.0  # pixels that a corner may lie outside the image (rounding, inclusive corners) before it is an error
 
 
+_NUMBERS = (float, int)  # compared by type: a boolean is no number
+
+
 class BoxError(ValueError):
     """A box that cannot be in the image; the message is a clause without file and line."""
 
@@ -23,9 +26,9 @@ def clean_box(values: object, width: float, height: float) -> Box:
     if not isinstance(values, Sequence) or isinstance(values, str) or len(values) not in (4, 5):
         raise BoxError("must have 4 numbers, or 5 with a score")
     for value in values:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if type(value) not in _NUMBERS or not math.isfinite(value):
             raise BoxError("holds something that is not a finite number")
-    x1, y1, x2, y2 = (float(value) for value in values[:4])
+    x1, y1, x2, y2 = map(float, values[:4])
     if min(x1, y1) < -TOLERANCE or x2 > width + TOLERANCE or y2 > height + TOLERANCE:
         swapped = " (width and height may be swapped)" if x2 <= height + TOLERANCE and y2 <= width + TOLERANCE else ""
         raise BoxError(f"[{x1:g}, {y1:g}, {x2:g}, {y2:g}] lies outside the image of {width:g} x {height:g}{swapped}")

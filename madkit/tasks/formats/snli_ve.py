@@ -19,6 +19,7 @@ from madkit.tasks.formats.source_lines import (
     check_files,
     iter_json_lines,
     kind_of,
+    many_small_objects,
     need_string,
 )
 from madkit.tasks.spec import SNLI_VE_LABELS
@@ -29,6 +30,7 @@ _EXTENSION = re.compile(r"\.(?:jpe?g|png)$", re.IGNORECASE)
 _LABEL_INDEX = {name: index for index, name in enumerate(SNLI_VE_LABELS)}
 
 
+@many_small_objects()
 def read_snli_ve(
     annotations: Path,
     images: Path,

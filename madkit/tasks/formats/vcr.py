@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from madkit.core.errors import NotFoundError
 from madkit.tasks.example import Example, ImageRef, Segment
 from madkit.tasks.formats.boxes import Box, BoxError, clean_box
 from madkit.tasks.formats.source_lines import (
@@ -22,6 +23,7 @@ from madkit.tasks.formats.source_lines import (
     iter_json_lines,
     kind_of,
     load_json,
+    many_small_objects,
     need_int,
     need_list,
     need_string,
@@ -39,6 +41,7 @@ class _Metadata:
     height: int
 
 
+@many_small_objects()
 def read_vcr(
     annotations: Path, images: Path, *, require_metadata: bool = True, check_images: bool = False
 ) -> list[Example]:
@@ -156,11 +159,12 @@ def _segment(tokens: Any, key: str, objects: list[str], place: Place, tagged: bo
 
 
 def _read_metadata(path: Path, place: Place, *, required: bool) -> _Metadata | None:
-    if not path.is_file():
+    try:
+        content = load_json(path)
+    except NotFoundError:
         if required:
             place.fail(f"the metadata file {path} does not exist", hint="check the folder of the images")
         return None
-    content = load_json(path)
     here = Place(path)
     if not isinstance(content, dict):
         here.fail(f"a JSON object is needed, found {kind_of(content)}")

@@ -13,6 +13,7 @@ from madkit.tasks.formats.source_lines import (
     check_files,
     kind_of,
     load_json,
+    many_small_objects,
     need_int,
     need_list,
     need_string,
@@ -26,6 +27,7 @@ COCO_PATTERN = "COCO_{subset}_{id:012d}.jpg"
 _IMAGE_SUBSETS = {"test-dev2015": "test2015"}  # the test-dev questions are about images of test2015
 
 
+@many_small_objects()
 def read_vqa(
     questions: Path,
     annotations: Path | None,
