@@ -32,6 +32,7 @@ class TeacherRows:
 
     images: Tensor  # [B] rows of the set's images
     texts: Tensor  # [S, G] rows of the set's texts, -1 none
+    ends: Tensor  # [S, G] position of the [SEP] that closes each text, -1 none
     tokens: Tensor  # [S, T] rows of the set's distinct student tokens, -1 none
 
 
@@ -120,6 +121,7 @@ class ExampleSet:
         keys: list[NDArray[np.int64]] = []
         lengths: list[int] = []
         segments: list[list[int]] = []
+        ends: list[list[int]] = []
         self.shortened = 0
         for place, example in enumerate(self.examples):
             encoded = encode_example(example, student.tokenizer, student.max_text_length)
@@ -132,6 +134,7 @@ class ExampleSet:
                 keys.append(_token_keys(rows, sequence.segment, sequence.spans))
                 lengths.append(len(sequence.ids))
                 segments.append(rows.tolist())
+                ends.append((np.flatnonzero(sequence.segment[1:] < 0) + 1).tolist())  # all specials but [CLS]
                 self.shortened += sequence.shortened
             if progress is not None:
                 progress.advance(1)
@@ -149,6 +152,7 @@ class ExampleSet:
         self.token_pairs = np.stack([kept >> 32, (kept >> 16) & 0xFFFF, kept & 0xFFFF], axis=1)
         most = max(len(rows) for rows in segments)
         self._segments = torch.tensor([rows + [-1] * (most - len(rows)) for rows in segments])
+        self._ends = torch.tensor([places + [-1] * (most - len(places)) for places in ends])
 
     def _longest(self) -> Indices:
         lengths = np.diff(self._starts.numpy()).reshape(len(self.examples), self.n_candidates)
@@ -194,6 +198,7 @@ class ExampleSet:
         return TeacherRows(
             images=torch.from_numpy(self._image_row[indices]),
             texts=self._segments[sequences],
+            ends=self._ends[sequences],
             tokens=torch.where(mask, self._token_row[places].long(), -1),
         )
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from madkit.cache import TokenCache
 from madkit.core.seeds import derive_seed
-from madkit.distill.examples import ExampleSet
+from madkit.distill.examples import ExampleSet, TeacherRows
 from madkit.distill.loop import StepLoss
 from madkit.distill.order import Indices
 from madkit.distill.teacher_bank import ImageBank, TextBank, image_bank, text_bank
@@ -29,6 +29,7 @@ class Batch:
         inputs: the student's tensors.
         target: [B] labels or [B, K] soft scores; None without labels.
         teacher: the teacher's side; None where no term needs it.
+        query_index: [S] text position that asks in sentence affinity; None: the last [SEP].
         confidence: [B] c_T, the teacher's confidence in the gold target; None where no weight needs it.
         step: number of the step, counted from 0.
         progress: share of training that is done.
@@ -37,6 +38,7 @@ class Batch:
     inputs: StudentInputs
     target: Tensor | None
     teacher: TeacherTargets | None
+    query_index: Tensor | None
     confidence: Tensor | None
     step: int
     progress: float
@@ -48,6 +50,7 @@ class Batch:
             inputs=self.inputs.to(device, non_blocking=True),
             target=None if self.target is None else self.target.to(device, non_blocking=True),
             teacher=None if self.teacher is None else self.teacher.to(device, non_blocking=True),
+            query_index=None if self.query_index is None else self.query_index.to(device, non_blocking=True),
             confidence=None if self.confidence is None else self.confidence.to(device, non_blocking=True),
         )
 
@@ -72,7 +75,7 @@ class TeacherSide:
     ) -> None:
         """Read what `config` needs. CacheError names missing images or texts and the command that extracts them."""
         self.examples = examples
-        self.shared_space = bool(cache.identity.get("shared_space", False))
+        self.shared_space = cache.shared_space
         self.images: ImageBank = image_bank(
             cache, examples.image_ids, examples.region_boxes, threads=threads, permute_seed=permute_seed
         )
@@ -83,9 +86,8 @@ class TeacherSide:
             names = examples.ids
             self._keys = torch.tensor([derive_seed("token choice", name) for name in names])
 
-    def targets(self, indices: Indices, inputs: StudentInputs) -> TeacherTargets:
+    def targets(self, rows: TeacherRows, indices: Indices, inputs: StudentInputs) -> TeacherTargets:
         """The teacher's side of a batch whose student tensors are `inputs`."""
-        rows = self.examples.teacher_rows(indices)
         T, R = inputs.input_ids.shape[1], inputs.region_mask.shape[1]
         S, Dl = len(rows.texts), self.texts.globals.shape[1]
         if self.texts.tokens is not None and self.texts.has is not None and self.texts.content is not None:
@@ -125,7 +127,17 @@ class TeacherSide:
 
 
 class BatchMaker:
-    """Cuts micro-batches out of a set: tensors only, no reading."""
+    """Cuts micro-batches out of a set: tensors only, no reading.
+
+    Args:
+        examples: the set.
+        steps: length of training, for the schedules.
+        teacher: the teacher's side of the set.
+        confidence: [n] c_T.
+        one_text: the teacher's sentence is one text of the sequence (question, answer or rationale, in turn over
+            steps) and its own [SEP] asks, instead of all texts and the last [SEP]. A sentence of its own says more
+            about the regions than a mean over several.
+    """
 
     def __init__(
         self,
@@ -134,7 +146,9 @@ class BatchMaker:
         *,
         teacher: TeacherSide | None = None,
         confidence: Tensor | None = None,
+        one_text: bool = False,
     ) -> None:
+        self.one_text = one_text
         self.examples = examples
         self.steps = steps
         self.teacher = teacher
@@ -144,10 +158,19 @@ class BatchMaker:
         """The micro-batch of the examples `indices` in step `step`."""
         inputs = self.examples.inputs(indices)
         rows = torch.from_numpy(indices)
+        targets = query = None
+        if self.teacher is not None:
+            where = self.examples.teacher_rows(indices)
+            if self.one_text:
+                turn = (rows.repeat_interleave(self.examples.n_candidates) + step) % (where.texts >= 0).sum(1)
+                query = where.ends.gather(1, turn[:, None]).squeeze(1)
+                where = replace(where, texts=where.texts.gather(1, turn[:, None]))
+            targets = self.teacher.targets(where, indices, inputs)
         return Batch(
             inputs=inputs,
             target=None if self.examples.target is None else self.examples.target[rows],
-            teacher=None if self.teacher is None else self.teacher.targets(indices, inputs),
+            teacher=targets,
+            query_index=query,
             confidence=None if self.confidence is None else self.confidence[rows],
             step=step,
             progress=step / self.steps,
@@ -194,6 +217,7 @@ class Objective(nn.Module):
                 text_mask=inputs.text_mask,
                 region_mask=out.region_mask,
                 tag_regions=inputs.tag_regions,
+                query_index=batch.query_index,
                 label=batch.target if self.supervised and kind != "vqa" else None,
                 n_candidates=inputs.n_candidates,
                 teacher_confidence=batch.confidence,

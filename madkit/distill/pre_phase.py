@@ -172,7 +172,8 @@ def _train(
     )
     criterion = make_criterion(phase.objective, student, teacher, seed)
     objective = Objective(student, criterion, supervised=False)
-    batches, held_batches = BatchMaker(pool, phase.steps, teacher=teacher), BatchMaker(rest, 1, teacher=held_teacher)
+    batches = BatchMaker(pool, phase.steps, teacher=teacher, one_text=True)
+    held_batches = BatchMaker(rest, 1, teacher=held_teacher, one_text=True)
     order = BucketOrder(rest.lengths.tolist(), rest.sequences.tolist(), phase.micro_tokens, len(rest), "held out")
 
     def look(step: int) -> Look:

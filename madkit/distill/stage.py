@@ -14,7 +14,7 @@ from torch import nn
 
 from madkit.cache import TokenCache, choose_cache
 from madkit.core.console import info, progress
-from madkit.core.errors import CacheError, RunError, UsageProblem
+from madkit.core.errors import RunError, UsageProblem
 from madkit.core.files import FileLock, digest_of, sha256_file, write_json_atomic, write_text_atomic
 from madkit.core.seeds import derive_seed
 from madkit.core.workspace import Workspace
@@ -142,7 +142,7 @@ class _Run:
         self.labelled = select_shots(self.train, shots, seed=seed, revision=data.revision)
         self.config = resolve(config, n_examples=len(self.labelled), seed=seed)
         self.head: HeadSpec = head_for(data.spec, self.train)
-        self.cache: TokenCache | None = self._open_cache(teacher) if self.config.needs_cache else None
+        self.cache: TokenCache | None = choose_cache(workspace, data, teacher) if self.config.needs_cache else None
         folder = student_folder(student)
         self.identity = RunIdentity(
             task=task,
@@ -154,7 +154,7 @@ class _Run:
             arm=self.config.arm,
             shots=shots,
             seed=seed,
-            teacher=None if self.cache is None else str(self.cache.identity["teacher"]),
+            teacher=None if self.cache is None else self.cache.teacher,
             cache_key=None if self.cache is None else self.cache.path.name,
             examples=digest_of([example.id for example in self.labelled]),
         )
@@ -165,18 +165,6 @@ class _Run:
         """Let go of the cache."""
         if self.cache is not None:
             self.cache.close()
-
-    def _open_cache(self, teacher: str | None) -> TokenCache:
-        task = self.data.spec.name
-        cache = choose_cache(self.workspace, self.data, teacher)
-        found = cache.identity.get("revision")
-        if found != self.data.revision:
-            raise CacheError(
-                f"The cache {cache.path.name} was extracted from revision {found} of {self.data.source}, "
-                f"and the data now is revision {self.data.revision}.",
-                hint=f"madkit extract --teacher {cache.identity.get('teacher', 'mini')} --task {task}",
-            )
-        return cache
 
     # -- the way of a run -------------------------------------------------------------------------------------------
 
@@ -291,7 +279,7 @@ class _Run:
                     teacher,
                     self.config.confidence,
                     seed=derive_seed(self.seed, "probe"),
-                    logit_scale=float(self.cache.identity.get("logit_scale", 100.0)),
+                    logit_scale=self.cache.logit_scale,
                     path=self.folder.path / CONFIDENCE,
                 )
         made: MADCriterion | None = criterion
@@ -348,9 +336,7 @@ class _Run:
 
 
 def set_dropout(module: nn.Module, rate: float) -> None:
-    """Give every dropout of a network the same rate; attention layers that keep it as a number included."""
+    """Give every dropout of a network the same rate."""
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = rate
-        elif isinstance(getattr(part, "dropout_prob", None), float):
-            part.dropout_prob = rate  # type: ignore[assignment]  # transformers' attention

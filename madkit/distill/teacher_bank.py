@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from madkit.cache import TokenCache
+from madkit.cache import ImageTokens, TextTokens, TokenCache
 from madkit.core.console import Progress
 from madkit.core.seeds import permutation
 from madkit.mad.align import align_text, pool_regions
@@ -55,8 +55,10 @@ class TextBank:
     content: Tensor | None = None
 
 
-def _stats_of(vectors: Tensor) -> ChannelStats:
-    return ChannelStats(vectors.mean(0), vectors.var(0, unbiased=False))
+def _stats(store: ImageTokens | TextTokens) -> tuple[ChannelStats, ChannelStats]:
+    """Mean and variance of the tokens and of the globals, as the extraction counted them."""
+    tokens = ChannelStats(torch.tensor(store.mean), torch.tensor(store.var))
+    return tokens, ChannelStats(torch.tensor(store.global_mean), torch.tensor(store.global_var))
 
 
 def image_bank(
@@ -101,8 +103,7 @@ def image_bank(
         for done in workers.map(read, range(0, n, CHUNK_IMAGES)):
             if progress is not None:
                 progress.advance(done)
-    stats = ChannelStats(torch.as_tensor(images.mean).float(), torch.as_tensor(images.var).float())
-    return ImageBank(regions, global_, stats, _stats_of(global_))
+    return ImageBank(regions, global_, *_stats(images))
 
 
 def _derangement(n: int, seed: int) -> NDArray[np.int64]:
@@ -168,8 +169,7 @@ def text_bank(
         for done in workers.map(read, range(0, len(texts), CHUNK_TEXTS)):
             if progress is not None:
                 progress.advance(done)
-    stats = ChannelStats(torch.as_tensor(store.mean).float(), torch.as_tensor(store.var).float())
-    bank = TextBank(global_, stats, _stats_of(global_))
+    bank = TextBank(global_, *_stats(store))
     if pairs is not None:
         bank.tokens, bank.has, bank.content = tokens, has, content
     return bank
