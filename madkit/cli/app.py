@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -12,6 +12,7 @@ from typer.main import get_command, get_group
 from madkit import __version__
 from madkit.cli.commands import COMMANDS, CommandLine
 
+MARKUP: Literal["markdown"] = "markdown"  # unlike Rich's markup, it leaves "[person1]" alone and joins wrapped lines
 EPILOG = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 verification failed, 75 stopped but resumable, 130 Ctrl-C."
 
 
@@ -32,11 +33,22 @@ def load_command(name: str) -> Any:
     module_name, _, attribute = line.target.partition(":")
     module = import_module(module_name)
     target = getattr(module, attribute)
+    epilog = _epilog(getattr(module, "EXAMPLES", ""))
     if isinstance(target, typer.Typer):
-        return get_group(target)
-    single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-    single.command(name, epilog=getattr(module, "EXAMPLES", None))(target)
+        target.rich_markup_mode = MARKUP
+        group = get_group(target)
+        group.epilog = group.epilog or epilog
+        return group
+    single = typer.Typer(add_completion=False, rich_markup_mode=MARKUP)
+    single.command(name, epilog=epilog)(target)
     return get_command(single)
+
+
+def _epilog(examples: str) -> str | None:
+    """Return example calls, one per line, as the text below a command's help."""
+    lines = [f"`{line.strip()}`" for line in examples.splitlines() if line.strip()]
+    # two spaces before a newline break the line in Markdown, which would join them otherwise
+    return "Examples:\n\n" + "  \n".join(lines) if lines else None
 
 
 def build_app() -> typer.Typer:
@@ -45,7 +57,7 @@ def build_app() -> typer.Typer:
         cls=LazyGroup,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        rich_markup_mode="markdown",
+        rich_markup_mode=MARKUP,
         context_settings={"help_option_names": ["--help", "-h"]},
     )
     app.callback(epilog=EPILOG)(root)

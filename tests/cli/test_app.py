@@ -36,7 +36,7 @@ FORBIDDEN = (
 # Typer itself imports pydantic to convert the values of options, though not for the overview and the version.
 LIGHTEST = (*FORBIDDEN, "pydantic")
 
-PROBE = """
+PROBE = '''
 from __future__ import annotations
 import sys
 import typer
@@ -44,7 +44,10 @@ from madkit.cli.options import JsonOption, WorkspaceOption
 from madkit.cli.output import emit
 from madkit.core import errors
 
-EXAMPLES = "Example: madkit probe --count 3"
+EXAMPLES = """
+madkit probe --count 3
+madkit probe --json
+"""
 
 def probe(how: str = "well", count: int = 1, workspace: WorkspaceOption = None, json_: JsonOption = False) -> None:
     "Probe every way to end."
@@ -80,7 +83,7 @@ app = typer.Typer(no_args_is_help=True, help="A command with parts.")
 def list_() -> None:
     "List the parts."
     print("parts")
-"""
+'''
 
 
 @pytest.fixture
@@ -196,10 +199,14 @@ def test_help_of_one_command_is_its_own(capsys: pytest.CaptureFixture[str]) -> N
         "MADKIT_WORKSPACE",
     ):
         assert words in out
-    assert "Example: madkit probe --count 3" in out
+    tail = [line.strip() for line in out.splitlines()][-6:]
+    assert [line for line in tail if line] == ["Examples:", "madkit probe --count 3", "madkit probe --json"]
     assert max(map(len, out.splitlines())) <= 80
     assert main(["parts", "--help"]) == 0
-    assert "List the parts." in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "List the parts." in out
+    assert "madkit probe --json" in out
+    assert "`" not in out, "one kind of markup in all commands"
     assert main(["parts", "list"]) == 0
     assert capsys.readouterr().out == "parts\n"
 
