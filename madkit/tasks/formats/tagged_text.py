@@ -41,6 +41,7 @@ def segment_of(tokens: Sequence[object], objects: Sequence[str], *, keep_tags: b
     tags: list[Tag] = []
     glue = True  # whether the next piece follows without a space
     marks: _Marks | None = None
+    known = len(objects)
     for position, token in enumerate(tokens):
         if isinstance(token, str):
             piece, before, after, in_context = _manner(token)
@@ -58,7 +59,8 @@ def segment_of(tokens: Sequence[object], objects: Sequence[str], *, keep_tags: b
             if not token:
                 raise TagError("a tag list is empty")
             for number, index in enumerate(token):
-                name = _name(index, objects)
+                # The usual case first: a real data set has millions of tags.
+                name = objects[index] if type(index) is int and 0 <= index < known else _name(index, objects)
                 lead = " and " if number else "" if glue else " "
                 glue = False
                 parts += (lead, name)
