@@ -5,9 +5,12 @@ The variables must be set before torch or an OpenMP library is loaded, hence her
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from pathlib import Path
 
 import hypothesis
+import pytest
 
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
@@ -21,3 +24,16 @@ for _variable in ("MADKIT_WORKSPACE", "MADKIT_DEBUG", "FORCE_COLOR", "RANK"):
 # No deadline: a busy two-core machine is not a bug. Derandomised: a red run is red for everyone.
 hypothesis.settings.register_profile("madkit", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("madkit")
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher folder like the embedded one, with random weights (16 channels): ``local:PATH``."""
+    source = Path(__file__).with_name("tiny_teacher.py")
+    spec = importlib.util.spec_from_file_location("tiny_teacher", source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder: Path = module.write_tiny_teacher(tmp_path_factory.mktemp("tiny-teacher"))
+    return folder

@@ -1,7 +1,7 @@
 """The table of commands: what ``madkit --help`` lists without importing any of them.
 
 A command module defines a plain Typer-style function, or ``app = typer.Typer(...)`` for one with sub-commands. It may
-define ``EXAMPLES``, a text that is shown below its help.
+define ``EXAMPLES``, calls one per line, which are shown below its help.
 """
 
 from __future__ import annotations
@@ -21,5 +21,13 @@ class CommandLine(NamedTuple):
 
 
 COMMANDS: dict[str, CommandLine] = {
+    "extract": CommandLine(
+        "madkit.cli.extract:extract", "Read images and texts with a frozen teacher, into a token cache.", PIPELINE
+    ),
+    "distill": CommandLine(
+        "madkit.cli.distill:distill", "Fine-tune a student, with or without a teacher's tokens.", PIPELINE
+    ),
+    "teachers": CommandLine("madkit.cli.teachers:app", "List and describe teachers.", INSPECT),
+    "cache": CommandLine("madkit.cli.cache:app", "List, inspect, verify and remove token caches.", INSPECT),
     "env": CommandLine("madkit.cli.env:env", "Print versions and hardware, ready to paste into an issue.", INSPECT),
 }

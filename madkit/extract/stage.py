@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from madkit.cache.layout import DEFAULT_SHARD_MB, image_layout, store_folder, text_layout
+from madkit.cache.reader import read_manifest
 from madkit.cache.writer import PARTS, Part, StorePlan, StoreWriter
 from madkit.core.console import Progress, duration, info, progress, warn
 from madkit.core.errors import ConfigError, DataError
@@ -32,7 +33,7 @@ from madkit.extract.options import (
 )
 from madkit.extract.pipeline import WriterThread, encode_images, encode_texts, ordered_map
 from madkit.tasks.data import open_task
-from madkit.tasks.spec import TASKS
+from madkit.tasks.spec import TASKS, get_task
 from madkit.teachers.interface import Teacher, TextTeacher, VisionTeacher
 from madkit.teachers.known import parse_teacher_name
 from madkit.teachers.load import load_teacher
@@ -112,7 +113,7 @@ def extract(
     options = ExtractOptions(device, workers, DEFAULT_SHARD_MB if shard_mb is None else shard_mb)
     chosen_device, reason = resolve_device(device)
     for name in tasks:
-        _known_task(name)
+        get_task(name)
     parse_teacher_name(teacher_name)
     with StopSignals() as signals:
         teacher = load_teacher(teacher_name, weights=weights, device=chosen_device)
@@ -124,12 +125,6 @@ def extract(
                 raise signals.error()
             reports.append(extract_task(workspace, teacher, data, options=options, splits=splits, signals=signals))
         return reports
-
-
-def _known_task(name: str) -> None:
-    from madkit.tasks.spec import get_task
-
-    get_task(name)
 
 
 def extract_task(
@@ -144,7 +139,7 @@ def extract_task(
     """Extract one task's data with a loaded teacher. Arguments and errors as for :func:`extract`."""
     options = options or ExtractOptions()
     started = time.monotonic()
-    vision, text = _both(teacher)
+    vision, text = vision_and_text(teacher)
     names = split_names(data, splits)
     items = collect_items(data, names)
     identity = store_identity(teacher, data, None if splits is None else names)
@@ -157,7 +152,7 @@ def extract_task(
         total = len(items.image_ids) + len(items.texts)
         if writer.finished:
             info(f"{data.source}: the cache {folder.name} is complete, nothing to do.")
-            size = writer.total_bytes
+            size = int(read_manifest(folder)["bytes"])
         else:
             if computed < total:
                 info(f"{data.source}: going on with {folder.name}, {total - computed:,} of {total:,} items are there.")
@@ -195,7 +190,7 @@ def extract_task(
 
 def store_identity(teacher: Teacher, data: ExamplesOfTask, splits: Sequence[str] | None) -> dict[str, Any]:
     """Return what decides the content of a store, as plain JSON values; its digest is the store's key."""
-    vision, text = _both(teacher)
+    vision, text = vision_and_text(teacher)
     return {
         "teacher": teacher.name,
         "vision": vision.identity,
@@ -313,7 +308,8 @@ class _Job:
             raise self.signals.error()
 
 
-def _both(teacher: Teacher) -> tuple[VisionTeacher, TextTeacher]:
+def vision_and_text(teacher: Teacher) -> tuple[VisionTeacher, TextTeacher]:
+    """Return both halves of a pair (ConfigError when one is missing)."""
     if teacher.vision is None or teacher.text is None:
         raise ConfigError(
             f"The teacher '{teacher.name}' does not read both images and texts.", hint="use a pair: --teacher mini"

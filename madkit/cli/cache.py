@@ -1,0 +1,186 @@
+"""``madkit cache``: what the token caches of a workspace are, and whether they are sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from madkit.cli.options import JsonOption, WorkspaceOption
+from madkit.cli.output import emit, print_table
+
+EXAMPLES = """
+madkit cache list
+madkit cache verify
+madkit cache prune --yes
+"""
+
+app = typer.Typer(no_args_is_help=True, help="List, inspect, verify and remove token caches.")
+
+StoreArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[STORE]", help="Folder name or key of one cache.", show_default="all"),
+]
+
+
+@app.command("list")
+def list_(workspace: WorkspaceOption = None, json_: JsonOption = False) -> None:
+    """List the caches of the workspace."""
+    from madkit.cache.manage import list_stores
+    from madkit.core.workspace import Workspace
+
+    rows = [row.as_row() for row in list_stores(Workspace.at(workspace).require())]
+
+    def human() -> None:
+        print_table(
+            ["cache", "teacher", "data", "images", "texts", "MB", "state"],
+            [
+                [
+                    row["name"],
+                    row["teacher"],
+                    row["source"],
+                    row["images"],
+                    row["texts"],
+                    _mb(row["bytes"]),
+                    row["state"],
+                ]
+                for row in rows
+            ],
+            right=(3, 4, 5),
+        )
+
+    emit({"stores": rows}, json_, human)
+
+
+@app.command("info")
+def info(store: StoreArgument = None, workspace: WorkspaceOption = None, json_: JsonOption = False) -> None:
+    """Print all that the manifests say, without the list of files."""
+    from madkit.cache.manage import find_store
+    from madkit.cache.reader import read_manifest
+    from madkit.core.workspace import Workspace
+
+    documents = []
+    for path in find_store(Workspace.at(workspace).require(), store):
+        manifest = read_manifest(path)
+        documents.append({"path": str(path), **manifest, "files": len(manifest["files"])})
+
+    def human() -> None:
+        for document in documents:
+            print_table(["key", "value"], _flat(document))
+
+    emit({"stores": documents}, json_, human)
+
+
+@app.command("verify")
+def verify(
+    store: StoreArgument = None,
+    workspace: WorkspaceOption = None,
+    json_: JsonOption = False,
+    sample: Annotated[
+        int,
+        typer.Option("--sample", metavar="N", min=0, help="Also encode N images and texts again and compare."),
+    ] = 0,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="PATH", help="The teacher's weights, for --sample.")
+    ] = None,
+) -> None:
+    """Read every byte of the caches and compare it with its checksums. Exits 3 where something is wrong."""
+    from madkit.cache.manage import find_store
+    from madkit.cache.reader import read_manifest
+    from madkit.cache.verify import verify_cache
+    from madkit.core.console import progress
+    from madkit.core.errors import MadkitError, VerificationFailed
+    from madkit.core.workspace import Workspace
+
+    place = Workspace.at(workspace).require()
+    rows: list[dict[str, Any]] = []
+    for path in find_store(place, store):
+        try:
+            total = int(read_manifest(path)["bytes"])
+        except MadkitError:
+            total = 0
+        with progress(f"Verifying {path.name}", total, "bytes") as bar:
+            report = verify_cache(path, on_file=bar.advance)
+        row = report.as_row()
+        if sample and report.ok:
+            from madkit.extract.recheck import recheck
+
+            live = recheck(place, path, sample, weights=weights)
+            row["sample"] = live.as_row()
+            row["ok"] = live.ok
+        rows.append(row)
+
+    emit({"stores": rows}, json_, lambda: _print_verified(rows))
+    bad = [row for row in rows if not row["ok"]]
+    if bad:
+        raise VerificationFailed(
+            f"{len(bad)} of {len(rows)} caches {'is' if len(bad) == 1 else 'are'} not sound.",
+            hint="remove the files named above and run `madkit extract` again, which redoes just their shards",
+        )
+
+
+@app.command("prune")
+def prune(
+    store: Annotated[
+        str | None,
+        typer.Option("--store", metavar="NAME", help="Remove this one cache.", show_default="useless ones"),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only say what would go.")] = False,
+    workspace: WorkspaceOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Remove unfinished, unreadable and superseded caches, or one by its name."""
+    from madkit.cache.manage import plan_prune, remove_store
+    from madkit.core.workspace import Workspace
+
+    removals = plan_prune(Workspace.at(workspace).require(), store)
+    rows = [{**removal.row.as_row(), "reason": removal.reason, "removed": yes} for removal in removals]
+    if yes:
+        for removal in removals:
+            remove_store(removal.row.path)
+
+    def human() -> None:
+        print_table(
+            ["cache", "MB", "why"], [[row["name"], _mb(row["bytes"]), row["reason"]] for row in rows], right=(1,)
+        )
+        if rows and not yes:
+            print_table(["Nothing was removed; to remove: madkit cache prune --yes"], [])
+
+    emit({"removed" if yes else "would_remove": rows}, json_, human)
+
+
+def _print_verified(rows: list[dict[str, Any]]) -> None:
+    print_table(
+        ["cache", "files", "MB", "result"],
+        [
+            [row["path"], row["files"], _mb(row["bytes"]), "sound" if row["ok"] else f"{len(row['problems'])} problems"]
+            for row in rows
+        ],
+        right=(1, 2),
+    )
+    problems = [[problem["file"], problem["kind"], problem["detail"]] for row in rows for problem in row["problems"]]
+    if problems:
+        print_table(["file", "", "what is wrong"], problems)
+    samples = [
+        [row["path"], part, values["n"], f"{values['mean']:.6f}", f"{values['worst']:.6f}"]
+        for row in rows
+        for part, values in row.get("sample", {}).items()
+        if isinstance(values, dict)
+    ]
+    if samples:
+        print_table(["cache", "encoded again", "tokens", "mean cosine", "worst"], samples, right=(2, 3, 4))
+
+
+def _flat(document: dict[str, Any], prefix: str = "") -> list[list[object]]:
+    rows: list[list[object]] = []
+    for key, value in document.items():
+        if isinstance(value, dict):
+            rows.extend(_flat(value, f"{prefix}{key}."))
+        else:
+            rows.append([prefix + key, value])
+    return rows
+
+
+def _mb(bytes_: int) -> str:
+    return f"{bytes_ / 1e6:,.1f}"

@@ -1,0 +1,92 @@
+"""``madkit extract``: teachers read images and texts once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from madkit.cli.options import JsonOption, WorkspaceOption
+from madkit.cli.output import emit, print_table
+
+EXAMPLES = """
+madkit extract --teacher mini
+madkit extract --teacher clip-vit-l14 --task vcr --weights ViT-L-14.safetensors
+madkit extract --teacher open_clip:ViT-B-16/datacomp_xl_s13b_b90k --task vqa --dry-run
+"""
+
+
+def extract(
+    teacher: Annotated[
+        str, typer.Option("--teacher", metavar="NAME", help="See: madkit teachers list.", show_default=False)
+    ],
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", metavar="TASK", help="vcr, snli-ve or vqa; may be repeated.", show_default="all"),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", metavar="PATH", help="Weight file or folder, in place of the hub's."),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", min=0, help="Threads that decode images.", show_default="cores")
+    ] = 0,
+    shard_mb: Annotated[
+        float | None,
+        typer.Option("--shard-mb", metavar="MB", help="Size of a shard, what a kill can cost.", show_default="32"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and end.")] = False,
+    workspace: WorkspaceOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Read every image and text of tasks with a frozen teacher, into a token cache.
+
+    Stopped or killed, the same command goes on from the last finished shard; a finished cache is left alone.
+    """
+    from madkit.core.workspace import Workspace
+
+    place = Workspace.at(workspace)
+    if dry_run:
+        from madkit.extract.dry_run import dry_run as plan
+
+        rows = [row.as_row() for row in plan(place, teacher, task or (), weights=weights, shard_mb=shard_mb)]
+        emit({"stores": rows}, json_, lambda: _print_plan(rows))
+        return
+    from madkit.extract.stage import extract as run
+
+    reports = run(place, teacher, task or (), weights=weights, device=device, workers=workers, shard_mb=shard_mb)
+    rows = [report.as_row() for report in reports]
+    emit({"stores": rows}, json_, lambda: _print_reports(rows))
+
+
+def _print_reports(rows: list[dict[str, Any]]) -> None:
+    print_table(
+        ["task", "images", "texts", "computed", "skipped", "MB", "cache"],
+        [
+            [row["task"], row["images"], row["texts"], row["computed"], row["skipped"], _mb(row["bytes"]), row["path"]]
+            for row in rows
+        ],
+        right=range(1, 6),
+    )
+
+
+def _print_plan(rows: list[dict[str, Any]]) -> None:
+    print_table(
+        ["task", "images", "texts", "to do", "there", "MB", "MB free", "cache"],
+        [
+            [
+                *(row[key] for key in ("task", "images", "texts", "pending", "skipped")),
+                _mb(row["bytes"]),
+                _mb(row["free_bytes"]),
+                row["path"],
+            ]
+            for row in rows
+        ],
+        right=range(1, 7),
+    )
+
+
+def _mb(bytes_: int) -> str:
+    return f"{bytes_ / 1e6:,.1f}"

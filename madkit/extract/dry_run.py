@@ -1,0 +1,119 @@
+"""``madkit extract --dry-run``: what an extraction would do, and how many bytes it would take. Nothing is encoded."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from madkit.cache.layout import DEFAULT_SHARD_MB, JOURNAL, store_folder
+from madkit.cache.writer import PARTS, StorePlan
+from madkit.core.files import read_jsonl
+from madkit.core.workspace import Workspace
+from madkit.extract.items import collect_items, split_names
+from madkit.extract.stage import make_plan, store_identity, vision_and_text
+from madkit.tasks.data import open_task
+from madkit.tasks.spec import TASKS, get_task
+from madkit.teachers.known import parse_teacher_name
+from madkit.teachers.load import load_teacher
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """What would become of one store.
+
+    Attributes:
+        path: its folder.
+        task: name of the task.
+        images: unique images.
+        texts: unique texts.
+        text_tokens: tokens of all texts.
+        truncated: texts of which the teacher would read only the beginning.
+        items: images and texts.
+        pending: items that would be encoded.
+        skipped: items that are there already.
+        bytes: bytes of tokens, spans and global vectors of the complete store.
+        free_bytes: free space where it would lie.
+    """
+
+    path: Path
+    task: str
+    images: int
+    texts: int
+    text_tokens: int
+    truncated: int
+    items: int
+    pending: int
+    skipped: int
+    bytes: int
+    free_bytes: int
+
+    def as_row(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def dry_run(
+    workspace: Workspace,
+    teacher_name: str,
+    tasks: Sequence[str] = (),
+    *,
+    weights: Path | None = None,
+    shard_mb: float | None = None,
+) -> list[PlanReport]:
+    """Plan an extraction. Arguments and errors as for :func:`madkit.extract.stage.extract`."""
+    for name in tasks:
+        get_task(name)
+    teacher = load_teacher(teacher_name, weights=weights)
+    vision, text = vision_and_text(teacher)
+    rows = []
+    for name in dict.fromkeys(tasks or TASKS):
+        data = open_task(workspace, name)
+        items = collect_items(data, split_names(data, None))
+        identity = store_identity(teacher, data, None)
+        folder = store_folder(workspace.cache, parse_teacher_name(teacher.name).slug, data.source, identity)
+        plan = make_plan(vision, text, items, identity, shard_mb or DEFAULT_SHARD_MB)
+        total = len(items.image_ids) + len(items.texts)
+        there = _journalled(folder, plan)
+        rows.append(
+            PlanReport(
+                path=folder,
+                task=data.spec.name,
+                images=len(items.image_ids),
+                texts=len(items.texts),
+                text_tokens=int(plan.lengths.sum()),
+                truncated=int(plan.facts["truncated_texts"]),
+                items=total,
+                pending=total - there,
+                skipped=there,
+                bytes=_bytes(plan),
+                free_bytes=shutil.disk_usage(_existing(workspace.root)).free,
+            )
+        )
+    return rows
+
+
+def _journalled(folder: Path, plan: StorePlan) -> int:
+    path = folder / JOURNAL
+    done = {(row["part"], int(row["unit"])) for row in read_jsonl(path)} if path.is_file() else set()
+    return sum(
+        len(plan.items(part, unit)) for part in PARTS for unit in range(plan.units(part)) if (part, unit) in done
+    )
+
+
+def _bytes(plan: StorePlan) -> int:
+    return sum(
+        spec.rows * spec.row_bytes
+        for part in PARTS
+        for name, spec in plan.arrays(part).items()
+        if not (part == "texts" and name in ("tokens", "spans"))
+    ) + int(plan.lengths.sum()) * (plan.text.dim * 2 + 8)
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,94 @@
+"""Encoding a sample of a store again with the live teacher, and comparing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from madkit.cache.reader import TokenCache, extract_command
+from madkit.core.errors import CacheError
+from madkit.core.seeds import derive_seed
+from madkit.core.workspace import Workspace
+from madkit.extract.items import collect_items, split_names
+from madkit.extract.stage import store_identity, vision_and_text
+from madkit.tasks.data import open_task
+from madkit.teachers.load import load_teacher
+
+COSINE_FLOOR = 0.999
+"""Below this a stored token is not what the teacher gives: float16 storage alone keeps 0.99999 and better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recheck:
+    """Cosines between stored and freshly computed tokens.
+
+    Attributes:
+        images: cosine of every patch token of the sampled images.
+        texts: cosine of every token of the sampled texts.
+    """
+
+    images: npt.NDArray[np.float64]
+    texts: npt.NDArray[np.float64]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no token is below :data:`COSINE_FLOOR`."""
+        return all(not len(cosines) or float(cosines.min()) >= COSINE_FLOOR for cosines in (self.images, self.texts))
+
+    def as_row(self) -> dict[str, Any]:
+        """Return counts, mean and worst cosine of both parts."""
+        return {name: _summary(values) for name, values in (("images", self.images), ("texts", self.texts))}
+
+
+def _summary(values: npt.NDArray[np.float64]) -> dict[str, Any]:
+    if not len(values):
+        return {"n": 0, "mean": 1.0, "worst": 1.0}
+    return {"n": len(values), "mean": float(values.mean()), "worst": float(values.min())}
+
+
+def recheck(workspace: Workspace, path: Path, sample: int, *, weights: Path | None = None) -> Recheck:
+    """Encode ``sample`` images and texts of a store again (chosen by its key, so always the same ones).
+
+    Raises:
+        CacheError: data or teacher have changed since the store was made.
+    """
+    with TokenCache.open(path, check=True) as cache:
+        teacher = load_teacher(cache.teacher, weights=weights)
+        vision, text = vision_and_text(teacher)
+        data = open_task(workspace, str(cache.identity["task"]), build=False, part="auto")
+        splits = cache.identity["splits"]
+        identity = store_identity(teacher, data, None if splits == "all" else splits)
+        for key in ("vision", "text", "revision"):
+            if identity[key] != cache.identity[key]:
+                raise CacheError(
+                    f"The cache {path.name} was made with another {key if key == 'revision' else key + ' teacher'} "
+                    "than the one at hand, so nothing can be compared.",
+                    hint=extract_command(identity),
+                )
+        items = collect_items(data, split_names(data, None if splits == "all" else splits))
+        chosen = np.random.default_rng(derive_seed("recheck", cache.key))
+        rows = np.sort(chosen.choice(len(items.image_ids), min(sample, len(items.image_ids)), replace=False))
+        fresh = [vision.encode(vision.load_image(items.image_paths[row])[None]).tokens[0] for row in rows]
+        ids = [items.image_ids[row] for row in rows]
+        stored = torch.from_numpy(cache.images.tokens(cache.images.rows(ids)))
+        images = [_cosines(a, b) for a, b in zip(fresh, stored, strict=True)]
+        rows = np.sort(chosen.choice(len(items.texts), min(sample, len(items.texts)), replace=False))
+        texts = []
+        for row in rows:
+            output = text.encode([items.texts[row]])
+            kept = cache.texts.tokens(cache.texts.rows([items.texts[row]]))
+            texts.append(_cosines(output.tokens[0][output.mask[0]], torch.from_numpy(kept.tokens)))
+    empty = np.zeros(0)
+    return Recheck(np.concatenate([empty, *images]), np.concatenate([empty, *texts]))
+
+
+def _cosines(fresh: torch.Tensor, stored: torch.Tensor) -> npt.NDArray[np.float64]:
+    values: npt.NDArray[np.float64] = torch.nn.functional.cosine_similarity(
+        fresh.double().cpu(), stored.double(), dim=-1
+    ).numpy()
+    return values

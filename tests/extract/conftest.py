@@ -1,0 +1,57 @@
+"""A handful of pictures and texts as a task's data, written as a real SNLI-VE workspace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TEXTS = ("A cat is on the house", "two dogs", "It's no red  dog!", "what color is it?", "ÉCOLE of 3 cats", "")
+
+
+def write_snli_ve(folder: Path, images: int = 10, lines_per_image: int = 3) -> Path:
+    """Write imported SNLI-VE data: pictures of odd sizes, and hypotheses that repeat between images."""
+    rng = np.random.default_rng(7)
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for number in range(images):
+        size = (28 + 3 * number, 40)
+        pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{100 + number}.png")
+        for line in range(lines_per_image):
+            text = f"{TEXTS[(number + line) % 5]} {number * line % 7}"
+            rows.append(
+                {
+                    "gold_label": ("entailment", "neutral", "contradiction")[line % 3],
+                    "sentence2": text,
+                    "Flickr30K_ID": str(100 + number),
+                    "pairID": f"{number}.png#{line}",
+                    "captionID": f"{100 + number}.png#0",
+                    "sentence1": "premise",
+                    "annotator_labels": ["neutral"],
+                }
+            )
+    for split, part in (("train", rows[: len(rows) // 2]), ("dev", rows[len(rows) // 2 :]), ("test", rows[:5])):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    entry = {"format": "snli-ve", "images": "images", "extension": ".png"}
+    manifest = {
+        "schema": 1,
+        "task": "snli-ve",
+        "source": "snli-ve",
+        "revision": "0123456789abcdef",
+        "splits": {split: {**entry, "annotations": f"{split}.jsonl"} for split in ("train", "dev", "test")},
+        "counts": {},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A workspace with ten pictures and thirty hypotheses imported as snli-ve."""
+    root = tmp_path / "workspace"
+    write_snli_ve(root / "data" / "snli-ve")
+    return root
