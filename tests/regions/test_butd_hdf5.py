@@ -264,10 +264,10 @@ def test_a_forked_process_reads_too(tmp_path: Path) -> None:
 def test_writing_and_reading_is_fast_and_streams(tmp_path: Path) -> None:
     features = np.ones((4, 768), np.float16)
     boxes = np.array([[0, 0, 5, 5.0]] * 4)
-    start = time.perf_counter()
+    start = time.process_time()
     write_butd_hdf5(tmp_path / "r.h5", ((str(i), boxes, features, (10, 10)) for i in range(3000)))
     reader = ButdHdf5Reader(tmp_path / "r.h5")
     for i in range(0, 3000, 3):
         reader.get(str(i))
-    assert time.perf_counter() - start < 10  # well under 1 s on an idle core
+    assert time.process_time() - start < 10  # CPU time, below 1 s on an idle core
     reader.close()
