@@ -27,6 +27,10 @@ COMMANDS: dict[str, CommandLine] = {
     "distill": CommandLine(
         "madkit.cli.distill:distill", "Fine-tune a student, with or without a teacher's tokens.", PIPELINE
     ),
+    "evaluate": CommandLine(
+        "madkit.cli.evaluate:evaluate", "Score every run on every test suite, with intervals and a report.", PIPELINE
+    ),
+    "report": CommandLine("madkit.cli.report:report", "Print an evaluation's table in another format.", INSPECT),
     "teachers": CommandLine("madkit.cli.teachers:app", "List and describe teachers.", INSPECT),
     "cache": CommandLine("madkit.cli.cache:app", "List, inspect, verify and remove token caches.", INSPECT),
     "env": CommandLine("madkit.cli.env:env", "Print versions and hardware, ready to paste into an issue.", INSPECT),

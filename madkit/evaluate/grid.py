@@ -1,0 +1,267 @@
+"""The runs of a workspace as a grid: which cells have a complete run, which have none, and what sets runs apart."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from madkit.core.errors import MadkitError, NotFoundError, RunError
+from madkit.core.files import digest_of, read_json
+
+if TYPE_CHECKING:
+    from madkit.core.workspace import Workspace
+    from madkit.evaluate.protocol import Protocol
+
+RUN_SCHEMA = 1
+ARM_ORDER = ("finetune", "kd-global", "kd-all", "mad", "affinity", "mad-affinity")
+
+# Differ between seeds of one and the same experiment, or change speed and disk only.
+_NOT_THE_EXPERIMENT = {"seed", "description", "checkpoint", "micro_tokens", "keep_checkpoints", "device", "workers"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A complete run, as its manifest tells. `config` is flat: dotted key to value."""
+
+    path: Path
+    task: str
+    source: str
+    revision: str
+    is_mini: bool
+    student: str
+    arm: str
+    shots: str
+    seed: int
+    teacher: str | None
+    config: Mapping[str, Any] = field(hash=False)
+    pre_phase_seed: int | None = None
+
+    @property
+    def table(self) -> tuple[str, str]:
+        """Source and data revision: runs that differ here never stand in one table."""
+        return self.source, self.revision
+
+    @property
+    def experiment(self) -> str:
+        """Digest of everything that was chosen except the seed: runs of one experiment are averaged."""
+        return digest_of([*self.table, self.task, self.student, self.arm, self.shots, self.teacher, dict(self.config)])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that kept one cell out of the table."""
+
+    where: str
+    error: str
+    hint: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the results document."""
+        return {"where": self.where, "error": self.error, "hint": self.hint}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one experiment, by ascending seed; `label` is the arm, and what sets it apart where that is needed."""
+
+    runs: tuple[Run, ...]
+    label: str
+
+    @property
+    def first(self) -> Run:
+        """A run that stands for all: they differ in their seeds only."""
+        return self.runs[0]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Ascending."""
+        return tuple(run.seed for run in self.runs)
+
+
+def find_runs(workspace: Workspace, protocol: Protocol) -> tuple[list[Run], list[Problem], int]:
+    """Complete runs that the protocol wants, what is wrong with others, and how many are not finished.
+
+    Raises NotFoundError where the workspace holds no run at all.
+    """
+    runs: list[Run] = []
+    problems: list[Problem] = []
+    unfinished = 0
+    manifests = sorted(workspace.runs.glob("*/*/manifest.json"))
+    for manifest in manifests:
+        if manifest.parent.name.startswith("pre-phase-"):
+            continue
+        try:
+            run = read_run(manifest.parent)
+        except MadkitError as error:
+            problems.append(Problem(_short(manifest.parent), error.message, error.hint))
+            continue
+        if run is None:
+            unfinished += 1
+        elif protocol.wants(task=run.task, student=run.student, shots=run.shots, arm=run.arm, seed=run.seed):
+            runs.append(run)
+    if not runs and not problems and not unfinished:
+        raise NotFoundError(
+            f"There are no runs in {workspace.runs}{' that this protocol asks for' if manifests else ''}.",
+            hint="madkit distill --task vcr --shots 1pct",
+        )
+    return runs, problems, unfinished
+
+
+def read_run(folder: Path) -> Run | None:
+    """The run in a folder, None while it is not complete. Raises RunError for a manifest of another schema."""
+    manifest = read_json(folder / "manifest.json")
+    if not isinstance(manifest, dict):
+        raise RunError(f"{folder / 'manifest.json'} is not a run manifest.", hint="remove the folder and train again")
+    schema = manifest.get("schema")
+    if schema != RUN_SCHEMA:
+        raise RunError(
+            f"The run has manifest schema {schema!r}; this madkit reads schema {RUN_SCHEMA}.",
+            hint="evaluate it with the madkit that made it, or train it again",
+        )
+    if manifest.get("status") != "complete":
+        return None
+    try:
+        flat = flatten(manifest["config"])
+        flat |= {key: manifest.get(key) for key in ("student_digest", "cache_key")}
+        pre_phase = flat.get("pre_phase.seed")
+        return Run(
+            path=folder,
+            task=str(manifest["task"]),
+            source=str(manifest["source"]),
+            revision=str(manifest["data_revision"]),
+            is_mini=bool(manifest["is_mini"]),
+            student=str(manifest["student"]),
+            arm=str(manifest["arm"]),
+            shots=str(manifest["shots"]),
+            seed=int(manifest["seed"]),
+            teacher=None if manifest.get("teacher") is None else str(manifest["teacher"]),
+            config={key: value for key, value in flat.items() if not _NOT_THE_EXPERIMENT & set(key.split("."))},
+            pre_phase_seed=None if pre_phase is None else int(pre_phase),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{folder / 'manifest.json'} is damaged ({type(error).__name__}: {error}).",
+            hint="remove the folder and train again",
+        ) from None
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested config to dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def group_runs(runs: Iterable[Run]) -> list[Group]:
+    """Runs of one experiment together. Two runs of one experiment and seed (trained twice) count once: the last."""
+    experiments: dict[str, dict[int, Run]] = defaultdict(dict)
+    for run in sorted(runs, key=lambda run: run.path.name):
+        experiments[run.experiment][run.seed] = run
+    groups = [tuple(by_seed[seed] for seed in sorted(by_seed)) for by_seed in experiments.values()]
+    cells: dict[tuple[str, ...], list[tuple[Run, ...]]] = defaultdict(list)
+    for members in groups:
+        first = members[0]
+        cells[*first.table, first.student, first.shots, first.arm].append(members)
+    labelled = [Group(members, label) for cell in cells.values() for members, label in _labels(cell)]
+    return sorted(labelled, key=_order)
+
+
+def _labels(cell: Sequence[tuple[Run, ...]]) -> list[tuple[tuple[Run, ...], str]]:
+    """Name the experiments of one cell by the settings in which they differ, two at most."""
+    arm = cell[0][0].arm
+    if len(cell) == 1:
+        return [(cell[0], arm)]
+    settings = [{**members[0].config, "teacher": members[0].teacher} for members in cell]
+    keys = sorted({key for one in settings for key in one})
+    differing = [key for key in keys if len({repr(one.get(key)) for one in settings}) > 1]
+    names = []
+    for one, members in zip(settings, cell, strict=True):
+        shown = ", ".join(f"{key.rpartition('.')[2]}={one.get(key)}" for key in differing[:2])
+        more = f" #{members[0].experiment[:4]}" if len(differing) > 2 else ""
+        names.append(f"{arm} [{shown}{more}]")
+    return list(zip(cell, names, strict=True))
+
+
+def _order(group: Group) -> tuple[object, ...]:
+    run = group.first
+    return (run.task, run.is_mini, *run.table, run.student, shots_order(run.shots), arm_order(run.arm), group.label)
+
+
+def arm_order(arm: str) -> tuple[int, str]:
+    """Sort key: shipped arms as the documentation lists them, others after them by name."""
+    return (ARM_ORDER.index(arm) if arm in ARM_ORDER else len(ARM_ORDER), arm)
+
+
+def shots_order(shots: str) -> tuple[int, float, str]:
+    """Sort key: counts of questions, then shares, then full."""
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)(pct)?", shots)
+    if number is None:
+        return (2, 0.0, shots)
+    return (1 if number[2] else 0, float(number[1]), shots)
+
+
+def find_baseline(group: Group, groups: Sequence[Group], arm: str) -> Group | None:
+    """The baseline of a group: same data, student and shots, at least one common seed.
+
+    Of several the one whose settings agree most with the group's, then the one with more common seeds.
+    """
+    here = group.first
+    if here.arm == arm:
+        return None
+    candidates = [
+        other
+        for other in groups
+        if other.first.arm == arm
+        and (*other.first.table, other.first.student, other.first.shots) == (*here.table, here.student, here.shots)
+        and set(other.seeds) & set(group.seeds)
+    ]
+
+    def closeness(other: Group) -> tuple[int, int, str]:
+        theirs = other.first.config
+        same = sum(1 for key, value in here.config.items() if key in theirs and theirs[key] == value)
+        return same, len(set(other.seeds) & set(group.seeds)), other.label
+
+    return max(candidates, key=closeness, default=None)
+
+
+def missing_cells(groups: Sequence[Group], protocol: Protocol) -> list[dict[str, Any]]:
+    """Cells of the grid without a complete run, per source and student that the workspace holds.
+
+    An axis that the protocol leaves open ("any") spans the values found in the workspace.
+    """
+    missing: list[dict[str, Any]] = []
+    runs = [run for group in groups for run in group.runs]
+    tasks: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        tasks[*run.table, run.student].append(run)
+    for (source, _, student), there in tasks.items():
+        shots = _axis(protocol.shots, {run.shots for run in there}, shots_order)
+        arms = _axis(protocol.arms, {run.arm for run in there} | {protocol.baseline}, arm_order)
+        seeds = sorted({run.seed for run in there}) if protocol.seeds == "any" else list(protocol.seeds)
+        held = {(run.shots, run.arm, run.seed) for run in there}
+        missing.extend(
+            {"task": there[0].task, "source": source, "student": student, "shots": cell[0], "arm": cell[1], "seed": s}
+            for *cell, s in product(shots, arms, seeds)
+            if (*cell, s) not in held
+        )
+    for task in () if protocol.tasks == "any" else protocol.tasks:
+        if task not in {run.task for run in runs}:
+            missing.append({"task": task, "source": None, "student": None, "shots": None, "arm": None, "seed": None})
+    return missing
+
+
+def _axis(wanted: Any, found: set[str], order: Any) -> list[str]:
+    return sorted(found, key=order) if wanted == "any" else list(wanted)
+
+
+def _short(folder: Path) -> str:
+    return f"{folder.parent.name}/{folder.name}"

@@ -1,0 +1,147 @@
+"""What a prediction is worth: per-unit scores of one test suite, and their means in percent.
+
+The unit of all statistics is the *question*: for VCR Q->A the answer choice, for QA->R the rationale choice given the
+right answer, for Q->AR both of one question (formats: an Example per subtask, joined by `question_id`); for SNLI-VE
+one hypothesis; for VQA one question with its soft score in 0..1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from madkit.core.errors import DataError
+
+if TYPE_CHECKING:
+    from madkit.tasks.example import Example
+    from madkit.tasks.spec import TaskSpec
+
+# Stored with every result. Raise it when a formula below changes: results of another version are computed anew.
+METRIC_VERSION = 1
+
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one metric on one suite.
+
+    `units` are the ids of the scored questions, `images` the image id of each (questions that share one are not
+    independent), `values` [n] their scores in 0..1.
+    """
+
+    metric: str
+    units: tuple[str, ...]
+    images: tuple[str, ...]
+    values: FloatArray
+
+    @property
+    def percent(self) -> float:
+        """The metric itself: the mean score, 0..100."""
+        return float(self.values.mean() * 100)
+
+
+def score_prediction(example: Example, prediction: Any) -> float | None:
+    """Score 0..1 of one answer; None where the benchmark's files do not tell the truth (hidden test sets).
+
+    `prediction` is the index of the chosen candidate or class, or the answer string (VQA). VQA uses the official
+    accuracy over the raw answers of the annotators, else the soft scores of the example (LXMERT-style files).
+    """
+    if isinstance(prediction, str):
+        if example.annotations:
+            from madkit.evaluate.vqa_metric import vqa_accuracy
+
+            return float(vqa_accuracy(prediction, list(example.annotations)))
+        if example.answers is not None:
+            return float(example.answers.get(prediction, 0.0))
+        return None
+    if example.label is None:
+        return None
+    return float(int(prediction) == example.label)
+
+
+def prediction_row(example: Example, logits: Sequence[float], prediction: Any) -> dict[str, Any]:
+    """One line of `predictions/<suite>.jsonl`: what was answered, and all that later statistics need of the example."""
+    row: dict[str, Any] = {
+        "id": example.id,
+        "question_id": example.question_id,
+        "image": example.image.id,
+        "logits": [round(float(value), 6) for value in logits],
+        "prediction": prediction,
+        "score": score_prediction(example, prediction),
+    }
+    if example.subtask:
+        row["subtask"] = example.subtask
+    if example.label is not None:
+        row["label"] = example.label
+    if example.answer_type:
+        row["answer_type"] = example.answer_type
+    return row
+
+
+def score(spec: TaskSpec, rows: Iterable[Mapping[str, Any]]) -> dict[str, Scores]:
+    """All metrics of a suite from its prediction rows, the headline metric (`spec.metric`) first.
+
+    Raises DataError for an empty suite, a question twice, or a suite whose answers are hidden.
+    """
+    rows = list(rows)
+    if not rows:
+        raise DataError("The suite holds no examples.")
+    hidden = sum(row["score"] is None for row in rows)
+    if hidden:
+        raise DataError(f"{hidden} of {len(rows)} examples have no right answer in the files and cannot be scored.")
+    if spec.subtasks:
+        found = _joined(spec, rows)
+    else:
+        found = {spec.metric: _collect(spec.metric, rows)}
+        for name, part in _parts(spec, rows):
+            found[name] = _collect(name, part)
+    return {spec.metric: found[spec.metric], **found}
+
+
+def _parts(spec: TaskSpec, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Breakdown of the headline metric: by label (classification) or by answer type (VQA)."""
+    if spec.kind == "classification":
+        return [
+            (f"{spec.metric} ({label})", part)
+            for index, label in enumerate(spec.labels)
+            if (part := [row for row in rows if row.get("label") == index])
+        ]
+    types = sorted({str(row["answer_type"]) for row in rows if row.get("answer_type")})
+    if len(types) < 2:
+        return []
+    return [(f"{spec.metric} ({kind})", [row for row in rows if row.get("answer_type") == kind]) for kind in types]
+
+
+def _joined(spec: TaskSpec, rows: Sequence[Mapping[str, Any]]) -> dict[str, Scores]:
+    """VCR: Q->A and QA->R from their own rows; Q->AR, over questions that have both, is right iff both are."""
+    first, second = spec.subtasks
+    halves = {name: _collect(name, [row for row in rows if row.get("subtask") == name]) for name in (first, second)}
+    answers, rationales = halves[first], halves[second]
+    both = dict(zip(rationales.units, rationales.values, strict=True))
+    kept = [index for index, unit in enumerate(answers.units) if unit in both]
+    joint = Scores(
+        "Q->AR",
+        tuple(answers.units[index] for index in kept),
+        tuple(answers.images[index] for index in kept),
+        np.array([answers.values[index] * both[answers.units[index]] for index in kept], dtype=np.float64),
+    )
+    found = {
+        "Q->A": Scores("Q->A", answers.units, answers.images, answers.values),
+        "QA->R": Scores("QA->R", rationales.units, rationales.images, rationales.values),
+        "Q->AR": joint,
+    }
+    return {name: scores for name, scores in found.items() if len(scores.units)}
+
+
+def _collect(metric: str, rows: Sequence[Mapping[str, Any]]) -> Scores:
+    rows = sorted(rows, key=lambda row: str(row["question_id"]))
+    units = tuple(str(row["question_id"]) for row in rows)
+    if len(set(units)) != len(units):
+        twice = next(unit for position, unit in enumerate(units[1:]) if unit == units[position])
+        raise DataError(f"Question {twice!r} is in the suite twice, so its score would count twice.")
+    values = np.array([float(row["score"]) for row in rows], dtype=np.float64)
+    return Scores(metric, units, tuple(str(row["image"]) for row in rows), values)

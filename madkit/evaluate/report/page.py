@@ -1,0 +1,195 @@
+"""The HTML page: one file, no script, nothing fetched; light and dark, wide and narrow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from markupsafe import Markup
+
+from madkit.evaluate.grid import shots_order
+from madkit.evaluate.report import plots, text
+from madkit.evaluate.report.gallery import GalleryItem, marked, picture
+from madkit.evaluate.report.svg import Drawing
+from madkit.evaluate.results import Results, Row, Source
+
+_COLOURS = 6
+
+
+@dataclass(frozen=True)
+class _Level:
+    """What a page shows of one number of labels."""
+
+    shots: str
+    name: str
+    suites: Markup
+    forest: Markup | None
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class _Board:
+    """One section: a source and revision, and a student."""
+
+    source: Source
+    label: str
+    student: str
+    teachers: tuple[str, ...]
+    metric: str
+    legend: tuple[tuple[str, Markup], ...]
+    gains: tuple[tuple[str, tuple[dict[str, Any] | None, ...]], ...]
+    curves: tuple[tuple[str, Markup], ...]
+    levels: tuple[_Level, ...]
+    rows: tuple[Row, ...]
+    n_questions: tuple[tuple[str, int, int], ...]
+
+
+def render_page(results: Results, *, gallery: Sequence[GalleryItem] = (), title: str | None = None) -> str:
+    """The whole page as text. Everything that comes from data is escaped (jinja2 autoescape, `svg`, `gallery`)."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("madkit.evaluate.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "interval": _minus(text.interval),
+        "gain": _minus("{:+.1f}".format),
+        "suite_name": text.suite_name,
+        "arrows": text.arrows,
+        "difference": _minus(text.difference),
+        "p_value": text.p_value,
+        "marked": lambda item: marked(item.text, item.selected_spans),
+        "picture": picture,
+    }
+    palette = _palette(results, gallery)
+    baseline = str(results.settings.get("baseline", "baseline"))
+    style = (resources.files("madkit.evaluate.report") / "page.css").read_text(encoding="utf-8")
+    return environment.get_template("page.html.j2").render(
+        title=title or f"Protocol {results.protocol}",
+        results=results,
+        style=Markup(style),
+        boards=[_board(results, source, student, palette) for source, student in _sections(results)],
+        gallery=gallery,
+        chips={label: _chip(palette[label]) for label in palette},
+        explanation=text.EXPLANATION.format(baseline=baseline),
+        mini_note=text.mini_note(results),
+        facts=text.facts(results),
+        baseline=baseline,
+        all_mini=bool(results.sources) and all(source.is_mini for source in results.sources),
+        any_mini=any(source.is_mini for source in results.sources) or any(item.is_mini for item in gallery),
+    )
+
+
+def _minus(write: Callable[..., str]) -> Callable[..., str]:
+    """The same text with true minus signs, as wide as the plus signs above and below."""
+
+    def written(*args: Any, **options: Any) -> str:
+        return write(*args, **options).replace("-", "\N{MINUS SIGN}")
+
+    return written
+
+
+def _sections(results: Results) -> list[tuple[Source, str]]:
+    return [
+        (source, student)
+        for source in results.sources
+        for student in dict.fromkeys(row.student for row in text.rows_of(results, source))
+    ]
+
+
+def _palette(results: Results, gallery: Sequence[GalleryItem]) -> dict[str, int]:
+    """A colour and marker per arm: 0 for the baseline, the others in the order of the table."""
+    baseline = results.settings.get("baseline")
+    labels = dict.fromkeys(row.label for row in results.rows if row.arm == baseline)
+    labels |= dict.fromkeys(row.label for row in results.rows)
+    labels |= dict.fromkeys(arm for item in gallery for arm in item.answers)
+    palette: dict[str, int] = {}
+    others = 0
+    for label in labels:
+        if label == baseline or not palette:
+            palette[label] = 0
+        else:
+            palette[label] = 1 + others % (_COLOURS - 1)
+            others += 1
+    return palette
+
+
+def _chip(kind: int) -> Markup:
+    drawing = Drawing(14, 14, label="", css="chip")
+    drawing.marker(7, 7, kind, f"dot a{kind}", size=4.6)
+    return Markup(str(drawing).replace('role="img" aria-label=""', 'aria-hidden="true"'))
+
+
+def _board(results: Results, source: Source, student: str, palette: dict[str, int]) -> _Board:
+    rows = [row for row in text.rows_of(results, source) if row.student == student]
+    headline = [row for row in rows if row.headline]
+    levels = sorted(dict.fromkeys(row.shots for row in headline), key=shots_order)
+    labels = sorted(dict.fromkeys(row.label for row in headline), key=lambda label: palette[label])
+    first = source.suites[0]
+    shown = source.suites if len(levels) > 1 else (first,)
+    return _Board(
+        source=source,
+        label=text.source_label(source, results.sources),
+        student=student,
+        teachers=tuple(dict.fromkeys(row.teacher for row in rows if row.teacher)),
+        metric=headline[0].metric,
+        legend=tuple((label, _chip(palette[label])) for label in labels),
+        gains=_gains([row for row in headline if row.suite == first], levels),
+        curves=tuple(
+            (suite, Markup(plots.low_shot(part, levels, palette)))
+            for suite in shown
+            if (part := [row for row in headline if row.suite == suite])
+        ),
+        levels=tuple(_level(rows, shots, source, palette) for shots in levels),
+        rows=tuple(rows),
+        n_questions=tuple(
+            dict.fromkeys((row.suite, row.n_examples, row.n_images) for row in headline),
+        ),
+    )
+
+
+def _level(rows: Sequence[Row], shots: str, source: Source, palette: dict[str, int]) -> _Level:
+    here = sorted((row for row in rows if row.shots == shots), key=lambda row: source.suites.index(row.suite))
+    headline = [row for row in here if row.headline]
+    compared = [row for row in headline if row.difference is not None]
+    return _Level(
+        shots=shots,
+        name=text.shots_name(shots),
+        suites=_both(plots.suites, headline, palette),
+        forest=_both(plots.forest, compared, palette) if compared else None,
+        rows=tuple(here),
+    )
+
+
+def _both(draw: Any, rows: Sequence[Row], palette: dict[str, int]) -> Markup:
+    """A drawing for wide screens and one for narrow ones; the style sheet shows one of them."""
+    wide, narrow = draw(rows, palette, width=plots.WIDE), draw(rows, palette, width=plots.NARROW)
+    return Markup(f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>')
+
+
+def _gains(rows: Sequence[Row], levels: Sequence[str]) -> tuple[tuple[str, tuple[dict[str, Any] | None, ...]], ...]:
+    """Per arm its verdict at every number of labels, None where there is no comparison."""
+    compared = {(row.label, row.shots): _verdict(row) for row in rows if row.difference is not None}
+    labels = dict.fromkeys(label for label, _ in compared)
+    return tuple((label, tuple(compared.get((label, shots)) for shots in levels)) for label in labels)
+
+
+def _verdict(row: Row) -> dict[str, Any]:
+    gap = row.difference
+    assert gap is not None
+    if gap.p_holm is None:
+        kind, words = "unknown", "one seed: no test"
+    elif not gap.significant and gap.low is not None and gap.high is not None and (gap.low > 0 or gap.high < 0):
+        kind, words = "none", "not after correction"
+    elif not gap.significant:
+        kind, words = "none", "no effect shown"
+    elif gap.mean > 0:
+        kind, words = "better", "better"
+    else:
+        kind, words = "worse", "worse"
+    return {"row": row, "kind": kind, "words": words, "shots": text.shots_name(row.shots)}

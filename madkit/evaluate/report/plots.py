@@ -1,0 +1,212 @@
+"""The plots of a report: low-shot curves, suites side by side, and paired differences. Pure functions to SVG text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from madkit.evaluate.report.svg import Drawing, shortened, text_width, ticks
+from madkit.evaluate.report.text import NO_INTERVAL, arrows, difference, interval, p_value, suite_name
+from madkit.evaluate.results import Row
+
+WIDE = 560.0
+NARROW = 360.0
+
+# Index of an arm's colour and marker, the same in every plot of a page. 0 is the baseline.
+Palette = Mapping[str, int]
+
+
+def _about(row: Row) -> str:
+    spread = interval(row.low, row.high)
+    return f"{row.label}, {row.suite}, {row.shots}: {row.mean:.1f} {spread}, {row.n_seeds} seeds"
+
+
+def _span(rows: Sequence[Row], about: int) -> list[float]:
+    lows = [row.mean if row.low is None else row.low for row in rows]
+    highs = [row.mean if row.high is None else row.high for row in rows]
+    chance = rows[0].chance
+    low, high = max(min(lows), 0.0), min(max(highs), 100.0)
+    # Two seeds can have intervals far beyond the data; they may not squeeze everything else into a line.
+    means = [row.mean for row in rows]
+    room = max(max(means) - min(means), 4.0)
+    low, high = max(low, min(means) - 1.5 * room), min(high, max(means) + 1.5 * room)
+    if chance is not None and low - chance < 2 * (high - low):
+        low = min(low, chance)
+    return ticks(low, high, about)
+
+
+def low_shot(rows: Sequence[Row], shots: Sequence[str], palette: Palette, *, width: float = NARROW) -> str:
+    """Score against the number of labels, one line per arm with its 95 % band; `rows` are of one suite and metric."""
+    height = 252.0
+    left, right, top, bottom = 38.0, 12.0, 14.0, 40.0
+    marks = _span(rows, 5)
+    drawing = Drawing(width, height, label=f"{rows[0].metric} on {rows[0].suite} against labels", css="plot low-shot")
+
+    def y(value: float) -> float:
+        value = min(max(value, marks[0]), marks[-1])
+        return top + (marks[-1] - value) / (marks[-1] - marks[0]) * (height - top - bottom)
+
+    step = (width - left - right) / len(shots)
+
+    def x(label: str) -> float:
+        return left + step * (shots.index(label) + 0.5)
+
+    for mark in marks:
+        drawing.line(left, y(mark), width - right, y(mark), "grid")
+        drawing.text(left - 7, y(mark) + 4, f"{mark:g}", "tick", anchor="end")
+    for name in shots:
+        drawing.text(x(name), height - bottom + 18, _shots_name(name), "tick", anchor="middle")
+    drawing.text(left + (width - left - right) / 2, height - 6, "labelled questions", "axis", anchor="middle")
+    chance = rows[0].chance
+    if chance is not None and marks[0] <= chance <= marks[-1]:
+        drawing.line(left, y(chance), width - right, y(chance), "chance")
+        drawing.text(width - right - 2, y(chance) - 4, "chance", "note", anchor="end")
+
+    arms = sorted({row.label for row in rows}, key=lambda label: palette[label])
+    lines = {
+        arm: sorted((row for row in rows if row.label == arm), key=lambda row: shots.index(row.shots)) for arm in arms
+    }
+    for arm, line in lines.items():
+        band = [row for row in line if row.low is not None]
+        if len(band) > 1:
+            upper = [(x(row.shots), y(row.high or row.mean)) for row in band]
+            lower = [(x(row.shots), y(row.low or 0.0)) for row in reversed(band)]
+            drawing.path([*upper, *lower], f"band a{palette[arm]}", closed=True)
+    for position, (arm, line) in enumerate(lines.items()):
+        shift = 0.0 if len(shots) > 1 else (position - (len(arms) - 1) / 2) * min(34.0, step * 0.8 / max(len(arms), 1))
+        if len(line) > 1:
+            drawing.path([(x(row.shots), y(row.mean)) for row in line], f"curve a{palette[arm]}")
+        for row in line:
+            at = x(row.shots) + shift
+            if row.low is not None and row.high is not None and len(shots) == 1:
+                drawing.line(at, y(row.low), at, y(row.high), f"whisker a{palette[arm]}")
+            drawing.marker(at, y(row.mean), palette[arm], f"dot a{palette[arm]}", title=_about(row))
+    return str(drawing)
+
+
+def _shots_name(shots: str) -> str:
+    return f"{shots.removesuffix('pct')} %" if shots.endswith("pct") else shots
+
+
+def suites(rows: Sequence[Row], palette: Palette, *, width: float = WIDE) -> str:
+    """Score on every suite, in-domain on top, one marker per arm; `rows` are of one metric and number of labels."""
+    names = list(dict.fromkeys(row.suite for row in rows))
+    arms = sorted({row.label for row in rows}, key=lambda label: palette[label])
+    narrow = width < 500
+    left = 12.0 if narrow else min(max(1.1 * text_width(suite_name(name)) for name in names) + 20, width * 0.34)
+    right, top, bottom = 16.0, 8.0, 40.0
+    lane = 15.0 if narrow else 19.0
+    head = 22.0 if narrow else 8.0
+    band = head + lane * len(arms) + 8.0
+    height = top + band * len(names) + bottom
+    marks = _span(rows, 5 if narrow else 6)
+    drawing = Drawing(width, height, label=f"{rows[0].metric} on every test suite", css="plot suites")
+
+    def x(value: float) -> float:
+        value = min(max(value, marks[0]), marks[-1])
+        return left + (value - marks[0]) / (marks[-1] - marks[0]) * (width - left - right)
+
+    floor = height - bottom
+    for index, name in enumerate(names):
+        y0 = top + band * index
+        if index % 2 == 0:
+            drawing.rect(0, y0, width, band, "stripe")
+        shown = suite_name(name)
+        if narrow:
+            drawing.text(left, y0 + 16, shown, "name")
+        else:
+            drawing.text(left - 12, y0 + band / 2 + 4, shortened(shown, left - 16), "name", anchor="end")
+    clear = head if narrow else 0.0  # names of suites stand above their lanes there, and no line shall cross them
+    stretches = [(top + band * index + clear, top + band * (index + 1)) for index in range(len(names))]
+    for mark in marks:
+        for begin, end in stretches:
+            drawing.line(x(mark), begin, x(mark), end, "grid")
+        drawing.text(x(mark), floor + 18, f"{mark:g}", "tick", anchor="middle")
+    drawing.text(left + (width - left - right) / 2, height - 6, f"{arrows(rows[0].metric)}, %", "axis", anchor="middle")
+    chance = rows[0].chance
+    if chance is not None and marks[0] <= chance <= marks[-1]:
+        for begin, end in stretches:
+            drawing.line(x(chance), begin, x(chance), end, "chance")
+        drawing.text(x(chance) + 4, floor - 4, "chance", "note")
+    for row in rows:
+        lane_y = top + band * names.index(row.suite) + head + lane * (arms.index(row.label) + 0.5)
+        if row.low is not None and row.high is not None:
+            drawing.line(x(row.low), lane_y, x(row.high), lane_y, f"whisker a{palette[row.label]}")
+        drawing.marker(x(row.mean), lane_y, palette[row.label], f"dot a{palette[row.label]}", title=_about(row))
+    return str(drawing)
+
+
+def forest(rows: Sequence[Row], palette: Palette, *, width: float = WIDE) -> str:
+    """Paired differences to the baseline with their intervals; hollow where the corrected test does not reject."""
+    rows = [row for row in rows if row.difference is not None]
+    names = list(dict.fromkeys(row.suite for row in rows))
+    narrow = width < 500
+    left = min(max(text_width(row.label) for row in rows) + 26, width * 0.36)
+    right = 14.0 if narrow else 158.0
+    top, bottom, lane, head = 6.0, 40.0, 21.0, 26.0
+    height = top + sum(head + lane * sum(row.suite == name for row in rows) + 4 for name in names) + bottom
+    marks = _gap_span(rows, 4 if narrow else 5)
+    drawing = Drawing(width, height, label=f"Paired differences in {rows[0].metric}", css="plot forest")
+
+    def x(value: float) -> float:
+        value = min(max(value, marks[0]), marks[-1])
+        return left + (value - marks[0]) / (marks[-1] - marks[0]) * (width - left - right)
+
+    floor = height - bottom
+    for mark in marks:
+        drawing.line(x(mark), top, x(mark), floor, "zero" if mark == 0 else "grid")
+        drawing.text(
+            x(mark), floor + 18, f"{mark:+g}".replace("-", "\N{MINUS SIGN}") if mark else "0", "tick", anchor="middle"
+        )
+    against = rows[0].difference.baseline if rows[0].difference else ""
+    against = against.partition(" [")[0]
+    caption = f"points against {against}"
+    drawing.text((x(marks[0]) + x(marks[-1])) / 2, height - 6, caption, "axis", anchor="middle")
+    at = top
+    for name in names:
+        drawing.text(8, at + 17, suite_name(name), "name")
+        at += head
+        for row in (row for row in rows if row.suite == name):
+            _forest_row(drawing, row, palette[row.label], at + lane / 2, x, (marks[0], marks[-1]))
+            drawing.text(18, at + lane / 2 + 4, shortened(row.label, left - 22), "")
+            if not narrow:
+                drawing.text(width - 6, at + lane / 2 + 4, _gap_text(row), "number", anchor="end")
+            at += lane
+        at += 4
+    return str(drawing)
+
+
+def _forest_row(
+    drawing: Drawing, row: Row, kind: int, y: float, x: Callable[[float], float], ends: tuple[float, float]
+) -> None:
+    gap = row.difference
+    assert gap is not None
+    if gap.low is not None and gap.high is not None:
+        drawing.line(x(gap.low), y, x(gap.high), y, f"whisker a{kind}")
+        for value, inwards in ((gap.low, 5), (gap.high, -5)):
+            if not ends[0] <= value <= ends[1]:  # the interval goes on beyond the plot: an arrow head says so
+                edge = x(value)
+                drawing.path([(edge + inwards, y - 4), (edge, y), (edge + inwards, y + 4)], f"curve a{kind}")
+    state = "" if gap.significant else " hollow"
+    title = f"{row.label}, {row.suite}, {row.shots}: {difference(gap)}, p (Holm) {p_value(gap.p_holm) or 'none'}"
+    drawing.marker(x(gap.mean), y, kind, f"dot a{kind}{state}", title=title)
+
+
+def _gap_text(row: Row) -> str:
+    gap = row.difference
+    assert gap is not None
+    numbers = f"{gap.mean:+.1f} {interval(gap.low, gap.high, signed=True) if gap.low is not None else ''}"
+    return (
+        numbers.replace("-", "\N{MINUS SIGN}")
+        + (NO_INTERVAL if gap.low is None else "")
+        + (" *" if gap.significant else "")
+    )
+
+
+def _gap_span(rows: Sequence[Row], about: int) -> list[float]:
+    gaps = [row.difference for row in rows if row.difference is not None]
+    means = [gap.mean for gap in gaps]
+    room = max(max(means) - min(means), max(abs(mean) for mean in means), 2.0)
+    low = min([0.0, *(gap.mean if gap.low is None else gap.low for gap in gaps)])
+    high = max([0.0, *(gap.mean if gap.high is None else gap.high for gap in gaps)])
+    low, high = max(low, min(0.0, *means, 0.0) - 1.5 * room), min(high, max(0.0, *means, 0.0) + 1.5 * room)
+    return ticks(low - 0.02 * (high - low), high + 0.02 * (high - low), about)

@@ -1,0 +1,226 @@
+"""Results as Markdown and CSV, and the words and numbers that all reports share."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+
+from madkit.evaluate.results import Difference, Results, Row, Source
+
+NO_INTERVAL = "n=1, no interval"
+NOT_SIGNIFICANT = "n.s."
+
+EXPLANATION = (
+    "Score: mean over seeds in percent, with the 95 % interval of Student's t over the seeds (the same test examples, "
+    "another seed). One seed has no interval. Difference: arm minus {baseline} in points on the same seeds and the "
+    "same questions, with the 95 % interval for new seeds and new images (two crossed sources of chance, questions "
+    "about one image kept together). An asterisk marks p < 0.05 after Holm's correction over all comparisons of one "
+    "table and metric; n.s. means that the corrected test shows no difference."
+)
+MINI_NOTE = (
+    "{names}: madkit's embedded benchmark, pictographs drawn by program. These figures show the method at work on a "
+    "toy world; they are not results on {real} and must not be quoted as such."
+)
+
+
+def score(row: Row) -> str:
+    """The mean, for a cell."""
+    return f"{row.mean:.1f}"
+
+
+def interval(low: float | None, high: float | None, *, signed: bool = False) -> str:
+    """Square brackets, or the words for a single seed."""
+    if low is None or high is None:
+        return NO_INTERVAL
+    return f"[{low:+.1f}, {high:+.1f}]" if signed else f"[{low:.1f}, {high:.1f}]"
+
+
+def difference(value: Difference | None) -> str:
+    """`+4.0 [+1.5, +6.5] *`; n.s. where the corrected test does not reject; nothing for the baseline."""
+    if value is None:
+        return ""
+    if value.low is None:
+        return f"{value.mean:+.1f} ({NO_INTERVAL})"
+    mark = "*" if value.significant else NOT_SIGNIFICANT
+    return f"{value.mean:+.1f} {interval(value.low, value.high, signed=True)} {mark}"
+
+
+def p_value(value: float | None) -> str:
+    """Three digits, or a bound."""
+    if value is None:
+        return ""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def source_label(source: Source, sources: Sequence[Source]) -> str:
+    """The source's name, with its revision where the workspace holds several."""
+    twice = sum(other.name == source.name for other in sources) > 1
+    return f"{source.name}@{source.revision[:8]}" if twice else source.name
+
+
+def rows_of(results: Results, source: Source) -> list[Row]:
+    """The rows of one table: one source and revision."""
+    return [row for row in results.rows if (row.source, row.revision) == (source.name, source.revision)]
+
+
+def mini_note(results: Results) -> str | None:
+    """The sentence that keeps the embedded benchmark from being taken for the real one; None where none was used."""
+    mini = [source for source in results.sources if source.is_mini]
+    if not mini:
+        return None
+    names = _listed(dict.fromkeys(source.name for source in mini))
+    real = _listed(dict.fromkeys(source.title for source in mini))
+    return MINI_NOTE.format(names=names, real=real)
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def facts(results: Results) -> list[str]:
+    """What is absent or went wrong, in one sentence each."""
+    lines = []
+    if results.unfinished:
+        verb = "run is" if results.unfinished == 1 else "runs are"
+        lines.append(f"{results.unfinished} {verb} not finished and left out.")
+    if results.missing:
+        count = len(results.missing)
+        shown = "; ".join(_cell(cell) for cell in results.missing[:3])
+        more = f"; and {count - 3} more (results.json)" if count > 3 else ""
+        lines.append(f"{count} {'cell' if count == 1 else 'cells'} of the grid without a run: {shown}{more}.")
+    shared = [row for row in results.rows if row.n_pre_phases is not None and row.n_pre_phases < row.n_seeds]
+    if shared:
+        arms = _listed(dict.fromkeys(row.label for row in shared))
+        lines.append(f"The seeds of {arms} share pre-phases, whose own spread is not in the intervals.")
+    return lines
+
+
+def _cell(cell: dict[str, object]) -> str:
+    parts = [str(cell[key]) for key in ("source", "shots", "arm") if cell.get(key) is not None] or [str(cell["task"])]
+    if cell.get("seed") is not None:
+        parts.append(f"seed {cell['seed']}")
+    return " ".join(parts)
+
+
+def tables(results: Results) -> list[tuple[Source, str, list[Row]]]:
+    """Tables in order: per source and revision, student and shots."""
+    found = []
+    for source in results.sources:
+        for _, group in groupby(rows_of(results, source), key=lambda row: (row.student, row.shots)):
+            rows = sorted(group, key=_by_suite(results))
+            title = f"{source_label(source, results.sources)}, {shots_name(rows[0].shots)}, {rows[0].student}"
+            found.append((source, title, rows))
+    return found
+
+
+def _by_suite(results: Results) -> Callable[[Row], tuple[int, int]]:
+    metrics = list(dict.fromkeys(row.metric for row in results.rows))
+    suites = list(dict.fromkeys(suite for source in results.sources for suite in source.suites))
+    return lambda row: (suites.index(row.suite), metrics.index(row.metric))
+
+
+def arrows(metric: str) -> str:
+    """A metric's name as it is printed: Q→AR."""
+    return metric.replace("->", "\N{RIGHTWARDS ARROW}")
+
+
+def suite_name(suite: str) -> str:
+    """A suite in words: "in-domain test", "unseen concepts"."""
+    return "in-domain test" if suite == "test" else suite.removeprefix("test-").replace("-", " ")
+
+
+def shots_name(shots: str) -> str:
+    """The number of labels in words."""
+    if shots == "full":
+        return "all labels"
+    return f"{shots.removesuffix('pct')} % of the labels" if shots.endswith("pct") else f"{shots} labelled questions"
+
+
+# fmt: off
+COLUMNS = [
+    "protocol", "task", "source", "revision", "mini", "student", "teacher", "arm", "shots", "suite", "metric",
+    "mean", "low", "high", "n_seeds", "n_examples", "n_images",
+    "baseline", "difference", "difference_low", "difference_high", "p", "p_holm", "seeds", "per_seed",
+]
+# fmt: on
+
+
+def as_csv(results: Results) -> str:
+    """One line per row with numbers as they are; `seeds` and `per_seed` are space-separated."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in results.rows:
+        gap = row.difference
+        writer.writerow(
+            [
+                results.protocol,
+                row.task,
+                row.source,
+                row.revision,
+                row.is_mini,
+                row.student,
+                row.teacher,
+                row.label,
+                row.shots,
+                row.suite,
+                row.metric,
+                row.mean,
+                row.low,
+                row.high,
+                row.n_seeds,
+                row.n_examples,
+                row.n_images,
+                *([gap.baseline, gap.mean, gap.low, gap.high, gap.p, gap.p_holm] if gap else [None] * 6),
+                " ".join(map(str, row.seeds)),
+                " ".join(f"{value:.4f}" for value in row.per_seed),
+            ]
+        )
+    return out.getvalue()
+
+
+def markdown(results: Results) -> str:
+    """GitHub tables, one per source, student and shots."""
+    lines = [f"# Protocol {_escaped(results.protocol)}", ""]
+    note = mini_note(results)
+    if note:
+        lines += [f"> {note}", ""]
+    baseline = str(results.settings.get("baseline", "baseline"))
+    for _, title, rows in tables(results):
+        lines += [
+            f"## {_escaped(title)}",
+            "",
+            (
+                "| suite | metric | arm | score | 95 % interval | seeds | questions"
+                f" | against {_escaped(baseline)} | p (Holm) |"
+            ),
+            "|---|---|---|--:|:-:|--:|--:|:--|--:|",
+        ]
+        for row in rows:
+            gap = row.difference
+            text = difference(gap).replace("*", "\\*")
+            cells = [
+                _escaped(row.suite),
+                _escaped(row.metric),
+                _escaped(row.label),
+                f"**{score(row)}**" if gap is not None and gap.significant and gap.mean > 0 else score(row),
+                interval(row.low, row.high),
+                str(row.n_seeds),
+                f"{row.n_examples:,}",
+                text,
+                p_value(gap.p_holm) if gap else "",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    lines += [f"- {_escaped(line)}" for line in facts(results)]
+    lines += [f"- Failed: {_escaped(one['where'])}: {_escaped(one['error'])}" for one in results.problems]
+    lines += ["", EXPLANATION.format(baseline=_escaped(baseline)), ""]
+    return "\n".join(lines)
+
+
+def _escaped(text: object) -> str:
+    out = str(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return out.replace("*", "\\*").replace("\n", " ")

@@ -1,0 +1,304 @@
+"""The stage behind `madkit evaluate`: score what has no result yet, then make the table.
+
+A result is one row of the run's `results.jsonl` with the digests of the student, the suite and the metric version that
+it belongs to, appended only after `predictions/<suite>.jsonl` lies complete on disk. A row whose digests no longer
+agree is not used. So a killed evaluation goes on where it stopped, and a finished one does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from madkit.core.console import progress
+from madkit.core.environment import environment
+from madkit.core.errors import DataError, MadkitError, NotFoundError, RunError
+from madkit.core.files import FileLock, append_jsonl, digest_of, read_jsonl, sha256_file, write_text_atomic
+from madkit.core.interrupts import StopSignals
+from madkit.evaluate.grid import Problem, Run, find_runs, group_runs, missing_cells
+from madkit.evaluate.metrics import METRIC_VERSION, Scores, score
+from madkit.evaluate.protocol import Protocol, load_protocol
+from madkit.evaluate.results import Results, Source
+from madkit.evaluate.table import build_rows, suites_of
+
+if TYPE_CHECKING:
+    from madkit.core.workspace import Workspace
+    from madkit.regions import RegionReader
+    from madkit.tasks.data import TaskData
+    from madkit.tasks.example import Example
+    from madkit.tasks.spec import TaskSpec
+
+RESULT_SCHEMA = 1
+
+# (student folder, examples, region features) -> one prediction row per example (metrics.prediction_row)
+Scorer = Callable[[Path, "Sequence[Example]", "RegionReader | None"], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run and a suite to score it on."""
+
+    run: Run
+    suite: str
+
+    @property
+    def place(self) -> str:
+        """For messages."""
+        return f"{self.run.path.name} on {self.suite}"
+
+
+def evaluate(
+    workspace: Workspace,
+    protocol: str = "full",
+    *,
+    device: str = "auto",
+    scorer: Scorer | None = None,
+) -> Results:
+    """Evaluate every run that the protocol asks for, and put all results into one document.
+
+    Args:
+        workspace: holds the runs and their data; neither teacher nor cache is read.
+        protocol: a shipped name or the path of a YAML file.
+        device: where the students run.
+        scorer: scores a student folder on examples; the default is `madkit.evaluate.predict.predict`.
+
+    Cells that fail (a suite without data, NaN logits, a broken run) stand in `problems`; all others are computed.
+
+    Raises:
+        NotFoundError: no such protocol, or no run in the workspace.
+        StoppedResumable, KeyboardInterrupt: asked to stop; finished cells are kept.
+    """
+    name, wanted = load_protocol(protocol)
+    runs, problems, unfinished = find_runs(workspace, wanted)
+    groups = group_runs(runs)
+    runs = [run for group in groups for run in group.runs]
+    data: dict[tuple[str, str], TaskData | None] = {run.table: None for run in runs}
+    for run in runs:
+        data[run.table] = data[run.table] or find_data(workspace, run)
+
+    cells: list[Cell] = []
+    for run in runs:
+        try:
+            cells.extend(Cell(run, suite) for suite in _suites(run, data[run.table], wanted))
+        except MadkitError as error:
+            problems.append(Problem(run.path.name, error.message, error.hint))
+    scores, failed = _score_all(cells, data, scorer or _default_scorer(device))
+    problems += failed
+
+    from madkit.tasks.spec import get_task
+
+    total = sum(len(suites_of(group, scores)) for group in groups)
+    with progress("Comparing arms", total, "cells") as bar:
+        rows = build_rows(
+            groups, scores, spec_of=get_task, baseline=wanted.baseline, resamples=wanted.resamples, advance=bar.advance
+        )
+    return Results(
+        protocol=name,
+        settings=wanted.model_dump(mode="json"),
+        rows=tuple(rows),
+        sources=_sources(runs, scores),
+        missing=tuple(missing_cells(groups, wanted)),
+        problems=tuple(problem.as_dict() for problem in problems),
+        runs=tuple(_about(run, workspace) for run in runs),
+        environment=environment(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        unfinished=unfinished,
+        metric_version=METRIC_VERSION,
+    )
+
+
+def find_data(workspace: Workspace, run: Run) -> TaskData | None:
+    """The data that a run belongs to: same source, same revision. None where the workspace no longer holds it."""
+    from madkit.tasks.data import MANIFEST, TaskData
+
+    homes = [workspace.data / run.task, *sorted((workspace.data / "mini").glob(f"{run.source}*"))]
+    for home in homes:
+        if (home / MANIFEST).is_file():
+            found = TaskData(home)
+            if (found.source, found.revision) == run.table:
+                return found
+    return None
+
+
+def _suites(run: Run, data: TaskData | None, protocol: Protocol) -> list[str]:
+    """The suites to score a run on. Without data only those that have a result already can stand in the table."""
+    if data is None:
+        held = [str(row["suite"]) for row in _rows_of(run) if row.get("data_revision") == run.revision]
+        wanted = [suite for suite in dict.fromkeys(held) if protocol.suites == "any" or suite in protocol.suites]
+        if not wanted:
+            raise NotFoundError(
+                f"The workspace does not hold revision {run.revision} of {run.source}, on which this run was trained.",
+                hint="put that data back, or train again on the data that is there",
+            )
+        return wanted
+    return data.suites() if protocol.suites == "any" else list(protocol.suites)
+
+
+def _score_all(
+    cells: Sequence[Cell], data: Mapping[tuple[str, str], TaskData | None], scorer: Scorer
+) -> tuple[dict[tuple[Run, str], Mapping[str, Scores]], list[Problem]]:
+    from madkit.tasks.spec import get_task
+
+    scores: dict[tuple[Run, str], Mapping[str, Scores]] = {}
+    problems: list[Problem] = []
+    digests = lru_cache(maxsize=None)(student_digest)
+    with StopSignals() as stop, progress("Evaluating", len(cells), "run-suites") as bar:
+        for cell in cells:
+            if stop.requested:
+                raise stop.error()
+            bar.update(cell.place)
+            spec = get_task(cell.run.task)
+            try:
+                rows = _held(cell, digests(cell.run.path))
+                if rows is None:
+                    rows = score_cell(cell, data[cell.run.table], scorer, spec, digests(cell.run.path))
+                scores[cell.run, cell.suite] = score(spec, rows)
+            except MadkitError as error:
+                problems.append(Problem(cell.place, error.message, error.hint))
+            except Exception as error:  # whatever a damaged student raises must not cost the other cells
+                if os.environ.get("MADKIT_DEBUG", "0") not in ("", "0"):
+                    raise
+                text = next(iter(str(error).splitlines()), "")
+                hint = "the same command with MADKIT_DEBUG=1 shows where"
+                problems.append(Problem(cell.place, f"{type(error).__name__}: {text}", hint))
+            bar.advance()
+    return scores, problems
+
+
+def student_digest(run: Path) -> str:
+    """16 hex digits over the exported student of a run. Raises RunError where there is none."""
+    files = sorted(path for path in (run / "student").glob("*") if path.is_file())
+    if not files:
+        raise RunError(f"The run {run.name} holds no exported student.", hint="remove the folder and train again")
+    return digest_of({path.name: sha256_file(path) for path in files})
+
+
+def suite_digest(run: Run, suite: str) -> str:
+    """16 hex digits over the identity of a suite; the data revision changes with any of its files."""
+    return digest_of([run.source, run.revision, suite])
+
+
+def _rows_of(run: Run) -> list[dict[str, Any]]:
+    path = run.path / "results.jsonl"
+    return read_jsonl(path) if path.exists() else []
+
+
+def _held(cell: Cell, student: str) -> list[dict[str, Any]] | None:
+    """The predictions of a cell that has been scored already, None where it has not (or not with these files)."""
+    wanted = {
+        "schema": RESULT_SCHEMA,
+        "suite": cell.suite,
+        "student_digest": student,
+        "suite_digest": suite_digest(cell.run, cell.suite),
+        "metric_version": METRIC_VERSION,
+    }
+    path = predictions_path(cell.run, cell.suite)
+    for row in reversed(_rows_of(cell.run)):
+        if all(row.get(key) == value for key, value in wanted.items()):
+            if path.is_file() and sha256_file(path) == row.get("predictions_sha256"):
+                return read_jsonl(path)
+            return None
+    return None
+
+
+def predictions_path(run: Run, suite: str) -> Path:
+    """Where the answers of a run to a suite lie."""
+    return run.path / "predictions" / f"{suite}.jsonl"
+
+
+def score_cell(cell: Cell, data: TaskData | None, scorer: Scorer, spec: TaskSpec, student: str) -> list[dict[str, Any]]:
+    """Score one run on one suite and keep the result: predictions first, then the row that vouches for them."""
+    if data is None:
+        raise NotFoundError(
+            f"The workspace does not hold revision {cell.run.revision} of {cell.run.source}.",
+            hint="put that data back, or train again on the data that is there",
+        )
+    examples = data.examples(cell.suite)
+    started = time.perf_counter()
+    with FileLock(cell.run.path / ".evaluate.lock", what=f"{cell.run.path.name} (another evaluation)"):
+        rows = scorer(cell.run.path / "student", examples, data.regions())
+        _check(rows, len(examples))
+        metrics = {name: round(one.percent, 4) for name, one in score(spec, rows).items()}
+        path = predictions_path(cell.run, cell.suite)
+        write_text_atomic(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+        append_jsonl(
+            cell.run.path / "results.jsonl",
+            {
+                "schema": RESULT_SCHEMA,
+                "suite": cell.suite,
+                "task": cell.run.task,
+                "source": cell.run.source,
+                "data_revision": cell.run.revision,
+                "metrics": metrics,
+                "n_examples": len(rows),
+                "student_digest": student,
+                "suite_digest": suite_digest(cell.run, cell.suite),
+                "metric_version": METRIC_VERSION,
+                "predictions_sha256": sha256_file(path),
+                "seconds": round(time.perf_counter() - started, 3),
+            },
+        )
+    return rows
+
+
+def _check(rows: Sequence[Mapping[str, Any]], n_examples: int) -> None:
+    if len(rows) != n_examples:
+        raise RunError(f"The student answered {len(rows)} of {n_examples} examples.")
+    broken = sum(not all(math.isfinite(value) for value in row["logits"]) for row in rows)
+    if broken:
+        raise RunError(
+            f"The student gives NaN or infinite logits on {broken} of {n_examples} examples.",
+            hint="look at the losses in the run's metrics.jsonl; a lower learning rate usually mends it",
+        )
+
+
+def _default_scorer(device: str) -> Scorer:
+    def scorer(student: Path, examples: Sequence[Example], regions: RegionReader | None) -> list[dict[str, Any]]:
+        from madkit.evaluate.predict import predict  # torch: only where there is something to score
+
+        return predict(student, examples, regions, device=device)
+
+    return scorer
+
+
+def _sources(runs: Sequence[Run], scores: Mapping[tuple[Run, str], Any]) -> tuple[Source, ...]:
+    from madkit.tasks.spec import get_task
+
+    found: dict[tuple[str, str], Source] = {}
+    for run in runs:
+        if run.table not in found:
+            found[run.table] = Source(
+                name=run.source,
+                task=run.task,
+                title=get_task(run.task).title,
+                is_mini=run.is_mini,
+                revision=run.revision,
+                suites=tuple(dict.fromkeys(suite for other, suite in scores if other.table == run.table)),
+            )
+    return tuple(found.values())
+
+
+def _about(run: Run, workspace: Workspace) -> dict[str, Any]:
+    try:
+        digest: str | None = student_digest(run.path)
+    except (RunError, DataError):
+        digest = None
+    return {
+        "path": str(run.path.relative_to(workspace.root)),
+        "source": run.source,
+        "student": run.student,
+        "arm": run.arm,
+        "shots": run.shots,
+        "seed": run.seed,
+        "teacher": run.teacher,
+        "experiment": run.experiment,
+        "student_digest": digest,
+    }

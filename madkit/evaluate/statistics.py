@@ -1,0 +1,242 @@
+"""Intervals, paired differences and tests for scores over seeds and images.
+
+Three questions, three answers:
+
+- *What would another seed score on these examples?* `mean_interval`: Student's t over the seeds (scipy).
+- *How much better is an arm than its baseline, for new seeds and new images?* `paired_difference`: the same seeds and
+  examples in both arms, two crossed sources of chance. See there for the formula.
+- *Many comparisons in one table?* `holm`.
+
+All of them take scores in any unit and give back the same unit. Coverage of the 95 % intervals is measured in
+`tests/evaluate/test_coverage.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from madkit.core.seeds import derive_seed
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its interval; `low` and `high` are None where one value says nothing about its own spread."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Arm minus baseline over the same seeds and examples.
+
+    `mean`, `low`, `high`: the difference and its interval for new seeds and new images. `p`: two-sided, of the same
+    statistic. `p_images`: permutation test with sign flips over images, given these very students. `p_seeds`: exact
+    sign flips over seeds (its smallest possible value is 2 / 2**n_seeds). `bootstrap_low`, `bootstrap_high`: percentile
+    interval of the hierarchical bootstrap. Everything but `mean` and `p_images` is None with one seed.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_images: float | None
+    p_seeds: float | None
+    bootstrap_low: float | None
+    bootstrap_high: float | None
+    n_seeds: int
+    n_examples: int
+    n_images: int
+
+
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Mean of per-seed scores with the interval of Student's t distribution (scipy.stats.t)."""
+    from scipy import stats
+
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        raise ValueError("no values")
+    mean = float(array.mean())
+    if array.size == 1:
+        return Interval(mean, None, None)
+    error = float(stats.sem(array))
+    if error == 0.0:
+        return Interval(mean, mean, mean)
+    low, high = stats.t.interval(confidence, array.size - 1, loc=mean, scale=error)
+    return Interval(mean, float(low), float(high))
+
+
+def paired_difference(
+    arm: FloatArray,
+    baseline: FloatArray,
+    images: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> PairedDifference:
+    """Compare two arms on the same seeds and examples.
+
+    Args:
+        arm: [S, N] scores; row s is seed s, column n is example n.
+        baseline: [S, N], the same seeds and examples in the same order.
+        images: [N] image id of each example; examples that share one are resampled together.
+        resamples: number of bootstrap and permutation draws.
+        confidence: level of the intervals.
+
+    Seeds and images are crossed: every seed is scored on the same images. With A the variance of the mean when seeds
+    are resampled, B when images are, and E the part of both that is neither (interaction), its variance is
+    V = A + B - E (Cameron, Gelbach and Miller 2011, multiway clustering; the same identity as in the two-way analysis
+    of variance), each term with its small-sample correction. The interval is mean +- t * sqrt(V); its degrees of
+    freedom lie between S - 1 and those of Satterthwaite (1946). The percentile interval of the hierarchical bootstrap
+    is given beside it; with few seeds it is too narrow, because S values cannot show the spread they came from.
+    """
+    from scipy import stats
+
+    if arm.shape != baseline.shape or arm.ndim != 2 or arm.shape[1] != len(images) or not arm.size:
+        raise ValueError("arm and baseline must be [seeds, examples] over the same examples, with an image for each")
+    table, sizes = cluster_sums(arm - baseline, images)
+    n_seeds, n_images = table.shape
+    mean = float(table.sum() / (n_seeds * sizes.sum()))
+    p_images = _flip_images(table.sum(axis=0), resamples) if n_images > 1 else None
+    if n_seeds == 1:
+        return PairedDifference(mean, None, None, None, p_images, None, None, None, 1, arm.shape[1], n_images)
+
+    variance, freedom = crossed_variance(table, sizes)
+    if variance > 0:
+        half = float(stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variance))
+        p = float(2 * stats.t.sf(abs(mean) / np.sqrt(variance), freedom))
+    else:  # not one example on which the seeds or the arms differ in different ways
+        half, p = 0.0, 1.0 if mean == 0 else 0.0
+    draws = hierarchical_bootstrap(table, sizes, resamples)
+    tail = (1 - confidence) / 2 * 100
+    bootstrap_low, bootstrap_high = (float(value) for value in np.percentile(draws, [tail, 100 - tail]))
+    return PairedDifference(
+        mean=mean,
+        low=mean - half,
+        high=mean + half,
+        p=p,
+        p_images=p_images,
+        p_seeds=_flip_seeds(table.sum(axis=1)),
+        bootstrap_low=bootstrap_low,
+        bootstrap_high=bootstrap_high,
+        n_seeds=n_seeds,
+        n_examples=arm.shape[1],
+        n_images=n_images,
+    )
+
+
+def cluster_sums(values: FloatArray, images: Sequence[str]) -> tuple[FloatArray, FloatArray]:
+    """Sum [S, N] values within images: sums [S, C] and the number of examples [C] of each image."""
+    _, index, sizes = np.unique(np.asarray(images), return_inverse=True, return_counts=True)
+    rows = [np.bincount(index, weights=row, minlength=len(sizes)) for row in values]
+    table = np.stack(rows).astype(np.float64)
+    return table, sizes.astype(np.float64)
+
+
+def crossed_variance(table: FloatArray, sizes: FloatArray) -> tuple[float, float]:
+    """Variance of the overall mean and its degrees of freedom; `table` [S, C] sums, `sizes` [C] (see above)."""
+    n_seeds, n_images = table.shape
+    total = n_seeds * sizes.sum()
+    residual = (table - table.sum() / total * sizes) / total
+    seeds = float((residual.sum(axis=1) ** 2).sum()) * n_seeds / (n_seeds - 1)
+    if n_images == 1:
+        return seeds, n_seeds - 1.0
+    images = float((residual.sum(axis=0) ** 2).sum()) * n_images / (n_images - 1)
+    inner = residual - residual.mean(axis=0) - residual.mean(axis=1, keepdims=True) + residual.mean()
+    cells = (n_seeds - 1) * (n_images - 1)
+    both = float((inner**2).sum()) * n_seeds * n_images / cells
+    variance = seeds + max(images - both, 0.0)
+    if variance == 0:
+        return 0.0, n_seeds - 1.0
+    spread = seeds**2 / (n_seeds - 1) + images**2 / (n_images - 1) + both**2 / cells
+    least = n_seeds - 1.0
+    if n_seeds == 2:
+        return variance, least
+    # Satterthwaite's value alone covers 92.5 % with three seeds, its lower bound up to 99 %: their geometric mean keeps
+    # the measured coverage between 93 and 97 %.
+    return variance, float(np.sqrt(least * max(variance**2 / spread, least)))
+
+
+def hierarchical_bootstrap(table: FloatArray, sizes: FloatArray, resamples: int = RESAMPLES) -> FloatArray:
+    """Means [resamples] of a crossed bootstrap: seeds and images are each drawn with replacement, jointly.
+
+    `table` [S, C] holds sums within images, `sizes` [C] their numbers of examples. An image is drawn for all seeds at
+    once, because all seeds were scored on it (Owen 2007, the pigeonhole bootstrap). The draws are a pure function of
+    the shape of the table, so equal data give equal intervals.
+    """
+    n_seeds, n_images = table.shape
+    of_seeds, of_images = _draws(n_seeds, n_images, resamples)
+    sums = np.einsum("bs,bs->b", of_seeds, of_images @ table.T)
+    means: FloatArray = sums / (n_seeds * (of_images @ sizes))
+    return means
+
+
+@lru_cache(maxsize=2)
+def _draws(n_seeds: int, n_images: int, resamples: int) -> tuple[FloatArray, Any]:
+    random = np.random.default_rng(derive_seed("hierarchical bootstrap", n_seeds, n_images, resamples))
+    of_seeds = random.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=resamples)
+    picks = random.integers(0, n_images, size=(resamples, n_images))
+    of_images = np.zeros((resamples, n_images), dtype=np.float32)
+    for row, pick in zip(of_images, picks, strict=True):
+        row += np.bincount(pick, minlength=n_images)
+    return of_seeds.astype(np.float64), of_images
+
+
+def _flip_images(sums: FloatArray, resamples: int) -> float:
+    """Two-sided p of the sign-flip permutation test over images; `sums` [C], the differences summed within images."""
+    from scipy import stats
+
+    sums = sums[sums != 0]  # a flip of zero changes nothing, and most images are of this kind
+    if sums.size == 0:
+        return 1.0
+    test = stats.permutation_test(
+        (sums, np.zeros_like(sums)),
+        _mean_gap,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=min(resamples, 999),
+        batch=max(1, 2_000_000 // sums.size),
+        rng=np.random.default_rng(derive_seed("image flips", sums.size, resamples)),
+    )
+    return float(test.pvalue)
+
+
+def _flip_seeds(sums: FloatArray) -> float:
+    """Two-sided p of sign flips over seeds; exact up to 10 seeds, 4096 draws beyond."""
+    from scipy import stats
+
+    test = stats.permutation_test(
+        (sums, np.zeros_like(sums)),
+        _mean_gap,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=4096,
+        rng=np.random.default_rng(derive_seed("seed flips", sums.size)),
+    )
+    return float(test.pvalue)
+
+
+def _mean_gap(first: FloatArray, second: FloatArray, axis: int = -1) -> Any:
+    return np.mean(first, axis=axis) - np.mean(second, axis=axis)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p values (Holm 1979), in the order given."""
+    order = np.argsort(np.asarray(p_values, dtype=np.float64), kind="stable")
+    adjusted = [0.0] * len(order)
+    running = 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(order) - rank) * float(p_values[index])))
+        adjusted[index] = running
+    return adjusted

@@ -1,0 +1,152 @@
+"""From scores per run to rows with intervals: the statistics of one report."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from madkit.core.errors import DataError
+from madkit.evaluate.grid import Group, Run, find_baseline
+from madkit.evaluate.metrics import FloatArray, Scores
+from madkit.evaluate.results import Difference, Row
+from madkit.evaluate.statistics import holm, mean_interval, paired_difference
+
+if TYPE_CHECKING:
+    from madkit.tasks.spec import TaskSpec
+
+# (run, suite) -> scores by metric; absent where the cell failed
+ScoreTable = Mapping[tuple[Run, str], Mapping[str, Scores]]
+
+
+def build_rows(
+    groups: Sequence[Group],
+    scores: ScoreTable,
+    *,
+    spec_of: Callable[[str], TaskSpec],
+    baseline: str,
+    resamples: int,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Row]:
+    """One row per experiment, suite and metric, with the paired difference to the baseline arm and Holm's correction.
+
+    Raises DataError where two seeds of one suite were not scored on the same examples.
+    """
+    rows: list[Row] = []
+    for group in groups:
+        spec = spec_of(group.first.task)
+        against = find_baseline(group, groups, baseline)
+        for suite in suites_of(group, scores):
+            cells = {run.seed: scores[run, suite] for run in group.runs if (run, suite) in scores}
+            theirs = {run.seed: scores[run, suite] for run in against.runs if (run, suite) in scores} if against else {}
+            for metric in next(iter(cells.values())):
+                ours = {seed: cell[metric] for seed, cell in cells.items()}
+                row = _row(group, spec, suite, metric, ours)
+                if against is not None and metric in spec.metrics:
+                    other = {seed: cell[metric] for seed, cell in theirs.items()}
+                    row = replace(row, difference=_difference(ours, other, against.label, resamples))
+                rows.append(row)
+            advance()
+    return _correct(rows)
+
+
+def suites_of(group: Group, scores: ScoreTable) -> list[str]:
+    """The suites on which some run of the group has scores, in the order of the data."""
+    return list(dict.fromkeys(suite for run, suite in scores if run in group.runs))
+
+
+def _row(group: Group, spec: TaskSpec, suite: str, metric: str, scores: Mapping[int, Scores]) -> Row:
+    run = group.first
+    per_seed = {seed: cell.percent for seed, cell in sorted(scores.items())}
+    interval = mean_interval(list(per_seed.values()))
+    one = next(iter(scores.values()))
+    if any(cell.units != one.units for cell in scores.values()):
+        raise DataError(
+            f"The runs of {group.label} on {suite} were not scored on the same questions.",
+            hint="remove their predictions/ folders and evaluate again",
+        )
+    phases = {member.pre_phase_seed for member in group.runs if member.pre_phase_seed is not None}
+    return Row(
+        task=run.task,
+        source=run.source,
+        revision=run.revision,
+        is_mini=run.is_mini,
+        student=run.student,
+        teacher=run.teacher,
+        arm=run.arm,
+        label=group.label,
+        shots=run.shots,
+        suite=suite,
+        metric=metric,
+        headline=metric == spec.metric,
+        chance=chance(spec, metric),
+        mean=interval.mean,
+        low=interval.low,
+        high=interval.high,
+        n_seeds=len(per_seed),
+        n_examples=len(one.units),
+        n_images=len(set(one.images)),
+        seeds=tuple(per_seed),
+        per_seed=tuple(per_seed.values()),
+        difference=None,
+        n_pre_phases=len(phases) or None,
+    )
+
+
+def chance(spec: TaskSpec, metric: str) -> float | None:
+    """Percent of uniform guessing, where it has a closed form."""
+    if metric == spec.metric:
+        return spec.chance
+    if spec.kind == "multiple-choice" and spec.n_candidates:
+        return 100 / spec.n_candidates
+    return None
+
+
+def _difference(
+    ours: Mapping[int, Scores], theirs: Mapping[int, Scores], baseline: str, resamples: int
+) -> Difference | None:
+    seeds = sorted(set(ours) & set(theirs))
+    if not seeds:
+        return None
+    units, images = ours[seeds[0]].units, ours[seeds[0]].images
+    if any(theirs[seed].units != units for seed in seeds):
+        raise DataError(f"An arm and its baseline {baseline} were not scored on the same questions.")
+    found = paired_difference(_stack(ours, seeds), _stack(theirs, seeds), images, resamples=resamples)
+    return Difference(
+        baseline=baseline,
+        mean=found.mean,
+        low=found.low,
+        high=found.high,
+        p=found.p,
+        p_holm=None,
+        p_images=found.p_images,
+        p_seeds=found.p_seeds,
+        bootstrap_low=found.bootstrap_low,
+        bootstrap_high=found.bootstrap_high,
+        seeds=tuple(seeds),
+        n_seeds=found.n_seeds,
+        n_examples=found.n_examples,
+        n_images=found.n_images,
+    )
+
+
+def _stack(scores: Mapping[int, Scores], seeds: Sequence[int]) -> FloatArray:
+    return np.stack([scores[seed].values for seed in seeds]) * 100
+
+
+def _correct(rows: Sequence[Row]) -> list[Row]:
+    """Holm over all comparisons of one table and metric: what stands in one forest plot."""
+    families: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        if row.difference is not None and row.difference.p is not None:
+            families[row.source, row.revision, row.student, row.shots, row.metric].append(index)
+    corrected = list(rows)
+    for members in families.values():
+        differences = [difference for index in members if (difference := rows[index].difference) is not None]
+        adjusted = holm([difference.p for difference in differences if difference.p is not None])
+        for index, difference, p in zip(members, differences, adjusted, strict=True):
+            corrected[index] = replace(rows[index], difference=replace(difference, p_holm=p))
+    return corrected

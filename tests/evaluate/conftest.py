@@ -1,0 +1,158 @@
+"""A made-up workspace: runs whose answers are drawn by a rule, so that every figure has a known cause."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from madkit.core.seeds import derive_seed
+from madkit.core.workspace import Workspace
+from madkit.evaluate import stage
+from madkit.evaluate.metrics import prediction_row
+from madkit.tasks.example import Example, ImageRef, Segment
+from madkit.tasks.spec import get_task
+
+
+def make_examples(task: str, suite: str, n: int = 60, per_image: int = 2) -> list[Example]:
+    spec = get_task(task)
+    random = np.random.default_rng(derive_seed(task, suite))
+    examples = []
+    for index in range(n):
+        image = ImageRef(f"{suite}-{index // per_image}", Path("none.png"))
+        common: dict[str, Any] = {"task": task, "image": image, "context": (Segment("What is it?"),)}
+        unit = f"{suite}-{index}"
+        if spec.kind == "multiple-choice":
+            for subtask in spec.subtasks:
+                label = int(random.integers(4))
+                choices = tuple(Segment(f"{subtask} {choice}") for choice in range(4))
+                examples.append(
+                    Example(
+                        f"{unit}/{subtask}",
+                        question_id=unit,
+                        candidates=choices,
+                        label=label,
+                        subtask=subtask,
+                        **common,
+                    )
+                )
+        elif spec.kind == "classification":
+            examples.append(Example(unit, question_id=unit, label=int(random.integers(3)), **common))
+        else:
+            kind = "yes/no" if index % 2 else "other"
+            examples.append(Example(unit, question_id=unit, answers={"red": 1.0}, answer_type=kind, **common))
+    return examples
+
+
+@dataclass
+class MadeUpData:
+    """Stands in for TaskData."""
+
+    task: str
+    source: str
+    revision: str
+    n: int = 60
+    names: tuple[str, ...] = ("test", "test-rendering")
+    read: list[str] = field(default_factory=list)
+
+    def suites(self) -> list[str]:
+        return list(self.names)
+
+    def examples(self, suite: str) -> list[Example]:
+        self.read.append(suite)
+        return make_examples(self.task, suite, self.n)
+
+    def regions(self) -> None:
+        return None
+
+
+class MadeUpWorkspace:
+    """Runs, data and a scorer that is right with a chance that depends on the arm, the suite and the seed."""
+
+    def __init__(self, root: Path) -> None:
+        self.workspace = Workspace.at(root)
+        self.data: dict[tuple[str, str], MadeUpData] = {}
+        self.scored: list[tuple[str, str]] = []
+        self.broken: set[str] = set()
+        self.skill = {"finetune": 0.5, "mad": 0.5, "affinity": 0.65}
+
+    def add_data(self, task: str, source: str, revision: str = "aaaa000011112222", **other: Any) -> MadeUpData:
+        made = MadeUpData(task, source, revision, **other)
+        self.data[source, revision] = made
+        return made
+
+    def add_run(self, arm: str = "finetune", seed: int = 0, **other: Any) -> Path:
+        values: dict[str, Any] = {
+            "schema": 1,
+            "task": "snli-ve",
+            "source": "mini-snli-ve",
+            "data_revision": "aaaa000011112222",
+            "is_mini": True,
+            "student": "mini-uniter",
+            "arm": arm,
+            "shots": "1pct",
+            "seed": seed,
+            "teacher": None if arm == "finetune" else "mini",
+            "config": {"arm": arm, "optim": {"learning_rate": 1e-4}},
+            "status": "complete",
+            **other,
+        }
+        name = f"{values['student']}-{arm}-{values['shots']}-s{seed}-{other.get('tag', '00000000')}"
+        values.pop("tag", None)
+        folder = self.workspace.runs / values["source"] / name
+        (folder / "student").mkdir(parents=True)
+        (folder / "student" / "config.json").write_text(
+            json.dumps({"made up": name, "skill": self.skill.get(arm, 0.5)})
+        )
+        (folder / "manifest.json").write_text(json.dumps(values))
+        return folder
+
+    def find(self, workspace: Workspace, run: Any) -> MadeUpData | None:
+        return self.data.get(run.table)
+
+    def scorer(self, student: Path, examples: Any, regions: Any) -> list[dict[str, Any]]:
+        about = json.loads((student / "config.json").read_text())
+        suite = examples[0].id.rsplit("-", 1)[0]
+        self.scored.append((student.parent.name, suite))
+        if student.parent.name in self.broken:
+            return [prediction_row(example, [float("nan")] * 3, 0) for example in examples]
+        random = np.random.default_rng(derive_seed(about["made up"], suite))
+        skill = about["skill"] + random.normal(0, 0.01) - (0.1 if suite != "test" else 0)
+        rows = []
+        for example in examples:
+            right = random.random() < skill
+            if example.answers is not None:
+                rows.append(prediction_row(example, [0.5], "red" if right else "blue"))
+                continue
+            classes = len(example.candidates) or 3
+            label = example.label or 0
+            chosen = label if right else (label + 1) % classes
+            rows.append(prediction_row(example, np.eye(classes)[chosen].tolist(), chosen))
+        return rows
+
+    def evaluate(self, protocol: str = "full") -> Any:
+        return stage.evaluate(self.workspace, protocol, scorer=self.scorer)
+
+
+@pytest.fixture
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUpWorkspace:
+    made = MadeUpWorkspace(tmp_path / "workspace")
+    monkeypatch.setattr(stage, "find_data", made.find)
+    return made
+
+
+def make_png(width: int = 96, height: int = 96, colour: tuple[int, int, int] = (200, 190, 170)) -> bytes:
+    """A plain picture, written by hand: PNG signature, IHDR, IDAT, IEND (PNG specification, section 11)."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = (b"\x00" + bytes(colour) * width) * height
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
