@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ import torch
 
 from madkit.cache.layout import image_layout, store_folder, text_layout
 from madkit.cache.writer import StorePlan, StoreWriter
+from madkit.core.errors import RunError
+from madkit.core.files import FileLock
 from madkit.core.seeds import derive_seed
 from madkit.core.workspace import Workspace
 from madkit.students.heads import HeadSpec, TaskHead
@@ -89,7 +93,10 @@ def write_student(folder: Path, datas: list[TaskData]) -> Path:
         region_dim=datas[0].regions().dim, tag_gain=1.0,
     )  # fmt: skip
     student = Student(
-        UniterModel(config), TaskHead(32, HeadSpec("multiple-choice")), tokenizer, StudentIdentity("tiny", "uniter", "-")
+        UniterModel(config),
+        TaskHead(32, HeadSpec("multiple-choice")),
+        tokenizer,
+        StudentIdentity("tiny", "uniter", "-"),
     )
     save_student(student, folder, with_head=False)
     return folder
@@ -97,14 +104,24 @@ def write_student(folder: Path, datas: list[TaskData]) -> Path:
 
 @pytest.fixture(scope="session")
 def benchmark(tmp_path_factory) -> tuple[Workspace, Path]:
-    """(workspace with data and caches, folder of the student). Shared: tests write runs into workspaces of their own."""
+    """(workspace with data and caches, folder of the student). Shared: runs go into workspaces of their own."""
     torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("distill")
-    workspace = Workspace.at(root / "workspace")
-    datas = [open_task(workspace, task, part="tiny") for task in TASKS]
-    for data in datas:
-        write_cache(workspace, data)
-    return workspace, write_student(root / "tiny-student", datas)
+    base = tmp_path_factory.getbasetemp()
+    # of several test workers one builds, the others wait for it
+    root = (base if "PYTEST_XDIST_WORKER" not in os.environ else base.parent) / "distill"
+    workspace, student = Workspace.at(root / "workspace"), root / "tiny-student"
+    while not (root / "built").exists():
+        try:
+            with FileLock(root / ".lock"):
+                if not (root / "built").exists():
+                    datas = [open_task(workspace, task, part="tiny") for task in TASKS]
+                    for data in datas:
+                        write_cache(workspace, data)
+                    write_student(student, datas)
+                    (root / "built").touch()
+        except RunError:
+            time.sleep(0.2)
+    return workspace, student
 
 
 @pytest.fixture

@@ -1,0 +1,108 @@
+"""``madkit distill``: one student, fine-tuned with or without a teacher's cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from madkit.cli.options import JsonOption, WorkspaceOption
+from madkit.cli.output import emit
+
+if TYPE_CHECKING:
+    from madkit.distill.stage import RunResult
+
+EXAMPLES = """
+madkit distill --task vcr --shots 1pct
+madkit distill --task snli-ve --shots 200 --arm affinity --seed 1
+madkit distill --task vqa --arm mad --set mad.weight=0.3 --set optim.learning_rate=2e-4
+"""
+
+
+def distill(
+    task: Annotated[str, typer.Option("--task", metavar="TASK", help="vcr, snli-ve or vqa.", show_default=False)],
+    shots: Annotated[
+        str, typer.Option("--shots", metavar="SHOTS", help="Labelled questions: 1pct, 5pct, 10pct, a number, or full.")
+    ] = "1pct",
+    arm: Annotated[
+        str | None,
+        typer.Option(
+            "--arm",
+            metavar="ARM",
+            help="finetune, kd-global, kd-all, mad, affinity or mad-affinity; or a YAML file.",
+            show_default="mad",
+        ),
+    ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option("--student", metavar="NAME", help="Name or folder.", show_default="mini-uniter on mini data"),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", metavar="NAME", help="Whose cache to read.", show_default="the only cache"),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Equal seeds pair the arms.")] = 0,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", metavar="N", min=1, help="Optimiser steps.", show_default="from the number of labels"),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one setting of the arm; may be repeated."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="PATH", help="A YAML file in place of a shipped arm.")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option("--threads", metavar="N", min=0, help="Compute threads.", show_default="all cores")
+    ] = 0,
+    workspace: WorkspaceOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Fine-tune a student on few or many labels, with or without a teacher's tokens.
+
+    The run goes into a folder of the workspace. Stopped or killed, the same command goes on from the last checkpoint,
+    to the same losses; a finished run is left alone.
+    """
+    from madkit.core.errors import UsageProblem
+    from madkit.core.workspace import Workspace
+    from madkit.distill.arms import parse_overrides
+    from madkit.distill.stage import DEFAULT_ARM
+    from madkit.distill.stage import distill as train
+
+    if config is not None and arm is not None:
+        raise UsageProblem("--arm and --config both name a configuration.", hint="give one of them.")
+    overrides = parse_overrides(set_ or [])
+    if steps is not None:
+        overrides["optim.steps"] = steps
+    result = train(
+        Workspace.at(workspace),
+        task=task,
+        shots=shots,
+        arm=str(config) if config is not None else arm or DEFAULT_ARM,
+        student=student,
+        teacher=teacher,
+        seed=seed,
+        config_overrides=overrides,
+        threads=threads,
+    )
+    emit(_document(result), json_, lambda: _print(result))
+
+
+def _document(result: RunResult) -> dict[str, Any]:
+    names = ("task", "source", "student", "arm", "shots", "seed", "teacher", "steps", "kept_step", "seconds")
+    return {
+        "run": str(result.path),
+        "skipped": result.skipped,
+        **{name: result.manifest.get(name) for name in names},
+        "dev": result.dev,
+    }
+
+
+def _print(result: RunResult) -> None:
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in result.dev.items() if name != "n")
+    done = "Nothing to do: the run was complete." if result.skipped else "Done."
+    source = result.manifest.get("source")
+    print(f"{done} {source} development split: {scores} ({result.dev.get('n')} questions)")
+    print(result.path)
