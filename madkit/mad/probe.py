@@ -21,7 +21,7 @@ from madkit.core.seeds import derive_seed, permutation
 from madkit.mad.weigh import gold_probability
 
 ProbeKind = Literal["linear", "mlp"]
-DEFAULT_L2 = (0.003, 0.03, 0.3)
+DEFAULT_L2 = (0.003, 0.03, 0.3, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,8 @@ def cross_fit_probe(
         n_classes: K for labels; None: from the labels.
         folds: K of the cross-fitting.
         kind: ``linear`` or ``mlp``.
-        l2: penalty on the weights of standardised features; several are compared on a part held out of each fit.
+        l2: penalty on the weights of standardised features; of several, each fit takes the one that does best on a
+            part held out of its own examples, scaled to their number.
         iterations: of L-BFGS.
         fit_limit: largest number of examples that one fit reads.
         seed: of folds, subsampling and the MLP's start.
@@ -212,11 +213,11 @@ def fit_probe(
         optimiser.zero_grad()
         objective = F.cross_entropy(logits(features), targets)
         objective = objective + 0.5 * l2 * torch.stack([weight.square().sum() for weight in weights]).sum()
-        objective.backward()  # type: ignore[no-untyped-call]
+        objective.backward()
         return objective
 
     with torch.enable_grad():
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
+        optimiser.step(closure)
     for parameter in [*weights, *biases]:
         parameter.requires_grad_(False)
     return logits
@@ -237,7 +238,7 @@ def _start(kind: ProbeKind, width: int, outputs: int, hidden: int, seed: int) ->
     return weights, biases
 
 
-_PENALTY_LIMIT = 4000  # examples on which penalties are compared
+_PENALTY_LIMIT = 3000  # examples on which penalties are compared
 
 
 def _best_penalty(
@@ -252,6 +253,7 @@ def _best_penalty(
     seed: int,
 ) -> float:
     """The penalty with the best held-out cross-entropy, inside the examples of one fit."""
+    n_fit = fit.numel()
     fit = _subsample(fit, _PENALTY_LIMIT, seed, "penalty", int(fit[0]))
     inner = [groups[row] for row in fit.tolist()]
     if len(set(inner)) < 3:
@@ -268,7 +270,8 @@ def _best_penalty(
             gold = gold.float() / gold.float().sum(-1, keepdim=True)
         return float(F.cross_entropy(score(features[check]), gold))
 
-    return min(penalties, key=held_out_loss)
+    # One prior on the weights is a penalty that falls as the mean is over more examples.
+    return min(penalties, key=held_out_loss) * train.numel() / n_fit
 
 
 def _subsample(rows: Tensor, limit: int, *seed: object) -> Tensor:
