@@ -8,7 +8,7 @@ from scipy import stats
 
 from madkit.evaluate.statistics import cluster_sums, crossed_variance, hierarchical_bootstrap, mean_interval
 
-TRIALS = 1000
+TRIALS = 500
 
 
 def simulate(random, seeds, images, spread_seeds, spread_images, per_image):
@@ -35,7 +35,7 @@ def coverage(seeds, spread_seeds, spread_images, per_image, trials=TRIALS):
     expected = truth(spread_seeds, spread_images)
     hits = 0
     for _ in range(trials):
-        table, sizes = cluster_sums(*simulate(random, seeds, 200, spread_seeds, spread_images, per_image))
+        table, sizes = cluster_sums(*simulate(random, seeds, 150, spread_seeds, spread_images, per_image))
         variance, freedom = crossed_variance(table, sizes)
         half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
         hits += abs(table.sum() / (seeds * sizes.sum()) - expected) <= half
@@ -44,22 +44,22 @@ def coverage(seeds, spread_seeds, spread_images, per_image, trials=TRIALS):
 
 @pytest.mark.parametrize(
     ("seeds", "spread_seeds", "spread_images", "per_image"),
-    [(3, 0.1, 0.0, 1), (3, 0.3, 0.3, 3), (5, 0.1, 0.0, 1), (5, 0.1, 0.3, 3), (5, 0.3, 0.3, 1), (10, 0.1, 0.3, 1)],
+    [(3, 0.1, 0.0, 1), (3, 0.3, 0.3, 1), (5, 0.1, 0.3, 2), (10, 0.1, 0.3, 1)],
 )
 def test_paired_interval_covers_95_percent(seeds, spread_seeds, spread_images, per_image):
     assert 0.93 <= coverage(seeds, spread_seeds, spread_images, per_image) <= 0.97
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("seeds", [2, 5])
 def test_mean_interval_covers_95_percent(seeds):
     random = np.random.default_rng(seeds)
     hits = 0
-    for _ in range(2000):
+    for _ in range(800):
         interval = mean_interval(list(random.normal(50.0, 2.0, seeds)))
         assert interval.low is not None
         assert interval.high is not None
         hits += interval.low <= 50.0 <= interval.high
-    assert 0.93 <= hits / 2000 <= 0.97
+    assert 0.93 <= hits / 800 <= 0.97
 
 
 def test_percentile_bootstrap_is_too_narrow_with_three_seeds():
@@ -68,7 +68,7 @@ def test_percentile_bootstrap_is_too_narrow_with_three_seeds():
     expected = truth(0.3, 0.0)
     hits = 0
     for _ in range(200):
-        table, sizes = cluster_sums(*simulate(random, 3, 200, 0.3, 0.0, 1))
+        table, sizes = cluster_sums(*simulate(random, 3, 100, 0.3, 0.0, 1))
         low, high = np.percentile(hierarchical_bootstrap(table, sizes, 400), [2.5, 97.5])
         hits += low <= expected <= high
     assert hits / 200 < 0.90

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+
+from madkit.core.errors import NotFoundError
+from madkit.evaluate.grid import arm_order, find_baseline, find_runs, group_runs, missing_cells, shots_order
+from madkit.evaluate.protocol import Protocol
+
+
+def groups_of(made_up, **protocol):
+    runs, _, _ = find_runs(made_up.workspace, Protocol(**protocol))
+    return group_runs(runs)
+
+
+def test_an_empty_workspace_says_how_to_begin(made_up):
+    with pytest.raises(NotFoundError, match="no runs") as caught:
+        find_runs(made_up.workspace, Protocol())
+    assert caught.value.hint == "madkit distill --task vcr --shots 1pct"
+
+
+def test_only_complete_runs_of_this_schema_count(made_up):
+    made_up.add_run(seed=0)
+    made_up.add_run(seed=1, status="running")
+    made_up.add_run(seed=2, schema=99)
+    (made_up.add_run(seed=3) / "manifest.json").write_text("{ half")
+    (made_up.add_run(seed=4) / "manifest.json").write_text('{"schema": 1, "status": "complete", "task": "vcr"}')
+    runs, problems, unfinished = find_runs(made_up.workspace, Protocol())
+    assert [run.seed for run in runs] == [0]
+    assert unfinished == 1
+    assert len(problems) == 3
+    assert any("schema 99" in problem.error for problem in problems)
+
+
+def test_pre_phase_folders_are_no_runs(made_up):
+    folder = made_up.add_run(arm="affinity")
+    folder.rename(folder.parent / "pre-phase-0123456789ab")
+    with pytest.raises(NotFoundError):
+        find_runs(made_up.workspace, Protocol())
+
+
+def test_seeds_of_one_experiment_are_one_group_whatever_their_pre_phase_seed(made_up):
+    for seed in (2, 0, 1):
+        made_up.add_run(
+            "affinity", seed, config={"pre_phase": {"steps": 10, "seed": seed}, "checkpoint": {"every": seed + 1}}
+        )
+    (group,) = groups_of(made_up)
+    assert group.seeds == (0, 1, 2)
+    assert group.label == "affinity"
+    assert [run.pre_phase_seed for run in group.runs] == [0, 1, 2]
+
+
+def test_other_settings_are_another_experiment_and_the_label_says_which(made_up):
+    made_up.add_run("mad", 0, tag="one", config={"mad": {"weight": 0.3}, "optim": {"learning_rate": 1e-4}})
+    made_up.add_run("mad", 0, tag="two", config={"mad": {"weight": 1.0}, "optim": {"learning_rate": 1e-4}})
+    assert sorted(group.label for group in groups_of(made_up)) == ["mad [weight=0.3]", "mad [weight=1.0]"]
+
+
+def test_the_baseline_is_the_one_whose_settings_agree_most(made_up):
+    made_up.add_run("finetune", 0, tag="slow", config={"optim": {"learning_rate": 1e-5, "steps": 10}})
+    made_up.add_run("finetune", 0, tag="fast", config={"optim": {"learning_rate": 1e-3, "steps": 10}})
+    made_up.add_run("mad", 0, config={"optim": {"learning_rate": 1e-3, "steps": 10}, "mad": {"weight": 1}})
+    groups = groups_of(made_up)
+    mad = next(group for group in groups if group.first.arm == "mad")
+    found = find_baseline(mad, groups, "finetune")
+    assert found is not None
+    assert found.label == "finetune [learning_rate=0.001]"
+    assert find_baseline(found, groups, "finetune") is None
+
+
+def test_no_baseline_of_other_data_shots_or_seeds(made_up):
+    made_up.add_run("finetune", 0, shots="5pct")
+    made_up.add_run("finetune", 7)
+    made_up.add_run("finetune", 0, data_revision="bbbb000011112222", tag="x")
+    made_up.add_run("mad", 0)
+    groups = groups_of(made_up)
+    mad = next(group for group in groups if group.first.arm == "mad")
+    assert find_baseline(mad, groups, "finetune") is None
+
+
+def test_missing_cells_span_what_the_workspace_holds(made_up):
+    made_up.add_run("finetune", 0)
+    made_up.add_run("finetune", 1)
+    made_up.add_run("mad", 0)
+    (cell,) = missing_cells(groups_of(made_up), Protocol())
+    assert (cell["arm"], cell["seed"], cell["shots"], cell["source"]) == ("mad", 1, "1pct", "mini-snli-ve")
+
+
+def test_a_baseline_that_was_never_trained_is_missing(made_up):
+    made_up.add_run("mad", 3)
+    (cell,) = missing_cells(groups_of(made_up), Protocol())
+    assert (cell["arm"], cell["seed"]) == ("finetune", 3)
+
+
+def test_lists_of_the_protocol_say_what_ought_to_be_there(made_up):
+    made_up.add_run("finetune", 0)
+    wanted = {"arms": ("finetune", "mad"), "seeds": (0, 1), "tasks": ("snli-ve", "vqa")}
+    cells = missing_cells(groups_of(made_up, **wanted), Protocol(**wanted))
+    assert [(cell["task"], cell["arm"], cell["seed"]) for cell in cells] == [
+        ("snli-ve", "finetune", 1),
+        ("snli-ve", "mad", 0),
+        ("snli-ve", "mad", 1),
+        ("vqa", None, None),
+    ]
+
+
+def test_orders():
+    assert sorted(["full", "10pct", "200", "1pct", "5pct", "50"], key=shots_order) == [
+        "50",
+        "200",
+        "1pct",
+        "5pct",
+        "10pct",
+        "full",
+    ]
+    assert sorted(["mine", "mad", "finetune"], key=arm_order) == ["finetune", "mad", "mine"]

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+import signal
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from madkit.core.errors import MadkitError, StoppedResumable
+from madkit.core.files import read_jsonl
+from madkit.evaluate.results import SCHEMA, Results
+
+
+def pairs(made_up, seeds=3, **values):
+    made_up.add_data(values.get("task", "snli-ve"), values.get("source", "mini-snli-ve"))
+    return [made_up.add_run(arm, seed, **values) for arm in ("finetune", "affinity") for seed in range(seeds)]
+
+
+def row_of(results, **wanted):
+    (row,) = [row for row in results.rows if all(getattr(row, key) == value for key, value in wanted.items())]
+    return row
+
+
+def test_rows_hold_the_scores_of_the_seeds_and_scipys_interval(made_up):
+    folders = pairs(made_up)
+    results = made_up.evaluate()
+    row = row_of(results, arm="affinity", suite="test", metric="accuracy")
+    by_hand = []
+    for folder in folders[3:]:
+        lines = [json.loads(line) for line in (folder / "predictions" / "test.jsonl").read_text().splitlines()]
+        by_hand.append(100 * sum(line["prediction"] == line["label"] for line in lines) / len(lines))
+    assert row.per_seed == pytest.approx(by_hand)
+    interval = stats.ttest_1samp(by_hand, 0).confidence_interval(0.95)
+    assert (row.low, row.high) == pytest.approx((interval.low, interval.high))
+    assert (row.n_seeds, row.n_examples, row.n_images, row.seeds) == (3, 60, 30, (0, 1, 2))
+    assert row.headline
+    assert row.is_mini
+
+
+def test_differences_are_paired_by_seed_and_question(made_up):
+    pairs(made_up)
+    results = made_up.evaluate()
+    ours, theirs = (row_of(results, arm=arm, suite="test", metric="accuracy") for arm in ("affinity", "finetune"))
+    assert theirs.difference is None
+    assert ours.difference is not None
+    assert ours.difference.mean == pytest.approx(np.mean(ours.per_seed) - np.mean(theirs.per_seed))
+    assert ours.difference.seeds == (0, 1, 2)
+    assert ours.difference.p_holm is not None
+    assert ours.difference.p is not None
+    assert ours.difference.p_holm >= ours.difference.p
+
+
+def test_only_common_seeds_are_compared(made_up):
+    pairs(made_up, seeds=2)
+    made_up.add_run("affinity", 9)
+    row = row_of(made_up.evaluate(), arm="affinity", suite="test", metric="accuracy")
+    assert row.n_seeds == 3
+    assert row.difference is not None
+    assert row.difference.seeds == (0, 1)
+
+
+def test_all_vcr_metrics_are_rows_and_the_headline_is_the_joint_one(made_up):
+    pairs(made_up, task="vcr", source="mini-vcr")
+    rows = [row for row in made_up.evaluate("smoke").rows if row.arm == "affinity"]
+    assert [(row.metric, row.headline, row.chance) for row in rows] == [
+        ("Q->AR", True, 6.25),
+        ("Q->A", False, 25.0),
+        ("QA->R", False, 25.0),
+    ]
+    assert all(row.difference is not None for row in rows)
+
+
+def test_a_second_evaluation_scores_nothing_and_says_the_same(made_up):
+    pairs(made_up)
+    first = made_up.evaluate()
+    assert len(made_up.scored) == 12
+    second = made_up.evaluate()
+    assert len(made_up.scored) == 12
+    assert second.rows == first.rows
+
+
+def test_results_are_one_row_per_suite_with_digests(made_up):
+    folder = pairs(made_up, seeds=1)[0]
+    made_up.evaluate()
+    rows = read_jsonl(folder / "results.jsonl")
+    assert [row["suite"] for row in rows] == ["test", "test-rendering"]
+    assert all(len(row["student_digest"]) == len(row["suite_digest"]) == 16 for row in rows)
+    assert rows[0]["metrics"]["accuracy"] == pytest.approx(made_up.evaluate().rows[0].mean, abs=1e-4)
+
+
+@pytest.mark.parametrize("change", ["student", "predictions", "torn row", "no predictions"])
+def test_what_no_longer_fits_is_scored_again(made_up, change):
+    folder = pairs(made_up, seeds=1)[0]
+    made_up.evaluate("smoke")
+    before = len(made_up.scored)
+    predictions = folder / "predictions" / "test.jsonl"
+    if change == "student":
+        (folder / "student" / "vocab.txt").write_text("another")
+    elif change == "predictions":
+        predictions.write_text(predictions.read_text().replace('"score": 0.0', '"score": 1.0', 1))
+    elif change == "torn row":
+        text = (folder / "results.jsonl").read_text()
+        (folder / "results.jsonl").write_text(text[: len(text) // 2])
+    else:
+        predictions.unlink()
+    made_up.evaluate("smoke")
+    assert made_up.scored[before:] == [(folder.name, "test")]
+    made_up.evaluate("smoke")
+    assert len(made_up.scored) == before + 1
+
+
+def test_nan_logits_cost_their_own_cell_only(made_up):
+    folder = pairs(made_up)[1]
+    made_up.broken.add(folder.name)
+    results = made_up.evaluate("smoke")
+    (problem,) = results.problems
+    assert "NaN or infinite logits on 60 of 60" in problem["error"]
+    assert folder.name in problem["where"]
+    assert not (folder / "results.jsonl").exists()
+    assert row_of(results, arm="finetune", metric="accuracy").seeds == (0, 2)
+    assert row_of(results, arm="affinity", metric="accuracy").difference.seeds == (0, 2)
+
+
+def test_any_exception_of_a_student_costs_its_own_cell_only(made_up, monkeypatch):
+    pairs(made_up)
+    plain = made_up.scorer
+
+    def scorer(student, examples, regions):
+        if "affinity" in str(student):
+            raise RuntimeError("size mismatch\nand a long story")
+        return plain(student, examples, regions)
+
+    monkeypatch.setattr(made_up, "scorer", scorer)
+    results = made_up.evaluate("smoke")
+    assert [problem["error"] for problem in results.problems] == ["RuntimeError: size mismatch"] * 3
+    assert {row.arm for row in results.rows} == {"finetune"}
+
+
+def test_a_suite_that_the_data_lacks_is_one_clear_problem(made_up, tmp_path):
+    from madkit.core.errors import NotFoundError
+
+    data = made_up.add_data("snli-ve", "mini-snli-ve")
+    made_up.add_run()
+    plain = data.examples
+
+    def examples(suite):
+        if suite not in data.names:
+            raise NotFoundError(f"mini-snli-ve has no suite {suite!r}.")
+        return plain(suite)
+
+    data.examples = examples
+    protocol = tmp_path / "mine.yaml"
+    protocol.write_text("suites: [test, test-moon]\n")
+    results = made_up.evaluate(str(protocol))
+    assert [problem["error"] for problem in results.problems] == ["mini-snli-ve has no suite 'test-moon'."]
+    assert {row.suite for row in results.rows} == {"test"}
+
+
+def test_revisions_never_share_a_table(made_up):
+    pairs(made_up, seeds=2)
+    made_up.add_data("snli-ve", "mini-snli-ve", "bbbb000011112222", n=20)
+    for seed in range(2):
+        made_up.add_run("mad", seed, data_revision="bbbb000011112222")
+    results = made_up.evaluate("smoke")
+    assert [(source.name, source.revision[:4]) for source in results.sources] == [
+        ("mini-snli-ve", "aaaa"),
+        ("mini-snli-ve", "bbbb"),
+    ]
+    row = row_of(results, arm="mad", metric="accuracy")
+    assert row.n_examples == 20
+    assert row.difference is None  # the baseline was scored on other questions
+
+
+def test_mini_and_real_never_share_a_table(made_up):
+    pairs(made_up, seeds=1)
+    made_up.add_data("snli-ve", "snli-ve", "cccc000011112222")
+    made_up.add_run("mad", 0, source="snli-ve", data_revision="cccc000011112222", is_mini=False)
+    results = made_up.evaluate("smoke")
+    assert [(source.name, source.is_mini) for source in results.sources] == [("snli-ve", False), ("mini-snli-ve", True)]
+    assert row_of(results, arm="mad", metric="accuracy").difference is None
+
+
+def test_a_run_whose_data_is_gone_is_refused_and_the_rest_is_there(made_up):
+    pairs(made_up, seeds=1)
+    made_up.add_run("mad", 0, data_revision="dddd000011112222")
+    results = made_up.evaluate("smoke")
+    (problem,) = results.problems
+    assert "does not hold revision dddd000011112222" in problem["error"]
+    assert {row.arm for row in results.rows} == {"finetune", "affinity"}
+
+
+def test_results_outlive_their_data(made_up):
+    pairs(made_up)
+    before = made_up.evaluate()
+    made_up.data.clear()
+    after = made_up.evaluate()
+    assert after.rows == before.rows
+    assert not after.problems
+
+
+def test_a_run_trained_twice_counts_once(made_up):
+    pairs(made_up, seeds=2)
+    made_up.add_run("finetune", 0, tag="11111111")
+    assert row_of(made_up.evaluate("smoke"), arm="finetune", metric="accuracy").seeds == (0, 1)
+
+
+def test_a_shared_pre_phase_is_counted(made_up):
+    made_up.add_data("snli-ve", "mini-snli-ve")
+    for seed in range(3):
+        made_up.add_run("affinity", seed, config={"pre_phase": {"seed": 0}})
+    row = row_of(made_up.evaluate("smoke"), arm="affinity", metric="accuracy")
+    assert (row.n_pre_phases, row.n_seeds) == (1, 3)
+
+
+def test_stopped_between_cells_it_keeps_what_is_done(made_up, monkeypatch):
+    pairs(made_up, seeds=2)
+    plain = made_up.scorer
+
+    def scorer(*arguments):
+        rows = plain(*arguments)
+        if len(made_up.scored) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return rows
+
+    monkeypatch.setattr(made_up, "scorer", scorer)
+    with pytest.raises(StoppedResumable) as caught:
+        made_up.evaluate()
+    assert caught.value.exit_code == 75
+    assert len(made_up.scored) == 3
+    made_up.evaluate()
+    assert len(made_up.scored) == 8  # the rest, and nothing twice
+
+
+def test_the_document_is_json_and_comes_back_as_it_was(made_up):
+    pairs(made_up, seeds=2)
+    results = made_up.evaluate()
+    text = json.dumps(results.document(), allow_nan=False)
+    assert Results.from_document(json.loads(text)) == results
+    assert json.loads(text)["schema"] == SCHEMA == "madkit.results/1"
+
+
+@pytest.mark.parametrize("document", [None, [], {"schema": "madkit.results/9"}, {"schema": SCHEMA, "rows": []}])
+def test_other_documents_are_refused(document):
+    with pytest.raises(MadkitError):
+        Results.from_document(document)
