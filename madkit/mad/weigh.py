@@ -16,8 +16,8 @@ def gold_probability(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: [B, K] scores of classes, candidates or answers.
-        targets: [B] long labels (a negative label means none), or [B, K] soft targets such as VQA's answer scores,
-            which are normalised to sum to one.
+        targets: [B] long labels (a negative label means none), or [B, K] soft targets in [0, 1] such as VQA's answer
+            scores, for which it is the expected score.
 
     Returns:
         [B] float32. Without a gold target (negative label, empty soft target): the probability of the best guess.
@@ -27,9 +27,8 @@ def gold_probability(logits: Tensor, targets: Tensor) -> Tensor:
     if targets.dim() == 1:
         gold = probabilities.gather(-1, targets.clamp_min(0).unsqueeze(-1)).squeeze(-1)
         return torch.where(targets >= 0, gold, best)
-    mass = targets.float().sum(-1)
-    gold = (probabilities * targets.float()).sum(-1) / mass.clamp_min(1e-12)
-    return torch.where(mass > 0, gold, best)
+    gold = (probabilities * targets.float()).sum(-1)
+    return torch.where((targets > 0).any(-1), gold, best)
 
 
 def zero_shot_confidence(image_global: Tensor, text_global: Tensor, label: Tensor, *, logit_scale: float) -> Tensor:

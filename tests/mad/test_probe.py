@@ -129,7 +129,9 @@ def test_soft_targets_of_vqa() -> None:
     soft = torch.tensor([[1.0, 0.3, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.6]])[kinds]
     fit = cross_fit_probe(features, soft)
     torch.testing.assert_close(fit.probabilities[kinds == 0].mean(0)[0], torch.tensor(1 / 1.3), atol=0.08, rtol=0)
-    assert fit.confidence[kinds == 2].mean() > 0.8
+    expected = (fit.probabilities * soft).sum(-1)  # the score that the head's answers would earn
+    torch.testing.assert_close(fit.confidence, expected)
+    assert fit.confidence[kinds == 2].mean() > 0.8 * 0.6
 
 
 def test_unlabelled_examples_are_scored_but_never_fitted() -> None:

@@ -60,7 +60,7 @@ def test_gold_probability_of_labels_and_soft_targets() -> None:
     logits = torch.log(torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]]))
     torch.testing.assert_close(gold_probability(logits, torch.tensor([1, -1])), torch.tensor([0.2, 0.6]))
     soft = torch.tensor([[1.0, 0.6, 0.0], [0.0, 0.0, 0.0]])
-    torch.testing.assert_close(gold_probability(logits, soft), torch.tensor([(0.7 + 0.6 * 0.2) / 1.6, 0.6]))
+    torch.testing.assert_close(gold_probability(logits, soft), torch.tensor([0.7 + 0.6 * 0.2, 0.6]))
 
 
 def test_zero_shot_is_a_softmax_over_candidates() -> None:
