@@ -76,7 +76,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the examples of a table come from."""
+    """Where the examples of a table come from. `part` names a part of the embedded benchmark, "" for all of it."""
 
     name: str
     task: str
@@ -84,6 +84,7 @@ class Source:
     is_mini: bool
     revision: str
     suites: tuple[str, ...]
+    part: str = ""
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def evaluate(
         protocol=name,
         settings=wanted.model_dump(mode="json"),
         rows=tuple(rows),
-        sources=_sources(runs, scores),
+        sources=_sources(runs, scores, data),
         missing=tuple(missing_cells(groups, wanted)),
         problems=tuple(problem.as_dict() for problem in problems),
         runs=tuple(_about(run, workspace) for run in runs),
@@ -269,12 +269,18 @@ def _default_scorer(device: str) -> Scorer:
     return scorer
 
 
-def _sources(runs: Sequence[Run], scores: Mapping[tuple[Run, str], Any]) -> tuple[Source, ...]:
+def _sources(
+    runs: Sequence[Run],
+    scores: Mapping[tuple[Run, str], Any],
+    data: Mapping[tuple[str, str], TaskData | None],
+) -> tuple[Source, ...]:
     from madkit.tasks.spec import get_task
 
     found: dict[tuple[str, str], Source] = {}
     for run in runs:
         if run.table not in found:
+            held = data[run.table]
+            part = str(held.manifest.get("part", "")) if held is not None else ""
             found[run.table] = Source(
                 name=run.source,
                 task=run.task,
@@ -282,6 +288,7 @@ def _sources(runs: Sequence[Run], scores: Mapping[tuple[Run, str], Any]) -> tupl
                 is_mini=run.is_mini,
                 revision=run.revision,
                 suites=tuple(dict.fromkeys(suite for other, suite in scores if other.table == run.table)),
+                part="" if part == "full" else part,
             )
     return tuple(found.values())
 

@@ -60,6 +60,7 @@ class MadeUpData:
     n: int = 60
     names: tuple[str, ...] = ("test", "test-rendering")
     read: list[str] = field(default_factory=list)
+    manifest: dict[str, Any] = field(default_factory=dict)
 
     def suites(self) -> list[str]:
         return list(self.names)

@@ -98,7 +98,7 @@ def test_hierarchical_bootstrap_draws_seeds_and_images_as_plain_loops_do():
 
 
 def test_images_that_share_questions_count_once():
-    """The same answers, once as ten questions about ten images, once as ten about one: less is known from the latter."""
+    """The same answers as ten questions about ten images, and as ten about one: less is known from the latter."""
     random = np.random.default_rng(5)
     effects = random.normal(2, 10, 30)
     arm = np.repeat(effects, 10)[None, :] + random.normal(0, 1, (3, 300))

@@ -55,9 +55,10 @@ def p_value(value: float | None) -> str:
 
 
 def source_label(source: Source, sources: Sequence[Source]) -> str:
-    """The source's name, with its revision where the workspace holds several."""
-    twice = sum(other.name == source.name for other in sources) > 1
-    return f"{source.name}@{source.revision[:8]}" if twice else source.name
+    """The source's name, its part, and its revision where the workspace holds several that are called the same."""
+    name = f"{source.name} ({source.part} part)" if source.part else source.name
+    twice = sum((other.name, other.part) == (source.name, source.part) for other in sources) > 1
+    return f"{name} @{source.revision[:8]}" if twice else name
 
 
 def rows_of(results: Results, source: Source) -> list[Row]:
