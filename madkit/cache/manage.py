@@ -106,7 +106,7 @@ def choose_cache(workspace: Workspace, task_data: DataOfTask, teacher: str | Non
     Args:
         workspace: where stores lie.
         task_data: the data that will be trained on.
-        teacher: a teacher's name, or a store's folder name or key; None for the only store there is.
+        teacher: a teacher's canonical name, or a store's folder name or key; None for the only store there is.
 
     Raises:
         NotFoundError: there is no such store; the message says what there is instead.
@@ -117,8 +117,7 @@ def choose_cache(workspace: Workspace, task_data: DataOfTask, teacher: str | Non
     of_source = [row for row in rows if row.identity.get("source") == source]
     of_data = [row for row in of_source if row.identity.get("revision") == revision]
     if teacher is not None:
-        wanted = _canonical(teacher)
-        of_data = [row for row in of_data if wanted in _names(row)]
+        of_data = [row for row in of_data if teacher in _names(row)]
     if len(of_data) == 1:
         return TokenCache.open(of_data[0].path)
     if of_data:
@@ -135,7 +134,7 @@ def _nothing_fits(task: str, source: str, teacher: str | None, of_source: list[S
     command = f"madkit extract --teacher {teacher or (have[0] if have else 'mini')} --task {task}"
     if not of_source:
         return NotFoundError(f"The workspace has no token cache for {source}.", hint=f"make one: {command}")
-    if teacher is not None and _canonical(teacher) not in have:
+    if teacher is not None and teacher not in have:
         return NotFoundError(
             f"The workspace has no token cache of '{teacher}' for {source}, only of {', '.join(have)}."
             f"{suggest(teacher, have)}",
@@ -145,15 +144,6 @@ def _nothing_fits(task: str, source: str, teacher: str | None, of_source: list[S
         f"The token caches for {source} belong to another revision of the data ({', '.join(have)}).",
         hint=f"extract again: {command}",
     )
-
-
-def _canonical(teacher: str) -> str:
-    from madkit.teachers.known import KNOWN
-
-    for known in KNOWN.values():
-        if teacher == known.target:
-            return known.name
-    return teacher
 
 
 def _names(row: StoreRow) -> set[str]:

@@ -8,6 +8,7 @@ files that are not sharded, are raw little-endian values followed by their own C
 from __future__ import annotations
 
 import struct
+import zlib
 
 import google_crc32c
 import numpy as np
@@ -23,6 +24,15 @@ CRC_BYTES = 4
 def crc32c(data: bytes | bytearray | memoryview) -> int:
     """Return the CRC-32C of some bytes."""
     return int(google_crc32c.value(data if isinstance(data, bytes) else bytes(data)))
+
+
+def file_crc32(data: bytes) -> int:
+    """Return the CRC-32 of a whole file (ISO 3309, as in zlib).
+
+    Not CRC-32C: the CRC-32C of something that ends in its own CRC-32C is a constant, so every sound shard would have the
+    same one, whatever it holds.
+    """
+    return zlib.crc32(data)
 
 
 def pack_shard(spec: ArraySpec, rows: npt.NDArray[np.generic]) -> bytes:

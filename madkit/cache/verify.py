@@ -12,7 +12,7 @@ import numpy as np
 from madkit.cache.layout import JOURNAL, LOCK, MANIFEST, PLAN, ArraySpec, store_key
 from madkit.cache.reader import read_manifest
 from madkit.cache.rows import ShardedRows, read_spec
-from madkit.cache.shards import ABSENT, crc32c
+from madkit.cache.shards import ABSENT, file_crc32
 from madkit.core.errors import MadkitError
 
 ARRAYS = (
@@ -103,7 +103,7 @@ def verify_cache(path: Path, *, on_file: Callable[[int], None] | None = None) ->
         if len(data) != int(entry["bytes"]):
             detail = f"{len(data):,} bytes instead of {int(entry['bytes']):,}"
             problems.append(Problem(name, "truncated", detail, _rows_of(specs, name)))
-        elif f"{crc32c(data):08x}" != entry["crc32c"]:
+        elif f"{file_crc32(data):08x}" != entry["crc32"]:
             problems.extend(_locate(path, specs, name))
     problems.extend(_foreign(path, set(manifest["files"])))
     return VerifyReport(path, files, bytes_, tuple(problems))

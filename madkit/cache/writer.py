@@ -34,7 +34,7 @@ from madkit.cache.layout import (
     store_key,
     text_extents,
 )
-from madkit.cache.shards import crc32c, pack_chunk, pack_shard, unpack_chunk
+from madkit.cache.shards import file_crc32, pack_chunk, pack_shard, unpack_chunk
 from madkit.cache.statistics import merge_moments, moments
 from madkit.core.environment import environment
 from madkit.core.errors import CacheError
@@ -295,7 +295,7 @@ class StoreWriter:
 
 
 def _entry(data: bytes) -> dict[str, Any]:
-    return {"bytes": len(data), "crc32c": f"{crc32c(data):08x}"}
+    return {"bytes": len(data), "crc32": f"{file_crc32(data):08x}"}
 
 
 def _has_size(path: Path, size: int) -> bool:

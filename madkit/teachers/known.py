@@ -92,6 +92,11 @@ class TeacherName:
         return re.sub(r"[^a-z0-9._]+", "-", plain.lower()).strip("-.")
 
 
+def canonical_name(name: str) -> str:
+    """Return the alias of a known target (``open_clip:ViT-L-14/openai`` is ``clip-vit-l14``), else the name itself."""
+    return next((known.name for known in KNOWN.values() if known.target == name), name)
+
+
 def parse_teacher_name(name: str) -> TeacherName:
     """Split a teacher name into what it stands for.
 
@@ -108,10 +113,7 @@ def parse_teacher_name(name: str) -> TeacherName:
         rest = name.removeprefix("open_clip:")
         arch, slash, tag = rest.partition("/")
         if arch and (tag or not slash):
-            for known in KNOWN.values():
-                if known.target == name:
-                    return TeacherName(known.name, "open_clip", arch, tag)
-            return TeacherName(name, "open_clip", arch, tag or None)
+            return TeacherName(canonical_name(name), "open_clip", arch, tag or None)
     if name.startswith("local:") and name != "local:":
         return TeacherName(name, "local", name.removeprefix("local:"))
     raise UsageProblem(

@@ -117,7 +117,7 @@ def _joined(words: Sequence[Sequence[tuple[int, int]]]) -> list[tuple[int, int]]
     low_start = low_end = 0
     for number, word in enumerate(words):
         if number:
-            place = max(low_end, word[0][0] if word else low_end)
+            place = max(low_start, word[0][0] if word else low_end)
             result.append((place, place))
         for start, end in word:
             low_start, low_end = max(low_start, start), max(low_end, end)

@@ -49,6 +49,12 @@ def write_snli_ve(folder: Path, images: int = 10, lines_per_image: int = 3) -> P
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Syncing hundreds of small files takes minutes on a busy disk, and no test here cuts the power."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
     """A workspace with ten pictures and thirty hypotheses imported as snli-ve."""

@@ -1,0 +1,228 @@
+"""Nothing is read silently wrong: missing, truncated, damaged and foreign files, other versions, two writers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from madkit.cache import TokenCache, find_caches, verify_cache
+from madkit.cache.manage import list_stores, plan_prune, remove_store
+from madkit.cache.writer import PARTS, StoreWriter
+from madkit.core.errors import CacheError, NotFoundError
+from madkit.core.workspace import Workspace
+
+
+def test_a_sound_store_verifies(store: Any) -> None:
+    report = verify_cache(store.path)
+    assert report.ok
+    assert report.files == len(json.loads((store.path / "manifest.json").read_text())["files"])
+
+
+def test_a_missing_shard_is_an_error_never_zeros(store: Any) -> None:
+    with TokenCache.open(store.path) as cache:
+        (store.path / "images/tokens/c/1/0/0").unlink()
+        with pytest.raises(CacheError, match=r"images/tokens/c/1/0/0 is missing"):
+            cache.images.tokens(np.arange(25))
+    with pytest.raises(CacheError, match=r"is damaged: images/tokens/c/1/0/0 is missing"):
+        TokenCache.open(store.path)
+    (problem,) = verify_cache(store.path).problems
+    assert (problem.kind, problem.file) == ("missing", "images/tokens/c/1/0/0")
+    assert problem.rows is not None
+    assert problem.rows[0] < problem.rows[1] <= 25
+
+
+def test_a_truncated_shard_is_found(store: Any) -> None:
+    shard = store.path / "texts/tokens/c/0/0"
+    with TokenCache.open(store.path) as cache:
+        shard.write_bytes(shard.read_bytes()[:-9])
+        with pytest.raises(CacheError, match=r"damaged|truncated"):
+            cache.texts.tokens(np.arange(5))
+        shard.write_bytes(b"")
+    with pytest.raises(CacheError, match=r"texts/tokens/c/0/0 has 0 bytes instead of"):
+        TokenCache.open(store.path)
+    assert [problem.kind for problem in verify_cache(store.path).problems] == ["truncated"]
+
+
+@pytest.mark.parametrize("name", ["images/tokens/c/1/0/0", "texts/spans/c/0/0", "images/globals/c/0/0"])
+def test_a_flipped_bit_is_found_by_checked_reads_and_by_verify(store: Any, name: str) -> None:
+    file = store.path / name
+    data = bytearray(file.read_bytes())
+    data[5] ^= 4
+    file.write_bytes(data)
+    with TokenCache.open(store.path, check=True) as cache:
+        read = {"images/tokens": cache.images.tokens, "images/globals": cache.images.globals}.get(
+            name[:13].removesuffix("/"), cache.texts.tokens
+        )
+        read = cache.images.globals if "globals" in name else read
+        with pytest.raises(CacheError, match="checksum at byte 0 is wrong"):
+            read(np.arange(25))
+    (problem,) = verify_cache(store.path).problems
+    assert (problem.kind, problem.file) == ("damaged", name)
+    assert problem.rows is not None
+    assert problem.rows[1] - problem.rows[0] <= 128
+
+
+def test_a_damaged_index_is_an_error_without_checks_too(store: Any) -> None:
+    file = store.path / "images/tokens/c/0/0/0"
+    data = bytearray(file.read_bytes())
+    data[-10] ^= 1
+    file.write_bytes(data)
+    with TokenCache.open(store.path) as cache, pytest.raises(CacheError, match="checksum of its index is wrong"):
+        cache.images.tokens([0])
+    assert "index" in verify_cache(store.path).problems[0].detail
+
+
+def test_a_shard_of_another_store_is_found_by_verify(tmp_path: Path, maker: Callable[..., Any]) -> None:
+    """A file that is sound by itself but not the one that was written."""
+    first, second = maker(tmp_path / "a", [3] * 8), maker(tmp_path / "b", [3] * 9)
+    shutil.copy(second.path / "images/tokens/c/0/0/0", first.path / "images/tokens/c/0/0/0")
+    (problem,) = verify_cache(first.path).problems
+    assert problem.detail == "it is not the file that was written"
+
+
+def test_other_damage_is_named(store: Any) -> None:
+    (store.path / "images/tokens/c/9").mkdir()
+    (store.path / "images/tokens/c/9/0").write_bytes(b"x")
+    (store.path / "texts/texts.json").write_text("[]")
+    (store.path / "images/tokens/zarr.json").unlink()
+    kinds = {problem.file: problem.kind for problem in verify_cache(store.path).problems}
+    assert kinds["images/tokens/c/9/0"] == "foreign"
+    assert kinds["texts/texts.json"] == "truncated"
+    assert kinds["images/tokens/zarr.json"] in ("missing", "damaged")
+
+
+def test_compressed_arrays_of_other_programs_are_refused_not_misread(store: Any) -> None:
+    path = store.path / "images/tokens/zarr.json"
+    metadata = json.loads(path.read_text())
+    metadata["codecs"][0]["configuration"]["codecs"].append({"name": "zstd", "configuration": {"level": 1}})
+    size = path.stat().st_size
+    path.write_text(json.dumps(metadata))
+    manifest = json.loads((store.path / "manifest.json").read_text())
+    manifest["files"]["images/tokens/zarr.json"]["bytes"] = path.stat().st_size
+    assert path.stat().st_size != size
+    (store.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CacheError, match="another layout"):
+        TokenCache.open(store.path)
+
+
+def test_stores_that_cannot_be_opened(tmp_path: Path, maker: Callable[..., Any]) -> None:
+    with pytest.raises(NotFoundError, match="no token cache at"):
+        TokenCache.open(tmp_path)
+    unfinished = maker(tmp_path / "cache" / "unfinished", [2, 3], 3, finish=False)
+    with pytest.raises(CacheError, match=r"is unfinished \(0 of \d+ shards\)") as error:
+        TokenCache.open(unfinished.path)
+    assert error.value.hint == "go on with: madkit extract --teacher test --task vcr"
+    other = maker(tmp_path / "cache" / "other", [2, 3], 3)
+    manifest = json.loads((other.path / "manifest.json").read_text())
+    (other.path / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
+    with pytest.raises(CacheError, match="this version of madkit"):
+        TokenCache.open(other.path)
+    assert verify_cache(other.path).problems[0].kind == "manifest"
+    (other.path / "manifest.json").write_text(json.dumps({**manifest, "identity": {"teacher": "fake"}}))
+    assert "key" in verify_cache(other.path).problems[0].detail
+
+
+def test_a_torn_journal_and_leftovers_of_a_kill(tmp_path: Path, maker: Callable[..., Any]) -> None:
+    """Whatever a kill leaves - a torn line, a temporary file, a shard without its line - is cleaned up on resume."""
+    whole = maker(tmp_path / "whole", [3] * 20, 25)
+    killed = maker(tmp_path / "killed", [3] * 20, 25)
+    (killed.path / "manifest.json").unlink()
+    journal = killed.path / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:2]) + lines[2][:10])
+    leftover = killed.path / "images/tokens/c/2/0/.0.abc.tmp"
+    leftover.write_bytes(b"half")
+    shard = killed.path / "images/tokens/c/2/0/0"
+    shard.write_bytes(b"old")
+    again = maker(tmp_path / "killed", [3] * 20, 25)
+    assert not leftover.exists()
+    assert verify_cache(again.path).ok
+    files = json.loads((whole.path / "manifest.json").read_text())["files"]
+    assert json.loads((again.path / "manifest.json").read_text())["files"] == files
+    assert all((whole.path / name).read_bytes() == (again.path / name).read_bytes() for name in files)
+
+
+def test_two_writers_and_changed_items(tmp_path: Path, maker: Callable[..., Any]) -> None:
+    written = maker(tmp_path / "cache" / "one", [3] * 4, 3)
+    plan_of: list[StoreWriter] = []
+    original = StoreWriter.__enter__
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoreWriter, "__enter__", lambda self: plan_of.append(self) or original(self))
+        maker(tmp_path / "cache" / "one", [3] * 4, 3)
+    plan = plan_of[0].plan
+    with (
+        StoreWriter(written.path, plan),
+        pytest.raises(CacheError, match=r"The cache one is in use by process \d+"),
+        StoreWriter(written.path, plan),
+    ):
+        pass
+    with (
+        StoreWriter(written.path, plan),
+        pytest.raises(CacheError, match="in use"),
+    ):
+        remove_store(written.path)
+    with pytest.raises(CacheError, match="begun with other images or texts"):
+        maker(tmp_path / "cache" / "one", [3] * 5, 3)
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    tmp_path: Path, maker: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    from madkit.cache import writer
+
+    real, calls = writer.write_bytes_atomic, []
+
+    def full(path: Path, data: bytes) -> None:
+        if "/c/" in str(path):
+            calls.append(path)
+            if len(calls) == 5:
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, data)
+
+    monkeypatch.setattr(writer, "write_bytes_atomic", full)
+    with pytest.raises(OSError, match="No space left"):
+        maker(tmp_path / "store", [3] * 20, 25)
+    monkeypatch.undo()
+    done = len((tmp_path / "store/journal.jsonl").read_text().splitlines())
+    again = maker(tmp_path / "store", [3] * 20, 25)
+    assert 1 <= done < 5
+    assert verify_cache(again.path).ok
+
+
+def test_list_and_prune(tmp_path: Path, maker: Callable[..., Any]) -> None:
+    workspace = Workspace(tmp_path)
+    assert list_stores(workspace) == []
+    old, new = (maker(tmp_path / "cache" / name, [2], 2).path for name in ("old", "new"))
+    manifest = json.loads((old / "manifest.json").read_text())
+    (old / "manifest.json").write_text(json.dumps({**manifest, "created": "2001-01-01T00:00:00+00:00"}))
+    half = maker(tmp_path / "cache" / "half", [2], 2, finish=False).path
+    (tmp_path / "cache" / "junk").mkdir()
+    assert {row.path.name: row.state for row in list_stores(workspace)} == {
+        "old": "complete",
+        "new": "complete",
+        "half": "unfinished",
+        "junk": "unreadable",
+    }
+    assert {path.name for path in find_caches(workspace)} == {"old", "new"}
+    reasons = {removal.row.path.name: removal.reason for removal in plan_prune(workspace)}
+    assert reasons == {"old": "superseded by a later one", "half": "unfinished", "junk": "unreadable"}
+    assert [removal.row.path for removal in plan_prune(workspace, "new")] == [new]
+    with pytest.raises(NotFoundError, match="Did you mean 'half'"):
+        plan_prune(workspace, "hallf")
+    remove_store(half)
+    assert not half.exists()
+
+
+def test_every_part_is_written_in_units(store: Any) -> None:
+    rows = [json.loads(line) for line in (store.path / "journal.jsonl").read_text().splitlines()]
+    assert {row["part"] for row in rows} == set(PARTS)
+    assert len(rows) == len({(row["part"], row["unit"]) for row in rows}) > 4
