@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,14 +144,3 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUpWorkspace:
     made = MadeUpWorkspace(tmp_path / "workspace")
     monkeypatch.setattr(stage, "find_data", made.find)
     return made
-
-
-def make_png(width: int = 96, height: int = 96, colour: tuple[int, int, int] = (200, 190, 170)) -> bytes:
-    """A plain picture, written by hand: PNG signature, IHDR, IDAT, IEND (PNG specification, section 11)."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    rows = (b"\x00" + bytes(colour) * width) * height
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import csv
+import io
+import re
+import xml.etree.ElementTree as ET
+from base64 import b64decode
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+
+from madkit.core.errors import DataError
+from madkit.core.files import read_json
+from madkit.evaluate.report import GalleryItem, render_page, write_report
+from madkit.evaluate.report.gallery import marked, picture
+from madkit.evaluate.report.latex import latex
+from madkit.evaluate.report.svg import shortened, text_width, ticks
+from madkit.evaluate.report.terminal import next_step, terminal
+from madkit.evaluate.report.text import as_csv, markdown, suite_name
+from madkit.evaluate.results import Results
+
+ATTACK = '<script>alert("x")</script>'
+# a plain scene of 96 x 48 pixels
+PNG = b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAGAAAAAwCAIAAABhdOiYAAAAV0lEQVR42u3QQQkAAAgEsOufxxC+TWQD/8JgCZbp4hAFggQJEiRI"
+    "kCBBCBIkSJAgQYIEIUiQIEGCBAkShCBBggQJEiRIkCAECRIkSJAgQYIQJEiQIEE/LNGlfmhctoxdAAAAAElFTkSuQmCC"
+)
+VOID = {"meta", "link", "br", "input", "img", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks nesting and keeps tags, attributes and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def count(self, tag: str, css: str = "") -> int:
+        return sum(name == tag and css in (attrs.get("class") or "") for name, attrs in self.tags)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture
+def results(made_up) -> Results:
+    made_up.add_data("snli-ve", "mini-snli-ve", n=120)
+    made_up.skill |= {"mad": 0.5, "affinity": 0.9}
+    for shots in ("1pct", "full"):
+        for arm in ("finetune", "mad", "affinity"):
+            for seed in range(3):
+                made_up.add_run(arm, seed, shots=shots)
+    return made_up.evaluate()
+
+
+def scene(**values) -> GalleryItem:
+    return GalleryItem(
+        **{
+            "image_png": PNG,
+            "boxes": [(4.0, 4.0, 20.0, 20.0), (40.0, 10.0, 90.0, 44.0)],
+            "labels": ["cup", "red umbrella"],
+            "selected_regions": [1],
+            "text": "Is the umbrella red?",
+            "selected_spans": [(7, 15)],
+            "truth": "yes",
+            "answers": {"finetune": "no", "affinity": "yes"},
+            "source": "mini-vqa",
+            **values,
+        }
+    )
+
+
+def test_the_page_is_whole_and_holds_the_plots(results):
+    page = Page(render_page(results, gallery=[scene()]))
+    assert page.count("svg", "low-shot") == 2  # a panel per suite
+    assert page.count("svg", "suites") == page.count("svg", "forest") == 4  # wide and narrow, per number of labels
+    assert page.count("svg", "scene") == 1
+    assert page.count("path", "band") == 6  # a band per arm and panel
+    assert page.count("details") >= 4
+    assert page.count("script") == 0
+
+
+def test_svg_drawings_are_wellformed_xml(results):
+    drawings = re.findall(r"<svg.*?</svg>", render_page(results, gallery=[scene()]), flags=re.S)
+    assert len(drawings) > 10
+    for drawing in drawings:
+        ET.fromstring(drawing)
+
+
+def test_nothing_is_fetched(results):
+    text = render_page(results, gallery=[scene()])
+    assert not re.findall(r"(?:src|href)\s*=\s*[\"'](?!#|data:)", text)
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "default-src 'none'" in text
+
+
+def test_data_is_escaped_wherever_it_comes_from(results):
+    rows = tuple(
+        replace(row, label=row.label + ATTACK, suite=row.suite + ATTACK, student=ATTACK) for row in results.rows
+    )
+    sources = tuple(
+        replace(source, title=ATTACK, suites=tuple(suite + ATTACK for suite in source.suites))
+        for source in results.sources
+    )
+    problem = {"where": ATTACK, "error": ATTACK, "hint": ATTACK}
+    hostile = replace(results, rows=rows, sources=sources, problems=(problem,), protocol=ATTACK)
+    gallery = [
+        scene(text=ATTACK, selected_spans=[(0, 8)], truth=ATTACK, answers={ATTACK: ATTACK}, labels=[ATTACK] * 2,
+              candidates=(ATTACK,), source=ATTACK, suite=ATTACK, note=ATTACK),
+    ]  # fmt: skip
+    text = render_page(hostile, gallery=gallery, title=ATTACK)
+    page = Page(text)
+    assert page.count("script") == 0
+    assert 'alert("x")' in page.text
+    assert "<script>alert" not in text
+
+
+def test_the_embedded_benchmark_is_named_on_every_report(results):
+    note = "not results on Visual Entailment (SNLI-VE)"
+    assert note in Page(render_page(results)).text
+    assert note in markdown(results)
+    assert note in latex(results)
+    assert "embedded benchmark" in Page(render_page(results)).text
+    real = replace(results, sources=tuple(replace(one, is_mini=False) for one in results.sources))
+    assert "embedded benchmark" not in Page(render_page(real)).text
+    assert "embedded benchmark" not in markdown(real)
+
+
+def test_the_page_says_what_its_intervals_are(results):
+    text = Page(render_page(results)).text
+    for words in ("95 % interval", "over the seeds", "same seeds", "Holm", "120 questions", "60 images"):
+        assert words in text
+
+
+def test_effects_and_no_effects_are_told_apart(results):
+    mad, affinity = (
+        [row.difference for row in results.rows if row.arm == arm and row.headline] for arm in ("mad", "affinity")
+    )
+    assert not any(gap.significant for gap in mad)
+    assert any(gap.significant for gap in affinity)
+    page = Page(render_page(results))
+    significant = sum(gap.significant for gap in (*mad, *affinity))
+    hollow = sum("hollow" in (attrs.get("class") or "") for name, attrs in page.tags)
+    assert hollow == 2 * (len(mad) + len(affinity) - significant)
+    assert "no effect shown" in page.text
+    assert "better" in page.text
+    assert "n.s." in markdown(results)
+
+
+def test_one_seed_says_so_everywhere(made_up):
+    made_up.add_data("snli-ve", "mini-snli-ve")
+    made_up.add_run("finetune", 0)
+    made_up.add_run("mad", 0)
+    results = made_up.evaluate("smoke")
+    assert "n=1, no interval" in Page(render_page(results)).text
+    assert "one seed: no test" in Page(render_page(results)).text
+    assert "n=1, no interval" in markdown(results)
+    assert all(row.low is None for row in results.rows)
+
+
+def test_a_single_run_without_baseline_makes_a_report(made_up, tmp_path):
+    made_up.add_data("snli-ve", "mini-snli-ve")
+    made_up.add_run("mad", 0)
+    results = made_up.evaluate("smoke")
+    page = Page(render_page(results))
+    assert page.count("svg", "low-shot") == 1
+    assert page.count("svg", "forest") == 0
+    assert (
+        next_step(results) == "madkit distill --task snli-ve --shots 1pct --arm finetune --student mini-uniter --seed 0"
+    )
+
+
+def test_no_result_at_all_still_makes_a_page(made_up):
+    folder = made_up.add_run("mad", 0)
+    made_up.add_data("snli-ve", "mini-snli-ve")
+    made_up.broken.add(folder.name)
+    results = made_up.evaluate("smoke")
+    assert not results.rows
+    assert "NaN" in Page(render_page(results)).text
+    assert markdown(results)
+    assert latex(results)
+
+
+def test_all_files_are_written_and_the_json_comes_back(results, tmp_path):
+    page = write_report(tmp_path / "report", results, gallery=[scene()], title="A title")
+    assert page == tmp_path / "report" / "index.html"
+    assert sorted(path.name for path in page.parent.iterdir()) == [
+        "index.html",
+        "results.csv",
+        "results.json",
+        "results.md",
+    ]
+    assert Results.from_document(read_json(page.parent / "results.json")) == results
+    assert "<title>A title" in page.read_text()
+
+
+def test_csv_has_a_line_per_row_and_the_numbers_as_they_are(results):
+    lines = list(csv.DictReader(io.StringIO(as_csv(results))))
+    assert len(lines) == len(results.rows)
+    for line, row in zip(lines, results.rows, strict=True):
+        assert float(line["mean"]) == row.mean
+        assert line["difference"] == ("" if row.difference is None else str(row.difference.mean))
+        assert len(line["per_seed"].split()) == row.n_seeds
+
+
+def test_markdown_tables_have_equal_columns_and_escape_pipes(results):
+    rows = tuple(replace(row, label=row.label + "|*x*") for row in results.rows)
+    for line in markdown(replace(results, rows=rows)).splitlines():
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", line)) == 10
+
+
+def test_latex_escapes_and_marks(results):
+    rows = tuple(replace(row, label="a_b & 50% #1") for row in results.rows)
+    text = latex(replace(results, rows=rows))
+    assert r"a\_b \& 50\% \#1" in text
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+    assert r"$^\dagger$" in text
+    for line in text.splitlines():
+        if line.endswith(r"\\"):
+            assert len(re.findall(r"(?<!\\)&", line)) == 6
+
+
+def test_the_terminal_table_fits_80_columns(results):
+    from rich.console import Console
+
+    console = Console(width=80, file=io.StringIO())
+    console.print(terminal(results))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    row = next(row for row in results.rows if row.arm == "affinity")
+    assert f"{row.mean:.1f}" in text
+    assert "mini-snli-ve, 1 % of the labels" in text
+
+
+def test_boxes_are_scaled_to_the_drawing_and_selected_ones_marked():
+    root = ET.fromstring(str(picture(scene())))
+    assert (root.get("width"), root.get("height")) == ("320", "160")
+    boxes = [group for group in root if group.get("class", "").startswith("box")]
+    assert [group.get("class") for group in boxes] == ["box", "box chosen"]  # the chosen one is drawn last, on top
+    edge = next(shape for shape in boxes[1] if shape.get("class") == "edge")
+    assert [float(edge.get(key)) for key in ("x", "y", "width", "height")] == pytest.approx(
+        [133.3, 33.3, 166.7, 113.3], abs=0.1
+    )
+    assert boxes[1].find("text").text == "red umbrella"
+
+
+def test_selected_words_are_marked_once():
+    assert str(marked("a <b> c d", [(2, 5), (4, 7)])) == "a <mark>&lt;b&gt;</mark><mark> c</mark> d"
+    assert str(marked("abc", [])) == "abc"
+    assert str(marked("abc", [(1, 99)])) == "a<mark>bc</mark>"
+
+
+def test_a_picture_that_is_no_png_is_refused():
+    with pytest.raises(DataError, match="PNG"):
+        picture(scene(image_png=b"GIF89a"))
+
+
+@pytest.mark.parametrize(("low", "high"), [(33.2, 48.9), (0, 100), (-3.1, 12.4), (50, 50), (0.001, 0.002)])
+def test_ticks_are_round_and_span_the_range(low, high):
+    marks = ticks(low, high)
+    assert marks[0] <= low
+    assert marks[-1] >= high
+    assert 3 <= len(marks) <= 9
+    steps = {round(b - a, 9) for a, b in pairwise(marks)}
+    assert len(steps) == 1
+
+
+def test_long_names_are_cut_to_their_room():
+    assert shortened("short", 100) == "short"
+    cut = shortened("a very long name of an experiment", 80)
+    assert cut.endswith("…")
+    assert text_width(cut) <= 80
+
+
+def test_suites_in_words():
+    assert [suite_name(name) for name in ("test", "test-unseen-concepts", "val")] == [
+        "in-domain test",
+        "unseen concepts",
+        "val",
+    ]
