@@ -1,4 +1,4 @@
-"""Several runs side by side, each a process of its own, under one progress display."""
+"""Several runs side by side, in processes that each train one after another, under one progress display."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,21 +43,10 @@ class RunSpec:
         """The run in a few words."""
         return f"{self.task} {self.arm} {self.shots} seed {self.seed}"
 
-    def command(self, workspace: Workspace, threads: int) -> list[str]:
-        """What `madkit distill` is called with."""
-        command = [sys.executable, "-m", "madkit", "distill", "--task", self.task, "--arm", self.arm]
-        command += ["--shots", self.shots, "--seed", str(self.seed), "--workspace", str(workspace.root), "--json"]
-        command += ["--student", self.student] if self.student else []
-        command += ["--teacher", self.teacher] if self.teacher else []
-        command += ["--threads", str(threads)] if threads else []
-        for key, value in self.overrides.items():
-            command += ["--set", f"{key}={json.dumps(value)}"]
-        return command
-
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """What `madkit distill --json` said about one run of a sweep."""
+    """A run of a sweep that is complete: its folder, whether it was before, its scores on the development split."""
 
     spec: RunSpec
     path: Path
@@ -65,40 +54,17 @@ class RunReport:
     dev: dict[str, Any]
 
 
-class _Child:
-    """A running process and where its words go: files, so that no pipe fills up."""
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Where a run's data comes from, and its steps before and in training; for the display."""
 
-    def __init__(self, spec: RunSpec, workspace: Workspace, threads: int, source: str, steps: tuple[int, int]) -> None:
-        self.spec = spec
-        self.steps = steps
-        self._runs = workspace.runs / source
-        self._began = time.time() - 1.0
-        self._out = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `close`
-        self._err = tempfile.TemporaryFile()  # noqa: SIM115
-        variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)} if threads else {}
-        self.process = subprocess.Popen(
-            spec.command(workspace, threads), stdout=self._out, stderr=self._err, env={**os.environ, **variables}
-        )
+    source: str
+    before: int
+    steps: int
 
-    def done(self) -> int:
-        """Steps so far, from the journals that this run writes; for display only."""
-        stem = f"*-{Path(self.spec.arm).stem}-{self.spec.shots}-s{self.spec.seed}-*/metrics.jsonl"
-        training = min(self.steps[1], self._lines(stem))
-        return training + (self.steps[0] if training else min(self.steps[0], self._lines("pre-phase-*/metrics.jsonl")))
-
-    def _lines(self, pattern: str) -> int:
-        try:
-            fresh = [path for path in self._runs.glob(pattern) if path.stat().st_mtime >= self._began]
-            return max((path.read_bytes().count(b'"loss"') for path in fresh), default=0)
-        except OSError:  # a journal that is being replaced
-            return 0
-
-    def close(self) -> tuple[bytes, str]:
-        """What it printed on stdout and stderr."""
-        with self._out as out, self._err as err:
-            out.seek(0)
-            err.seek(0)
-            return out.read(), err.read().decode(errors="replace")
+    @property
+    def total(self) -> int:
+        return self.before + self.steps
 
 
 def run_many(
@@ -124,83 +90,182 @@ def run_many(
         Reports in the order of `specs`.
 
     Raises:
+        UsageProblem, ConfigError: a spec that cannot be meant; found before anything starts.
         RunError: some runs failed; the message names each with its reason. The others are trained all the same.
         StoppedResumable, KeyboardInterrupt: a signal; the processes were told and saved first.
     """
-    waiting = list(enumerate(specs))
-    plans = {number: _plan(workspace, spec, part) for number, spec in waiting}
+    plans = [_plan(workspace, spec, part) for spec in specs]
+    waiting = list(range(len(specs)))
     reports: dict[int, RunReport] = {}
     failures: list[str] = []
-    running: dict[int, _Child] = {}
-    total = sum(sum(steps) for _, steps in plans.values())
+    workers: list[_Worker] = []
+    finished = 0
+    total = sum(plan.total for plan in plans)
     with StopSignals() as signals, progress(f"Training {len(specs)} runs", total, "steps") as shown:
         try:
-            while (waiting or running) and not signals.requested:
-                while waiting and len(running) < max(1, processes):
-                    number, spec = waiting.pop(0)
-                    running[number] = _Child(spec, workspace, threads_each, *plans[number])
-                for number in [number for number, child in running.items() if child.process.poll() is not None]:
-                    child = running.pop(number)
-                    report = _finish(child, failures)
-                    if report is not None:
-                        reports[number] = report
-                        if on_done is not None:
-                            on_done(report)
-                finished = sum(sum(plans[number][1]) for number in plans if number not in running) - sum(
-                    sum(plans[number][1]) for number, _ in waiting
-                )
-                _show(shown, finished, running)
+            while (waiting or any(worker.busy for worker in workers)) and not signals.requested:
+                for worker in workers:
+                    reply = worker.reply()
+                    if reply is None or worker.number is None:
+                        continue
+                    number, worker.number = worker.number, None
+                    finished += plans[number].total
+                    if "error" in reply:
+                        failures.append(f"{specs[number].title}: {str(reply['error']).rstrip('.')}")
+                        continue
+                    reports[number] = _report(specs[number], reply)
+                    if on_done is not None:
+                        on_done(reports[number])
+                for worker in [worker for worker in workers if not worker.busy and not worker.alive]:
+                    workers.remove(worker)
+                    worker.stop()
+                while waiting and (free := _idle(workers, processes, threads_each)) is not None:
+                    number = waiting.pop(0)
+                    free.ask(number, specs[number], plans[number], workspace, part)
+                _show(shown, finished, workers)
                 time.sleep(POLL_S)
         finally:
-            _stop(running)
+            for worker in workers:
+                worker.stop()
         if signals.requested:
             raise signals.error()
     if failures:
         raise RunError(
-            f"{len(failures)} of {len(specs)} runs failed: " + "; ".join(failures),
+            f"{len(failures)} of {len(specs)} runs failed: " + "; ".join(failures) + ".",
             hint="run the same command again: what is complete stays.",
         )
     return [reports[number] for number in range(len(specs))]
 
 
-def _plan(workspace: Workspace, spec: RunSpec, part: str) -> tuple[str, tuple[int, int]]:
-    """Source of the data, and steps of the pre-phase and of the training."""
+def _plan(workspace: Workspace, spec: RunSpec, part: str) -> _Plan:
     config = load_arm(spec.arm, spec.overrides)
     data = open_task(workspace, spec.task, part=part)
     steps = config.optim.steps
     if steps is None:
         labelled = select_shots(data.examples("train"), spec.shots, seed=spec.seed, revision=data.revision)
         steps = resolve(config, n_examples=len(labelled), seed=spec.seed).optim.steps
-    return data.source, (config.pre_phase.steps if config.pre_phase is not None else 0, steps or 0)
+    return _Plan(data.source, config.pre_phase.steps if config.pre_phase is not None else 0, steps or 0)
 
 
-def _show(shown: Progress, finished: int, running: Mapping[int, _Child]) -> None:
-    now = finished + sum(child.done() for child in running.values())
-    shown.update(", ".join(f"{child.spec.arm} seed {child.spec.seed}" for child in running.values()))
+def _report(spec: RunSpec, reply: Mapping[str, Any]) -> RunReport:
+    return RunReport(spec, Path(reply["run"]), bool(reply["skipped"]), dict(reply["dev"]))
+
+
+def _idle(workers: list[_Worker], processes: int, threads: int) -> _Worker | None:
+    """A worker without work, started where there may be one more."""
+    for worker in workers:
+        if not worker.busy:
+            return worker
+    if len(workers) < max(1, processes):
+        workers.append(_Worker(threads))
+        return workers[-1]
+    return None
+
+
+def _show(shown: Progress, finished: int, workers: Iterable[_Worker]) -> None:
+    busy = [worker for worker in workers if worker.spec is not None and worker.busy]
+    now = finished + sum(worker.steps_done() for worker in busy)
+    shown.update(", ".join(f"{worker.spec.arm} seed {worker.spec.seed}" for worker in busy if worker.spec is not None))
     if now > shown.done:
         shown.advance(now - shown.done)
 
 
-def _finish(child: _Child, failures: list[str]) -> RunReport | None:
-    out, err = child.close()
-    if child.process.returncode == 0:
-        document = json.loads(out)
-        return RunReport(child.spec, Path(document["run"]), bool(document["skipped"]), dict(document["dev"]))
-    lines = [line for line in err.strip().splitlines() if line]
-    reason = next((line for line in reversed(lines) if line.startswith("Error: ")), lines[-1] if lines else "")
-    code = child.process.returncode
-    failures.append(f"{child.spec.title}: {reason.removeprefix('Error: ').rstrip('.') or f'ended with code {code}'}")
-    return None
+class _Worker:
+    """A `distill.worker` process. Its answers and words go to files, so that no pipe fills up."""
 
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.number: int | None = None
+        self.spec: RunSpec | None = None
+        self._read = 0
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `stop`
+        self._err = tempfile.TemporaryFile()  # noqa: SIM115
+        variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)} if threads else {}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "madkit.distill.worker"],
+            stdin=subprocess.PIPE,
+            stdout=self._out,
+            stderr=self._err,
+            env={**os.environ, **variables},
+        )
 
-def _stop(running: Mapping[int, _Child]) -> None:
-    """Ask what still runs to save and end, and wait for it."""
-    for child in running.values():
-        child.process.terminate()
-    for child in running.values():
+    @property
+    def busy(self) -> bool:
+        """Whether a run is under way."""
+        return self.number is not None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._process.poll() is None
+
+    def ask(self, number: int, spec: RunSpec, plan: _Plan, workspace: Workspace, part: str) -> None:
+        """Give it a run."""
+        self.number, self.spec, self._plan, self._runs = number, spec, plan, workspace.runs / plan.source
+        self._began = time.time() - 1.0
+        request = {
+            "workspace": str(workspace.root),
+            "task": spec.task,
+            "shots": spec.shots,
+            "arm": spec.arm,
+            "student": spec.student,
+            "teacher": spec.teacher,
+            "seed": spec.seed,
+            "config_overrides": dict(spec.overrides),
+            "threads": self.threads,
+            "part": part,
+        }
+        assert self._process.stdin is not None
         try:
-            child.process.wait(GRACE_S)
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died; `reply` says how
+
+    def reply(self) -> dict[str, Any] | None:
+        """Its answer, where it has given one; an answer with "error" where it died over a run."""
+        if not self.busy:
+            return None
+        ended = not self.alive  # asked first: an answer written before the end is then seen below
+        data = os.pread(self._out.fileno(), 1 << 20, self._read)
+        line, newline, _ = data.partition(b"\n")
+        if newline:
+            self._read += len(line) + 1
+            found: dict[str, Any] = json.loads(line)
+            return found
+        if not ended:
+            return None
+        self._err.seek(0)
+        words = self._err.read().decode(errors="replace").strip().splitlines()
+        about = f" ({words[-1]})" if words else ""
+        return {"error": f"its process ended with code {self._process.returncode}{about}"}
+
+    def steps_done(self) -> int:
+        """Steps of the present run so far, from the journals that it writes; for display only."""
+        assert self.spec is not None
+        stem = f"*-{Path(self.spec.arm).stem}-{self.spec.shots}-s{self.spec.seed}-*/metrics.jsonl"
+        training = min(self._plan.steps, self._lines(stem))
+        before = self._plan.before
+        return training + (before if training else min(before, self._lines("pre-phase-*/metrics.jsonl")))
+
+    def _lines(self, pattern: str) -> int:
+        try:
+            fresh = [path for path in self._runs.glob(pattern) if path.stat().st_mtime >= self._began]
+            return max((path.read_bytes().count(b'"loss"') for path in fresh), default=0)
+        except OSError:  # a journal that is being replaced
+            return 0
+
+    def stop(self) -> None:
+        """End it: at once where it is idle, after saving where it is busy."""
+        process = self._process
+        if process.stdin is not None:
+            process.stdin.close()
+        if self.busy:
+            process.terminate()
+        try:
+            process.wait(GRACE_S)
         except subprocess.TimeoutExpired:
-            child.process.kill()
-            child.process.wait()
-        child.close()
+            process.kill()
+            process.wait()
+        self._out.close()
+        self._err.close()

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from madkit.core.errors import ConfigError, RunError
-from madkit.distill.sweep import RunSpec, run_many
+from madkit.core.workspace import Workspace
+from madkit.distill.sweep import RunSpec, _Plan, _Worker, run_many
 
 QUICK = {"optim.steps": 3, "optim.batch_size": 4, "eval.limit": 8}
 
@@ -28,3 +29,15 @@ def test_a_wrong_spec_is_found_before_any_process_starts(workspace, student):
     spec = RunSpec("snli-ve", "finetune", overrides={"optim.step": 3})
     with pytest.raises(ConfigError, match="Did you mean 'steps'"):
         run_many(workspace, [spec])
+
+
+def test_a_worker_that_dies_is_an_answer_and_no_hang(tmp_path):
+    worker = _Worker(1)
+    worker._process.kill()
+    worker._process.wait()
+    worker.ask(0, RunSpec("vcr", "finetune"), _Plan("mini-vcr", 0, 1), Workspace.at(tmp_path), "auto")
+    reply = worker.reply()
+    assert reply is not None
+    assert "ended with code -9" in reply["error"]
+    assert not worker.alive
+    worker.stop()
