@@ -70,6 +70,7 @@ def distill(
     from madkit.distill.arms import parse_overrides
     from madkit.distill.stage import DEFAULT_ARM
     from madkit.distill.stage import distill as train
+    from madkit.teachers.known import canonical_name
 
     if config is not None and arm is not None:
         raise UsageProblem("--arm and --config both name a configuration.", hint="give one of them.")
@@ -82,7 +83,7 @@ def distill(
         shots=shots,
         arm=str(config) if config is not None else arm or DEFAULT_ARM,
         student=student,
-        teacher=teacher,
+        teacher=canonical_name(teacher) if teacher else None,
         seed=seed,
         config_overrides=overrides,
         threads=threads,
