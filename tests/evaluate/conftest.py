@@ -139,6 +139,21 @@ class MadeUpWorkspace:
         return stage.evaluate(self.workspace, protocol, scorer=self.scorer)
 
 
+@pytest.fixture(scope="module")
+def shared_results(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Results of three arms, three seeds, two suites and two numbers of labels: mad is finetune, affinity is better."""
+    with pytest.MonkeyPatch.context() as patch:
+        made = MadeUpWorkspace(tmp_path_factory.mktemp("made-up") / "workspace")
+        patch.setattr(stage, "find_data", made.find)
+        made.add_data("snli-ve", "mini-snli-ve", n=120)
+        made.skill |= {"mad": 0.5, "affinity": 0.9}
+        for shots in ("1pct", "full"):
+            for arm in ("finetune", "mad", "affinity"):
+                for seed in range(3):
+                    made.add_run(arm, seed, shots=shots)
+        return made.evaluate()
+
+
 @pytest.fixture
 def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUpWorkspace:
     made = MadeUpWorkspace(tmp_path / "workspace")

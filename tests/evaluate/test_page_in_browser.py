@@ -16,7 +16,8 @@ from madkit.evaluate.report import GalleryItem, write_report
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # fmt: off
 FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--enable-logging=stderr",
 ]
 # fmt: on
@@ -31,19 +32,14 @@ def browse(folder: Path, page: Path, *flags: str, width: int = 1200) -> tuple[st
 
 
 @pytest.fixture
-def page(made_up, tmp_path) -> Path:
-    made_up.add_data("snli-ve", "mini-snli-ve")
-    for shots in ("1pct", "full"):
-        for arm in ("finetune", "affinity"):
-            for seed in range(2):
-                made_up.add_run(arm, seed, shots=shots)
+def page(shared_results, tmp_path) -> Path:
     out = io.BytesIO()
     Image.new("RGB", (96, 96), (200, 190, 170)).save(out, "PNG")
     item = GalleryItem(
         image_png=out.getvalue(), boxes=[(10, 10, 50, 50)], labels=["cup"], text="A long hypothesis about a cup. " * 4,
         truth="entailment", answers={"finetune": "neutral"}, selected_regions=[0],
     )  # fmt: skip
-    return write_report(tmp_path / "report", made_up.evaluate(), gallery=[item])
+    return write_report(tmp_path / "report", shared_results, gallery=[item])
 
 
 def test_light_and_dark_render_without_a_word_on_the_console(page, tmp_path):

@@ -64,15 +64,9 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-@pytest.fixture
-def results(made_up) -> Results:
-    made_up.add_data("snli-ve", "mini-snli-ve", n=120)
-    made_up.skill |= {"mad": 0.5, "affinity": 0.9}
-    for shots in ("1pct", "full"):
-        for arm in ("finetune", "mad", "affinity"):
-            for seed in range(3):
-                made_up.add_run(arm, seed, shots=shots)
-    return made_up.evaluate()
+@pytest.fixture(scope="module")
+def results(shared_results) -> Results:
+    return shared_results
 
 
 def scene(**values) -> GalleryItem:

@@ -117,6 +117,25 @@ def test_permutation_p_values_agree_with_exact_counts():
     assert found.p_seeds == pytest.approx(2 / 8)
 
 
+def test_two_seeds_that_agree_by_chance_are_no_proof():
+    """Each seed wins one question of sixty, not the same one: the seed means agree exactly, which is luck."""
+    arm = np.zeros((2, 60))
+    arm[0, 3] = arm[1, 40] = 100.0
+    found = paired_difference(arm, np.zeros((2, 60)), [str(index) for index in range(60)])
+    assert found.mean == pytest.approx(100 / 60)
+    assert found.high - found.low > 2
+    assert found.p > 0.05
+    assert found.p_images == pytest.approx(0.5)
+
+
+def test_one_changed_answer_is_no_proof():
+    arm = np.zeros((3, 60))
+    arm[0, 3] = 100.0
+    found = paired_difference(arm, np.zeros((3, 60)), [str(index) for index in range(60)])
+    assert found.low < 0 < found.high
+    assert found.p_images == 1.0
+
+
 def test_no_difference_at_all_is_no_effect():
     scores = np.ones((3, 8)) * 100
     found = paired_difference(scores, scores, [str(index) for index in range(8)])
