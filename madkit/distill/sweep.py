@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -216,11 +217,9 @@ class _Worker:
             "part": part,
         }
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it died; `reply` says how
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died; `reply` says how
 
     def reply(self) -> dict[str, Any] | None:
         """Its answer, where it has given one; an answer with "error" where it died over a run."""
@@ -259,7 +258,8 @@ class _Worker:
         """End it: at once where it is idle, after saving where it is busy."""
         process = self._process
         if process.stdin is not None:
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # closing sends what a dead one never read
+                process.stdin.close()
         if self.busy:
             process.terminate()
         try:
