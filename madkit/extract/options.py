@@ -10,8 +10,8 @@ import torch
 from madkit.cache.layout import DEFAULT_SHARD_MB
 from madkit.core.errors import UsageProblem
 
-IMAGE_BATCH = {"cpu": 64, "cuda": 256}
-TEXT_BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+IMAGE_BATCH = {"cpu": 32, "cuda": 256}
+TEXT_BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
 
 
 @dataclass(frozen=True, slots=True)

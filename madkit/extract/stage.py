@@ -31,7 +31,7 @@ from madkit.extract.options import (
     decode_threads,
     resolve_device,
 )
-from madkit.extract.pipeline import WriterThread, encode_images, encode_texts, ordered_map
+from madkit.extract.pipeline import WriterThread, encode_images, encode_texts, one_thread_per_operation, ordered_map
 from madkit.tasks.data import open_task
 from madkit.tasks.spec import TASKS, get_task
 from madkit.teachers.interface import Teacher, TextTeacher, VisionTeacher
@@ -162,9 +162,10 @@ def extract_task(
                     f"{truncated:,} texts are longer than the teacher's {text.context_length - 2} tokens; "
                     f"{dropped:,} tokens at their ends are not read."
                 )
-            job = _Job(writer, teacher.device, options, signals)
-            unreadable = job.images(vision, items)
-            job.texts(text, items)
+            with one_thread_per_operation(teacher.device) as parallel:
+                job = _Job(writer, teacher.device, options, signals, parallel)
+                unreadable = job.images(vision, items)
+                job.texts(text, items)
             if unreadable:
                 raise unreadable_images(len(unreadable), len(items.image_paths), unreadable[:5])
             size = int(writer.finish(seconds=time.monotonic() - started)["bytes"])
@@ -239,14 +240,17 @@ def make_plan(
 class _Job:
     """The encoding of one store's missing units."""
 
-    def __init__(self, writer: StoreWriter, device: str, options: ExtractOptions, signals: StopSignals | None) -> None:
+    def __init__(
+        self, writer: StoreWriter, device: str, options: ExtractOptions, signals: StopSignals | None, parallel: int
+    ) -> None:
         kind = torch.device(device).type
         self.writer = writer
         self.plan = writer.plan
         self.signals = signals
+        self.parallel = parallel
         self.threads = decode_threads(options.workers)
-        self.image_batch = options.image_batch or IMAGE_BATCH.get(kind, 64)
-        self.text_tokens = options.text_tokens or TEXT_BATCH_TOKENS.get(kind, 4096)
+        self.image_batch = options.image_batch or IMAGE_BATCH.get(kind, 32)
+        self.text_tokens = options.text_tokens or TEXT_BATCH_TOKENS.get(kind, 2048)
 
     def images(self, teacher: VisionTeacher, items: Items) -> list[str]:
         """Decode, encode and store the images of all missing units.
@@ -277,7 +281,9 @@ class _Job:
             for unit in self._until_stopped(units):
                 bad = len(unreadable)
                 count = len(self.plan.items("images", unit))
-                arrays = encode_images(teacher, islice(images, count), count, self.image_batch, bar.advance)
+                arrays = encode_images(
+                    teacher, islice(images, count), count, self.image_batch, bar.advance, self.parallel
+                )
                 if len(unreadable) == bad:
                     thread.put("images", unit, arrays)
         self._raise_if_stopped()
@@ -291,7 +297,9 @@ class _Job:
             for unit in self._until_stopped(units):
                 rows = self.plan.items("texts", unit)
                 tokenized = teacher.tokenize(items.texts[rows.start : rows.stop])
-                thread.put("texts", unit, encode_texts(teacher, tokenized, self.text_tokens, bar.advance))
+                thread.put(
+                    "texts", unit, encode_texts(teacher, tokenized, self.text_tokens, bar.advance, self.parallel)
+                )
         self._raise_if_stopped()
 
     def _bar(self, part: Part, total: int) -> Progress:
