@@ -4,7 +4,8 @@
 
 It sees every concept, in scenes of its own (never a task's image, never a task's sentence). Two contrastive terms: a whole
 scene against a caption of two of its things, and every box (the mean of its patch tokens) against a caption of its thing.
-The second gives patch tokens that can be compared with words, which web-scale CLIP has to some degree by itself.
+The second gives patch tokens that can be compared with words, which web-scale CLIP has to some degree by itself. A third term
+draws boxes and the captions that tell their concept to one prototype a concept: a small network learns several times faster so.
 Killed, it goes on from its last checkpoint (`--work`).
 """
 
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from open_clip.model import CLIP
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 
 from madkit.tasks.mini.captions import TASK_WORDS, caption_of, scene_caption
 from madkit.tasks.mini.concepts import concepts
@@ -35,6 +36,7 @@ from madkit.tasks.mini.vocabulary import world_words
 CONTEXT = 40
 PATCH = 16
 VOCABULARY = 900
+PROTOTYPE_SCALE = 16.0
 MEAN, STD = (0.72, 0.72, 0.72), (0.22, 0.22, 0.22)
 
 
@@ -96,12 +98,18 @@ def pictures(scenes: list[tuple[Thing, ...]], draw: Draw) -> tuple[Tensor, Tenso
     return pixels, cover / cover.sum(1, keepdim=True), torch.tensor(owner)
 
 
-def batch(step: int, size: int) -> tuple[Tensor, Tensor, Tensor, list[str], list[str]]:
-    """`pictures` of fresh scenes, a caption of each box and a caption of each scene."""
+def batch(step: int, size: int) -> tuple[Tensor, Tensor, Tensor, list[str], list[str], Tensor, Tensor]:
+    """`pictures` of fresh scenes, a caption of each box, a caption of each scene, the concept of each box, and whether
+    its caption tells it."""
     draw = Draw("teacher", "train", step)
     scenes = [draw_scene(Needs(), draw) for _ in range(size)]
     captions = [caption_of(thing, draw) for scene in scenes for thing in scene]
-    return *pictures(scenes, draw), captions, [scene_caption(scene, draw) for scene in scenes]
+    shown = [concepts()[thing.concept] for scene in scenes for thing in scene]
+    told = [any(word in text for word in (c.name, *c.facts)) for c, text in zip(shown, captions, strict=True)]
+    return (
+        *pictures(scenes, draw), captions, [scene_caption(scene, draw) for scene in scenes],
+        torch.tensor([c.index for c in shown]), torch.tensor(told),
+    )  # fmt: skip
 
 
 def look(model: CLIP, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,11 +181,15 @@ def main() -> None:
     tokenizer = train_tokenizer()
     model, config = build_model(tokenizer.get_vocab_size())
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {tokenizer.get_vocab_size()} tokens")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
+    # One prototype a concept, near which its boxes and the captions that name it shall lie. Only the recipe needs them.
+    prototypes = nn.Parameter(torch.randn(len(concepts()), config["embed_dim"]) * 0.1)
+    parameters = [*model.parameters(), prototypes]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
     first, checkpoint = 0, args.work / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
+        prototypes.data.copy_(state["prototypes"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     started = time.time()
@@ -185,27 +197,31 @@ def main() -> None:
         rate = min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps))
         for group in optimizer.param_groups:
             group["lr"] = 1.5e-3 * rate + 1e-6
-        pixels, weights, owner, captions, scenes = batch(step, args.scenes)
+        pixels, weights, owner, captions, scenes, shown, told = batch(step, args.scenes)
         pooled, tokens = look(model, pixels)
         regions = torch.einsum("rp,rpd->rd", weights, tokens[owner])
         words = read(model, tokenize(tokenizer, captions + scenes))
         scale = model.logit_scale.exp().clamp(max=100)
         loss_regions = contrast(regions, words[: len(captions)], scale, same_text(captions))
         loss_scenes = contrast(pooled, words[len(captions) :], scale, same_text(scenes))
-        loss = loss_regions + 0.3 * loss_scenes
+        centres = F.normalize(prototypes, dim=-1).T * PROTOTYPE_SCALE
+        boxes_to_concepts = F.cross_entropy(F.normalize(regions, dim=-1) @ centres, shown)
+        words_to_concepts = F.cross_entropy(F.normalize(words[: len(captions)][told], dim=-1) @ centres, shown[told])
+        loss = loss_regions + 0.3 * loss_scenes + boxes_to_concepts + words_to_concepts
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if (step + 1) % 100 == 0 or step + 1 == args.steps:
             seconds = (time.time() - started) / (step + 1 - first)
             quality = {k: round(v, 3) for k, v in zero_shot(model, tokenizer).items()}
             print(
                 f"step {step + 1}/{args.steps} regions {loss_regions.item():.3f} scenes {loss_scenes.item():.3f} "
+                f"boxes {boxes_to_concepts.item():.3f} words {words_to_concepts.item():.3f} "
                 f"scale {scale.item():.1f} {quality} {seconds:.2f} s/step",
                 flush=True,
             )
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            state = {"model": model.state_dict(), "prototypes": prototypes.data, "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
     weights_out = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in model.state_dict().items()}

@@ -26,25 +26,28 @@ def atlas() -> npt.NDArray[np.uint8]:
 
 
 @cache
-def area_weights(source: int, target: int) -> npt.NDArray[np.int64]:
-    """Integer overlaps [target, source] of the cells of two grids over one length; each row sums to `source`.
+def area_weights(source: int, target: int) -> npt.NDArray[np.float64]:
+    """Overlaps [target, source] of the cells of two grids over one length: whole numbers, each row sums to `source`.
 
-    Divide by `source` after use: the sums are exact before that one rounding.
+    They are kept as float64 because matrix products of whole numbers below 2^53 are exact there, in any order of
+    summation, and several times faster than numpy's integer products.
     """
     edges_source = np.arange(source + 1) * target
     edges_target = np.arange(target + 1) * source
     low = np.maximum(edges_target[:-1, None], edges_source[None, :-1])
     high = np.minimum(edges_target[1:, None], edges_source[None, 1:])
-    return np.maximum(high - low, 0).astype(np.int64)
+    return np.maximum(high - low, 0).astype(np.float64)
 
 
 def resize_area(image: npt.NDArray[np.integer], height: int, width: int) -> npt.NDArray[np.int64]:
-    """Area average of [H, W] or [H, W, C] integers to [height, width(, C)], rounded half up; exact integer arithmetic."""
+    """Area average of [H, W] or [H, W, C] integers to [height, width(, C)], rounded half up; exact."""
     rows, columns = image.shape[:2]
-    wide = np.einsum("hs,s...->h...", area_weights(rows, height), image.astype(np.int64))
-    both = np.einsum("wt,ht...->hw...", area_weights(columns, width), wide)
+    planes = image.astype(np.float64).reshape(rows, columns, -1)
+    down = (area_weights(rows, height) @ planes.reshape(rows, -1)).reshape(height, columns, -1)
+    both = area_weights(columns, width) @ down
     total = rows * columns
-    return (both * 2 + total) // (2 * total)
+    result = (both.astype(np.int64) * 2 + total) // (2 * total)
+    return result if image.ndim == 3 else result[:, :, 0]
 
 
 @lru_cache(maxsize=4096)

@@ -25,7 +25,7 @@ REGION_SIDE = 16
 REGION_DIM = REGION_SIDE * REGION_SIDE * 3
 
 Pixels = npt.NDArray[np.uint8]
-_ROWS, _COLUMNS = np.mgrid[0:SIDE, 0:SIDE]
+_ROWS, _COLUMNS = np.mgrid[0:SIDE, 0:SIDE].astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,8 @@ def _background(draw: Draw, shifted: bool) -> npt.NDArray[np.int64]:
         wave = (_ROWS // period + (_COLUMNS + phase) // period) % 2
     else:
         wave = ((_ROWS % period - period // 2) ** 2 + ((_COLUMNS + phase) % period - period // 2) ** 2) < period
-    canvas: npt.NDArray[np.int64] = base[None, None, :] + (wave.astype(np.int64) * 2 - 1)[:, :, None] * swing
+    levels = np.stack([base - swing, base + swing])
+    canvas: npt.NDArray[np.int64] = levels[wave.astype(np.intp)]
     return canvas
 
 

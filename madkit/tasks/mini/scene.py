@@ -65,9 +65,17 @@ class Needs:
             or absent_colours & set(colours)
             or len(colours) != len(set(colours))
             or len(absent_colours) > len(COLOURS) - MOST_THINGS
+            or not _placeable([wanted.cells for wanted in present.values() if wanted.cells is not None])
         ):
             return None
         return Needs(present, absent_concepts, absent_colours, max(self.least_things, other.least_things))
+
+
+def _placeable(choices: list[tuple[int, ...]], taken: tuple[int, ...] = ()) -> bool:
+    """Whether things restricted to these cells can all have one of their own."""
+    if not choices:
+        return True
+    return any(_placeable(choices[1:], (*taken, cell)) for cell in choices[0] if cell not in taken)
 
 
 def draw_scene(needs: Needs, draw: Draw, allowed: Sequence[int] | None = None) -> tuple[Thing, ...]:
