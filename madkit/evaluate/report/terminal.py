@@ -33,7 +33,10 @@ def terminal(results: Results) -> RenderableType:
     parts: list[RenderableType] = []
     for source, title, rows in tables(results):
         rows = [row for row in rows if row.headline or (row.suite == source.suites[0] and "(" not in row.metric)]
-        table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        metric = next((row.metric for row in rows if row.headline), "")
+        table = Table(
+            title=Text(f"{title}: {metric}, %", style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        )
         table.add_column("suite, arm", overflow="fold")
         table.add_column("score", justify="right", no_wrap=True)
         table.add_column("95 %", no_wrap=True)
@@ -45,7 +48,8 @@ def terminal(results: Results) -> RenderableType:
             if previous is not None and key != previous:
                 table.add_section()
             if key != previous:
-                table.add_row(Text(f"{row.suite}, {row.metric}", style="underline"))
+                suite = row.suite if row.headline else f"{row.suite}, {row.metric}"
+                table.add_row(Text(suite, style="underline"))
             mark = "bold" if row.difference is not None and row.difference.significant else ""
             table.add_row(
                 Text(f"  {row.label}"),
