@@ -29,7 +29,7 @@ def crc32c(data: bytes | bytearray | memoryview) -> int:
 def file_crc32(data: bytes) -> int:
     """Return the CRC-32 of a whole file (ISO 3309, as in zlib).
 
-    Not CRC-32C: the CRC-32C of something that ends in its own CRC-32C is a constant, so every sound shard would have the
+    Not CRC-32C: the CRC-32C of data that ends in its own CRC-32C is a constant, so every sound shard would have the
     same one, whatever it holds.
     """
     return zlib.crc32(data)
