@@ -27,6 +27,7 @@ BELOW: dict[str, set[str]] = {
     "distill": {"core", "cache", "mad", "regions", "students", "tasks"},
     "evaluate": {"core", "regions", "students", "tasks"},
 }
+BELOW["demo"] = set(BELOW)
 BELOW["cli"] = set(BELOW)
 
 HEAVY = {

@@ -33,7 +33,7 @@ from madkit.distill.pre_phase import PrePhaseResult, pre_phase
 from madkit.distill.summary import summary_text
 from madkit.mad.criterion import MADCriterion
 from madkit.students.heads import HeadSpec
-from madkit.students.load import load_student, save_student, student_folder
+from madkit.students.load import load_student, save_student, student_folder, student_names
 from madkit.students.student import Student
 from madkit.tasks.data import TaskData, open_task
 from madkit.tasks.example import Example
@@ -149,7 +149,7 @@ class _Run:
             source=data.source,
             data_revision=data.revision,
             is_mini=data.is_mini,
-            student=student if student == folder.name or not folder.samefile(student) else folder.name,
+            student=student if student in student_names() else folder.name,
             student_digest=sha256_file(folder / "model.safetensors")[:16],
             arm=self.config.arm,
             shots=shots,

@@ -78,12 +78,11 @@ def load_student(source: str | Path, *, head: HeadSpec | None = None, head_seed:
     else:
         fresh = True
         state = {key: value for key, value in state.items() if not key.startswith("head.")}
-    with torch.random.fork_rng(devices=[]):
+    identity = StudentIdentity(name, family, sha256_file(folder / WEIGHTS)[:16])
+    with torch.random.fork_rng(devices=[]):  # the caller's random stream is not ours to use
+        encoder = UniterModel(network)
         torch.manual_seed(head_seed)
-        task_head = TaskHead(network.hidden_size, head)
-    student = Student(
-        UniterModel(network), task_head, tokenizer, StudentIdentity(name, family, sha256_file(folder / WEIGHTS)[:16])
-    )
+        student = Student(encoder, TaskHead(network.hidden_size, head), tokenizer, identity)
     _fill(student, state, folder / WEIGHTS, fresh_head=fresh)
     return student.eval()
 
