@@ -103,7 +103,9 @@ def says_the_same(first: list[Segment], second: list[Segment]) -> bool:
     return [s.text for s in first] == [s.text for s in second]
 
 
-def batch(pool: Pool, tokenizer: StudentTokenizer, step: int, size: int, stream: str) -> tuple[StudentInputs, Tensor, Tensor, Tensor]:
+def batch(
+    pool: Pool, tokenizer: StudentTokenizer, step: int, size: int, stream: str
+) -> tuple[StudentInputs, Tensor, Tensor, Tensor]:
     """(inputs, match label [S], region that a text is about [S], concept and colour of each region [B, R, 2], -1 on padding).
 
     Of an image's two texts the first is for matching, the second (always right) for masked language modelling.
@@ -156,7 +158,12 @@ class Pretraining(nn.Module):
         self.colour = nn.Linear(width, len(COLOURS))
 
     def forward(
-        self, inputs: StudentInputs, labels: Tensor, about: Tensor, truth: Tensor, tokenizer: StudentTokenizer,
+        self,
+        inputs: StudentInputs,
+        labels: Tensor,
+        about: Tensor,
+        truth: Tensor,
+        tokenizer: StudentTokenizer,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """Losses and accuracies."""
@@ -169,11 +176,15 @@ class Pretraining(nn.Module):
         pooled, states = self.encoder(StudentInputs(**{**values, "input_ids": masked_ids}))
         length = ids.shape[1]
         state = states[-1]
-        logits = self.words(state[:, :length][chosen]) @ self.encoder.embeddings.word_embeddings.weight.T + self.word_bias
+        logits = (
+            self.words(state[:, :length][chosen]) @ self.encoder.embeddings.word_embeddings.weight.T + self.word_bias
+        )
         match, labels = self.match(pooled[0::2]), labels[0::2]
         mask = inputs.region_mask[inputs.image_index]
         is_about = torch.arange(mask.shape[1])[None, :] == about[:, None]
-        aligned = F.binary_cross_entropy_with_logits(self.about(state[:, length:]).squeeze(-1)[mask], is_about[mask].float())
+        aligned = F.binary_cross_entropy_with_logits(
+            self.about(state[:, length:]).squeeze(-1)[mask], is_about[mask].float()
+        )
         region = state[:, length:][mask]
         truth = truth[inputs.image_index][mask]
         losses = {

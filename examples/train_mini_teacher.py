@@ -221,7 +221,12 @@ def main() -> None:
                 f"scale {scale.item():.1f} {quality} {seconds:.2f} s/step",
                 flush=True,
             )
-            state = {"model": model.state_dict(), "prototypes": prototypes.data, "optimizer": optimizer.state_dict(), "step": step + 1}
+            state = {
+                "model": model.state_dict(),
+                "prototypes": prototypes.data,
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+            }
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
     weights_out = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in model.state_dict().items()}

@@ -21,9 +21,7 @@ class CommandLine(NamedTuple):
 
 
 COMMANDS: dict[str, CommandLine] = {
-    "demo": CommandLine(
-        "madkit.cli.demo:demo", "All three stages on the embedded benchmark, in minutes.", PIPELINE
-    ),
+    "demo": CommandLine("madkit.cli.demo:demo", "All three stages on the embedded benchmark, in minutes.", PIPELINE),
     "extract": CommandLine(
         "madkit.cli.extract:extract", "Read images and texts with a frozen teacher, into a token cache.", PIPELINE
     ),

@@ -111,7 +111,11 @@ def boxes_to_regions(boxes: npt.NDArray[np.float32], regions: npt.NDArray[np.flo
 
 
 def collate(
-    examples: Sequence[EncodedExample], regions: Sequence[Regions], *, pad_id: int, choices: Sequence[Sequence[int]] | None = None
+    examples: Sequence[EncodedExample],
+    regions: Sequence[Regions],
+    *,
+    pad_id: int,
+    choices: Sequence[Sequence[int]] | None = None,
 ) -> StudentInputs:
     """Pad a batch. `regions[i]` belong to `examples[i]`; `choices[i]` picks some of an example's sequences (all by default)."""
     picked = [

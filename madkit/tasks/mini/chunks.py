@@ -138,9 +138,7 @@ def subset_of(split: str) -> str:
     return {"train": "train2014", "dev": "val2014"}.get(split, "test2015")
 
 
-def _save_image(
-    task: str, split: str, code: int, number: int, picture: Picture, folder: Path, result: Chunk
-) -> str:
+def _save_image(task: str, split: str, code: int, number: int, picture: Picture, folder: Path, result: Chunk) -> str:
     name, relative = image_path(task, split, code, number)
     path = folder / relative
     path.parent.mkdir(parents=True, exist_ok=True)

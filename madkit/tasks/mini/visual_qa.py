@@ -128,7 +128,9 @@ def _yes_no(
     side = draw.choice(tuple(SIDES))
     here, there = SIDES[side]
     needs.present[concept] = Wanted(cells=here if answer == "yes" else there)
-    return VisualQuestion(kind, answer, f"Is the {what} {side}?", f"Looking {side[3:]} side, do we see the {what}?", needs)
+    return VisualQuestion(
+        kind, answer, f"Is the {what} {side}?", f"Looking {side[3:]} side, do we see the {what}?", needs
+    )
 
 
 def _count(draw: Draw, answer: str) -> VisualQuestion:

@@ -24,7 +24,7 @@ PLACES: tuple[str, ...] = tuple(
 
 
 def with_article(noun: str) -> str:
-    """"a pawn", "an anchor"."""
+    """ "a pawn", "an anchor"."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 

@@ -42,7 +42,12 @@ class Bags:
 
 
 def linear_accuracy(
-    train: Sequence[Sequence[str]], truth: Tensor, test: Sequence[Sequence[str]], test_truth: Tensor, *, choices: int = 0
+    train: Sequence[Sequence[str]],
+    truth: Tensor,
+    test: Sequence[Sequence[str]],
+    test_truth: Tensor,
+    *,
+    choices: int = 0,
 ) -> float:
     """Test accuracy in points of a linear classifier on hashed bags.
 
@@ -72,7 +77,9 @@ def linear_accuracy(
     return 100 * float(guesses.eq(test_truth).float().mean())
 
 
-def majority_accuracy(forms: Sequence[str], truth: Sequence[str], test_forms: Sequence[str], test_truth: Sequence[str]) -> float:
+def majority_accuracy(
+    forms: Sequence[str], truth: Sequence[str], test_forms: Sequence[str], test_truth: Sequence[str]
+) -> float:
     """Test accuracy in points of the most frequent truth of each form."""
     counts: dict[str, dict[str, int]] = {}
     for form, value in zip(forms, truth, strict=True):

@@ -49,7 +49,9 @@ def looks(scene: Sequence[Thing]) -> list[str]:
 def labels(task: str, split: str) -> torch.Tensor:
     """Class numbers: label, answer or right choice."""
     truths = [truth_of(q) for q, _ in items(task, split)]
-    table = {name: i for i, name in enumerate(sorted({truth_of(q) for s in ("train", "test") for q, _ in items(task, s)}))}
+    table = {
+        name: i for i, name in enumerate(sorted({truth_of(q) for s in ("train", "test") for q, _ in items(task, s)}))
+    }
     return torch.tensor([table[truth] for truth in truths])
 
 
@@ -65,7 +67,9 @@ CHANCE = {"snli-ve": 100 / len(LABELS), "vqa": 100 * uniform_guess(range(len(con
 
 @pytest.mark.parametrize("task", ["snli-ve", "vqa"])
 def test_text_only_is_at_chance(task: str) -> None:
-    train, test = ([ngrams(words_of(q.text)) for q, _ in items(task, s) if not isinstance(q, Conundrum)] for s in ("train", "test"))
+    train, test = (
+        [ngrams(words_of(q.text)) for q, _ in items(task, s) if not isinstance(q, Conundrum)] for s in ("train", "test")
+    )
     accuracy = linear_accuracy(train, labels(task, "train"), test, labels(task, "test"))
     assert accuracy < CHANCE[task] + MARGIN
 
