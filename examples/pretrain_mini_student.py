@@ -2,11 +2,12 @@
 
     python examples/pretrain_mini_student.py --out madkit/students/mini_uniter        # about 25 minutes on one core
 
-Scenes hold only the concepts that `seen_in_pretraining()` declares; captions are the teacher's cheap ones, some with a tagged
-noun ("person that keeps off the rain", the noun linked to its box) and some with a place. Four of UNITER's tasks: masked
-language modelling, image-text matching (half of the pairs are wrong, most of them by one thing's colour, concept or place),
-region classification, and word-region alignment (in its simplest form: every region tells whether the text is about it; without it
-matching stayed at what a bag of words can do for 5,000 steps). The network is UNITER's at small size. Killed, it goes on from its last checkpoint.
+Scenes hold only the concepts that `seen_in_pretraining()` declares; captions are the teacher's cheap ones, some
+with a tagged noun ("person that keeps off the rain", the noun linked to its box) and some with a place. Four of
+UNITER's tasks: masked language modelling, image-text matching (half of the pairs are wrong, most of them by one
+thing's colour, concept or place), region classification, and word-region alignment (in its simplest form: every
+region tells whether the text is about it; without it matching stayed at what a bag of words can do for 5,000
+steps). The network is UNITER's at small size. Killed, it goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from madkit.regions import Regions
 from madkit.students.heads import HeadSpec, TaskHead
-from madkit.students.inputs import EncodedExample, EncodedSequence, collate, encode_segments
+from madkit.students.inputs import EncodedExample, collate, encode_segments
 from madkit.students.interface import StudentInputs
 from madkit.students.load import save_student
 from madkit.students.student import Student, StudentIdentity
@@ -47,7 +48,7 @@ FINETUNING_DROPOUT = 0.1
 
 def vocabulary(path: Path) -> StudentTokenizer:
     """Whole words of the world, and single characters for everything else."""
-    characters = [c for c in "abcdefghijklmnopqrstuvwxyz0123456789"]
+    characters = list("abcdefghijklmnopqrstuvwxyz0123456789")
     words = [*SPECIALS, *dict.fromkeys([*world_words(), *characters]), *(f"##{c}" for c in characters)]
     path.write_text("\n".join(words) + "\n", encoding="utf-8")
     return StudentTokenizer(path, lowercase=True)
@@ -106,7 +107,8 @@ def says_the_same(first: list[Segment], second: list[Segment]) -> bool:
 def batch(
     pool: Pool, tokenizer: StudentTokenizer, step: int, size: int, stream: str
 ) -> tuple[StudentInputs, Tensor, Tensor, Tensor]:
-    """(inputs, match label [S], region that a text is about [S], concept and colour of each region [B, R, 2], -1 on padding).
+    """(inputs, match label [S], region that a text is about [S], concept and colour of each region [B, R, 2],
+    -1 on padding).
 
     Of an image's two texts the first is for matching, the second (always right) for masked language modelling.
     """
@@ -248,7 +250,8 @@ def main() -> None:
             seen[name] = seen.get(name, value.item()) * 0.98 + value.item() * 0.02
         if (step + 1) % 100 == 0 or step + 1 == args.steps:
             speed = (time.time() - started) / (step + 1 - first)
-            print(f"step {step + 1}/{args.steps} " + " ".join(f"{k} {v:.3f}" for k, v in seen.items()) + f" {speed:.2f} s/step",
+            print(f"step {step + 1}/{args.steps} " + " ".join(f"{k} {v:.3f}" for k, v in seen.items()) +
+            f" {speed:.2f} s/step",
                   flush=True)  # fmt: skip
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, checkpoint.with_suffix(".tmp"))

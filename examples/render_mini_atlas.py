@@ -2,8 +2,9 @@
 
     python examples/render_mini_atlas.py --font DejaVuSans.ttf
 
-The atlas is shipped (`madkit/tasks/mini/atlas.png`), so nobody needs to run this: font rasterisers differ between machines,
-the shipped pixels do not. DejaVu fonts 2.37, https://dejavu-fonts.github.io (free licence, embedding allowed).
+The atlas is shipped (`madkit/tasks/mini/atlas.png`), so nobody needs to run this: font rasterisers differ between
+machines, the shipped pixels do not. DejaVu fonts 2.37, https://dejavu-fonts.github.io (free licence, embedding
+allowed).
 """
 
 from __future__ import annotations

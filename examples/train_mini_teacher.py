@@ -2,11 +2,11 @@
 
     python examples/train_mini_teacher.py --out madkit/teachers/mini        # about 20 minutes on one core
 
-It sees every concept, in scenes of its own (never a task's image, never a task's sentence). Two contrastive terms: a whole
-scene against a caption of two of its things, and every box (the mean of its patch tokens) against a caption of its thing.
-The second gives patch tokens that can be compared with words, which web-scale CLIP has to some degree by itself. A third term
-draws boxes and the captions that tell their concept to one prototype a concept: a small network learns several times faster so.
-Killed, it goes on from its last checkpoint (`--work`).
+It sees every concept, in scenes of its own (never a task's image, never a task's sentence). Two contrastive terms:
+a whole scene against a caption of two of its things, and every box (the mean of its patch tokens) against a caption
+of its thing. The second gives patch tokens that can be compared with words, which web-scale CLIP has to some degree
+by itself. A third term draws boxes and the captions that tell their concept to one prototype a concept: a small
+network learns several times faster so. Killed, it goes on from its last checkpoint (`--work`).
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def pictures(scenes: list[tuple[Thing, ...]], draw: Draw) -> tuple[Tensor, Tenso
 
 def batch(step: int, size: int) -> tuple[Tensor, Tensor, Tensor, list[str], list[str], Tensor, Tensor]:
     """`pictures` of fresh scenes, a caption of each box, a caption of each scene, the concept of each box, and whether
-    its caption tells it."""
+    its caption tells it.
+    """
     draw = Draw("teacher", "train", step)
     scenes = [draw_scene(Needs(), draw) for _ in range(size)]
     captions = [caption_of(thing, draw) for scene in scenes for thing in scene]

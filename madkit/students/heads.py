@@ -1,7 +1,9 @@
-"""Task heads and task losses of the students (UNITER's shapes, https://github.com/ChenRocks/UNITER `model/vqa.py`, `vcr.py`).
+"""Task heads and task losses of the students (UNITER's shapes, https://github.com/ChenRocks/UNITER `model/vqa.py`,
+`vcr.py`).
 
-Multiple choice scores every candidate and takes a softmax over them (UNITER's own binary form weighs each candidate alone;
-the softmax form is VisualBERT's and ViLBERT's). VQA uses binary cross-entropy on soft scores, summed over answers.
+Multiple choice scores every candidate and takes a softmax over them (UNITER's own binary form weighs each candidate
+alone; the softmax form is VisualBERT's and ViLBERT's). VQA uses binary cross-entropy on soft scores, summed over
+answers.
 """
 
 from __future__ import annotations

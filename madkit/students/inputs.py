@@ -1,8 +1,8 @@
 """From examples to a student's tensors: token ids, types, spans and tag links (UNITER's construction).
 
-`[CLS] q [SEP]`; `[CLS] q [SEP] a [SEP]` with types 0 and 2; `[CLS] q [SEP] a [SEP] r [SEP]` with types 0, 2 and 3 (type 1 is
-the regions'). A [SEP] has the type of what follows it. Text that exceeds the limit is shortened by taking the last
-token off the longest segment until it fits; how many tokens went is counted.
+`[CLS] q [SEP]`; `[CLS] q [SEP] a [SEP]` with types 0 and 2; `[CLS] q [SEP] a [SEP] r [SEP]` with types 0, 2 and 3
+(type 1 is the regions'). A [SEP] has the type of what follows it. Text that exceeds the limit is shortened by
+taking the last token off the longest segment until it fits; how many tokens went is counted.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def encode_example(example: Example, tokenizer: StudentTokenizer, max_length: in
     sequences = tuple(encode_segments((*example.context, *tail), tokenizer, max_length) for tail in tails)
     boxes = np.asarray(example.boxes, dtype=np.float32).reshape(-1, 4)
     if len(boxes):
-        boxes = boxes / np.asarray([example.width, example.height] * 2, dtype=np.float32)
+        boxes /= np.asarray([example.width, example.height] * 2, dtype=np.float32)
     return EncodedExample(example.id, example.image.id, sequences, boxes)
 
 
@@ -86,8 +86,15 @@ def encode_segments(segments: Sequence[Segment], tokenizer: StudentTokenizer, ma
         owner.append(-1)
         spans.append((-1, -1))
         tags.append(-1)
-    arrays = [np.asarray(values, dtype=np.int64) for values in (ids, types, owner, spans, tags)]
-    return EncodedSequence(*arrays, texts=tuple(s.text for s in segments), shortened=shortened)
+    return EncodedSequence(
+        ids=np.asarray(ids, dtype=np.int64),
+        types=np.asarray(types, dtype=np.int64),
+        segment=np.asarray(owner, dtype=np.int64),
+        spans=np.asarray(spans, dtype=np.int64),
+        tag_box=np.asarray(tags, dtype=np.int64),
+        texts=tuple(s.text for s in segments),
+        shortened=shortened,
+    )
 
 
 def _tag_at(segment: Segment, span: tuple[int, int]) -> int:
@@ -117,7 +124,9 @@ def collate(
     pad_id: int,
     choices: Sequence[Sequence[int]] | None = None,
 ) -> StudentInputs:
-    """Pad a batch. `regions[i]` belong to `examples[i]`; `choices[i]` picks some of an example's sequences (all by default)."""
+    """Pad a batch. `regions[i]` belong to `examples[i]`; `choices[i]` picks some of an example's sequences (all
+    by default).
+    """
     picked = [
         [example.sequences[j] for j in (choices[i] if choices is not None else range(len(example.sequences)))]
         for i, example in enumerate(examples)
@@ -145,6 +154,14 @@ def collate(
     for row, region in enumerate(regions):
         end = len(region.features)
         features[row, :end], boxes[row, :end], region_mask[row, :end] = region.features, region.boxes, True
-    image_index = np.repeat(np.arange(len(examples)), n_candidates)
-    arrays = (ids, types, mask, image_index, features, boxes, region_mask, tags)
-    return StudentInputs(*(torch.from_numpy(a) for a in arrays), n_candidates=n_candidates)
+    return StudentInputs(
+        input_ids=torch.from_numpy(ids),
+        token_type_ids=torch.from_numpy(types),
+        text_mask=torch.from_numpy(mask),
+        image_index=torch.arange(len(examples)).repeat_interleave(n_candidates),
+        region_features=torch.from_numpy(features),
+        region_boxes=torch.from_numpy(boxes),
+        region_mask=torch.from_numpy(region_mask),
+        tag_regions=torch.from_numpy(tags),
+        n_candidates=n_candidates,
+    )

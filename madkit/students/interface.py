@@ -1,5 +1,6 @@
 """What goes into any student and what comes out. Legend: S sequences, T text tokens, R regions, B images, C candidates,
-F region-feature width, H hidden width, K outputs."""
+F region-feature width, H hidden width, K outputs.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +29,9 @@ class StudentInputs:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> StudentInputs:
         """The same on another device."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device, non_blocking=non_blocking) if isinstance(v, Tensor) else v for k, v in values.items()}
-        return StudentInputs(**moved)
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "n_candidates"}
+        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in values.items()}
+        return StudentInputs(**moved, n_candidates=self.n_candidates)
 
     @property
     def last_text_index(self) -> Tensor:

@@ -1,12 +1,12 @@
 """UNITER's network on Hugging Face BERT layers (https://github.com/ChenRocks/UNITER, `model/model.py`).
 
 Text embeddings and encoder layers are BERT's own, module for module, so that any BERT checkpoint fits and an official
-UNITER file maps key by key. Regions get LN(W f) + LN(W' location) + type embedding, without positions. Text is padded rather
-than compacted: positions are counted on text alone and padding is masked, so the result is the same.
+UNITER file maps key by key. Regions get LN(W f) + LN(W' location) + type embedding, without positions. Text is
+padded rather than compacted: positions are counted on text alone and padding is masked, so the result is the same.
 
-madkit's one addition is the tag link: a text token that names a box ("person" in VCR) gets that region's embedding added,
-through a LayerNorm of its own whose gain starts at `tag_gain` (VL-BERT's way, https://github.com/jackroos/VL-BERT). With a
-gain of zero and a checkpoint that lacks it the network is UNITER's.
+madkit's one addition is the tag link: a text token that names a box ("person" in VCR) gets that region's embedding
+added, through a LayerNorm of its own whose gain starts at `tag_gain` (VL-BERT's way,
+https://github.com/jackroos/VL-BERT). With a gain of zero and a checkpoint that lacks it the network is UNITER's.
 """
 
 from __future__ import annotations
@@ -42,18 +42,19 @@ class UniterConfig:
 
     def bert(self) -> BertConfig:
         """The BERT part."""
-        return BertConfig(
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            intermediate_size=self.intermediate_size,
-            max_position_embeddings=self.max_positions,
-            type_vocab_size=self.types,
-            hidden_dropout_prob=self.dropout,
-            attention_probs_dropout_prob=self.dropout,
-            attn_implementation="sdpa",
-        )
+        options: dict[str, Any] = {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.max_positions,
+            "type_vocab_size": self.types,
+            "hidden_dropout_prob": self.dropout,
+            "attention_probs_dropout_prob": self.dropout,
+            "attn_implementation": "sdpa",
+        }
+        return BertConfig(**options)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as config.json holds them."""
@@ -95,6 +96,14 @@ class RegionEmbeddings(nn.Module):
         return self.dropout(self.LayerNorm(seen + type_embedding)), seen
 
 
+class BertLayers(nn.Module):
+    """A list of layers under the name that BERT checkpoints give it."""
+
+    def __init__(self, config: BertConfig, count: int) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(BertLayer(config) for _ in range(count))
+
+
 class UniterModel(nn.Module):
     """Text and region embeddings, BERT layers, pooler."""
 
@@ -105,7 +114,7 @@ class UniterModel(nn.Module):
         self.embeddings = BertEmbeddings(bert)
         self.img_embeddings = RegionEmbeddings(config)
         self.tag_layer_norm = nn.LayerNorm(config.hidden_size, eps=1e-12)
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(BertLayer(bert) for _ in range(config.layers))})
+        self.encoder = BertLayers(bert, config.layers)
         self.pooler = BertPooler(bert)
         self.apply(_init)
         nn.init.constant_(self.tag_layer_norm.weight, config.tag_gain)
@@ -132,7 +141,7 @@ class UniterModel(nn.Module):
         hidden = torch.cat([text, regions[inputs.image_index]], dim=1)
         mask = torch.cat([inputs.text_mask, inputs.region_mask[inputs.image_index]], dim=1)[:, None, None, :]
         states = [hidden]
-        for layer in self.encoder["layer"]:  # type: ignore[union-attr]
+        for layer in self.encoder.layer:
             result = layer(hidden, mask)
             hidden = result[0] if isinstance(result, tuple) else result  # a tuple before transformers 5
             states.append(hidden)

@@ -92,8 +92,9 @@ def test_a_sequence_alone_equals_itself_in_a_batch() -> None:
         pooled, _ = model(both)
         for row, (n, r) in enumerate(zip([9, 6], [3, 2], strict=True)):
             alone = StudentInputs(
-                both.input_ids[row : row + 1, :n], both.token_type_ids[row : row + 1, :n], both.text_mask[row : row + 1, :n],
-                torch.zeros(1, dtype=torch.long), both.region_features[row : row + 1, :r], both.region_boxes[row : row + 1, :r],
+                both.input_ids[row : row + 1, :n], both.token_type_ids[row : row + 1, :n],
+                both.text_mask[row : row + 1, :n], torch.zeros(1, dtype=torch.long),
+                both.region_features[row : row + 1, :r], both.region_boxes[row : row + 1, :r],
                 both.region_mask[row : row + 1, :r], both.tag_regions[row : row + 1, :n], 1,
             )  # fmt: skip
             assert torch.allclose(model(alone)[0][0], pooled[row], atol=1e-5)

@@ -1,7 +1,7 @@
 """The shipped glyph atlas, and its tiles at any size, in integer arithmetic only.
 
-Font rasterisers and image libraries round differently; integer area averages of a shipped bitmap do not, so every machine
-draws the same pixels.
+Font rasterisers and image libraries round differently; integer area averages of a shipped bitmap do not, so every
+machine draws the same pixels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def area_weights(source: int, target: int) -> npt.NDArray[np.float64]:
     edges_target = np.arange(target + 1) * source
     low = np.maximum(edges_target[:-1, None], edges_source[None, :-1])
     high = np.minimum(edges_target[1:, None], edges_source[None, 1:])
-    return np.maximum(high - low, 0).astype(np.float64)
+    weights: npt.NDArray[np.float64] = np.maximum(high - low, 0).astype(np.float64)
+    return weights
 
 
 def resize_area(image: npt.NDArray[np.integer], height: int, width: int) -> npt.NDArray[np.int64]:
@@ -46,7 +47,7 @@ def resize_area(image: npt.NDArray[np.integer], height: int, width: int) -> npt.
     down = (area_weights(rows, height) @ planes.reshape(rows, -1)).reshape(height, columns, -1)
     both = area_weights(columns, width) @ down
     total = rows * columns
-    result = (both.astype(np.int64) * 2 + total) // (2 * total)
+    result: npt.NDArray[np.int64] = (both.astype(np.int64) * 2 + total) // (2 * total)
     return result if image.ndim == 3 else result[:, :, 0]
 
 

@@ -15,9 +15,9 @@ from .wording import PLACES, with_article
 NOUNS = ("thing", "person", "sign", "picture", "something", "one", "symbol")
 # Words that tasks and their rewordings use but captions do not: in the vocabulary, never in a caption.
 TASK_WORDS = (
-    "is are does do what which who where how many there color colour of the in on at to left right top bottom middle centre "
-    "side part looking we see painted somebody paint whatever did belongs kind number known for know that as them they both "
-    "have common he she it its and yes no us say ?"
+    "is are does do what which who where how many there color colour of the in on at to left right top bottom "
+    "middle centre side part looking we see painted somebody paint whatever did belongs kind number known for "
+    "know that as them they both have common he she it its and yes no us say ?"
 )  # fmt: skip
 
 

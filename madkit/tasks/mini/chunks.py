@@ -1,7 +1,8 @@
 """One chunk of a split, from seeds to files: the unit of work that worker processes share.
 
-A chunk is a pure function of (task, split, chunk number), so the number of workers changes nothing. Questions of a chunk
-are drawn first, then paired (two questions an image, as far as their needs agree), then their scenes are drawn.
+A chunk is a pure function of (task, split, chunk number), so the number of workers changes nothing. Questions of a
+chunk are drawn first, then paired (two questions an image, as far as their needs agree), then their scenes are
+drawn.
 """
 
 from __future__ import annotations

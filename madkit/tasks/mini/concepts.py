@@ -1,7 +1,7 @@
 """The 131 glyph concepts of the pictograph world: their names, categories and everyday facts.
 
-Each concept is one glyph of the DejaVu Sans font with one name, one category and two facts. Facts are verb phrases, so that
-"the thing that <fact>" and "<tag> <fact>" both read as English. The table is data (`concepts.tsv`).
+Each concept is one glyph of the DejaVu Sans font with one name, one category and two facts. Facts are verb phrases,
+so that "the thing that <fact>" and "<tag> <fact>" both read as English. The table is data (`concepts.tsv`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ COLOURS: tuple[Colour, ...] = (
     Colour("black", (20, 20, 25)),
 )
 
-# Every this-many-th concept of a shuffled category is known to the student before fine-tuning: about two fifths of the world.
+# The share of each category that the student knows before fine-tuning: about two fifths of the world.
 _SEEN_SHARE = 0.42
 _SEEN_SEED = 20260
 

@@ -1,8 +1,8 @@
 """mini-SNLI-VE: does the picture entail the sentence, contradict it, or leave it open?
 
 Sentences presuppose something ("the umbrella is red"). It is entailed where the umbrella is there and red, contradicted
-where it is there and not red, and open (neutral) where there is no umbrella to look at. Label, kind and reference are drawn
-first, then the words, then a scene to match; the words never depend on the label.
+where it is there and not red, and open (neutral) where there is no umbrella to look at. Label, kind and reference
+are drawn first, then the words, then a scene to match; the words never depend on the label.
 """
 
 from __future__ import annotations

@@ -30,7 +30,9 @@ _ROWS, _COLUMNS = np.mgrid[0:SIDE, 0:SIDE].astype(np.int32)
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A rendered scene: uint8 pixels [96, 96, 3] and one box a thing, absolute (x1, y1, x2, y2), x2 and y2 exclusive."""
+    """A rendered scene: uint8 pixels [96, 96, 3] and one box a thing, absolute (x1, y1, x2, y2), x2 and y2
+    exclusive.
+    """
 
     pixels: Pixels
     boxes: tuple[tuple[int, int, int, int], ...]
@@ -61,8 +63,8 @@ def render(things: Sequence[Thing], draw: Draw, style: str = "plain") -> Picture
 def region_features(picture: Picture) -> npt.NDArray[np.float16]:
     """The embedded "detector": every box resampled to 16 x 16 RGB, in [-0.5, 0.5]. float16 [n, 768].
 
-    It knows nothing of concepts, as a detector's pooled features know little of a new domain; what the pixels mean is the
-    student's to learn.
+    It knows nothing of concepts, as a detector's pooled features know little of a new domain; what the pixels
+    mean is the student's to learn.
     """
     rows = []
     for x1, y1, x2, y2 in picture.boxes:
@@ -103,4 +105,5 @@ def _uneven_light_and_noise(canvas: npt.NDArray[np.int64], draw: Draw) -> npt.ND
     slope_x, slope_y = draw.between(-20, 20), draw.between(-20, 20)
     light = slope_x * (_COLUMNS - SIDE // 2) // SIDE + slope_y * (_ROWS - SIDE // 2) // SIDE
     noise = draw.state.randint(-14, 15, size=(SIDE, SIDE, 1))
-    return canvas + light[:, :, None] + noise
+    result: npt.NDArray[np.int64] = canvas + light[:, :, None] + noise
+    return result

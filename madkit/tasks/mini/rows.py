@@ -1,5 +1,6 @@
-"""Rows of the real benchmarks' files for questions and scenes of the pictograph world (field names: VCR's, SNLI-VE's and
-VQA v2's own, see docs/formats.md)."""
+"""Rows of the real benchmarks' files for questions and scenes of the pictograph world (field names: VCR's,
+SNLI-VE's and VQA v2's own, see docs/formats.md).
+"""
 
 from __future__ import annotations
 

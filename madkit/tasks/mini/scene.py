@@ -1,9 +1,9 @@
 """Scenes of the pictograph world: what a question needs to see, and scenes drawn to meet those needs.
 
-Questions are drawn before scenes. Whatever a question's label, form and words are, they are fixed when its scene is drawn;
-a scene that cannot be completed is drawn again, the question never. That order is what keeps labels independent of
-words: a label drawn inside a rejection loop correlates with the sentences that survive (seen in a feasibility study as a
-seven-point leak).
+Questions are drawn before scenes. Whatever a question's label, form and words are, they are fixed when its scene is
+drawn; a scene that cannot be completed is drawn again, the question never. That order is what keeps labels
+independent of words: a label drawn inside a rejection loop correlates with the sentences that survive (seen in a
+feasibility study as a seven-point leak).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """mini-VQA: short open answers about a picture, given by ten annotators who do not always agree.
 
-The kind of question and its answer are drawn first, each answer of a kind equally often, so that neither the words nor the
-kind tell anything. The `priors` suite draws answers from a steep distribution instead (as VQA-CP changes them between
-train and test).
+The kind of question and its answer are drawn first, each answer of a kind equally often, so that neither the words
+nor the kind tell anything. The `priors` suite draws answers from a steep distribution instead (as VQA-CP changes
+them between train and test).
 """
 
 from __future__ import annotations

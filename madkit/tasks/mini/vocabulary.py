@@ -1,7 +1,7 @@
 """Every word of the pictograph world, for the vocabularies of the embedded encoders.
 
-Having a word in the vocabulary is not knowing it: as with BERT, the words of a new domain can be read, and what they look
-like has to be learnt.
+Having a word in the vocabulary is not knowing it: as with BERT, the words of a new domain can be read, and what
+they look like has to be learnt.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""How things of the pictograph world are referred to, in the words of training and in the words of the rewording suite."""
+"""How things of the pictograph world are referred to, in the words of training and in the words of the rewording
+suite.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ PLACES: tuple[str, ...] = tuple(
 
 
 def with_article(noun: str) -> str:
-    """ "a pawn", "an anchor"."""
+    """With its indefinite article: "a pawn", "an anchor"."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 

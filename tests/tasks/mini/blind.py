@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from zlib import crc32
 
 import torch
@@ -19,7 +20,7 @@ def hashed(features: Sequence[str]) -> list[int]:
 
 def ngrams(words: Sequence[str]) -> list[str]:
     """Words and neighbouring pairs."""
-    return [*words, *(f"{a} {b}" for a, b in zip(words, words[1:], strict=False))]
+    return [*words, *(f"{a} {b}" for a, b in pairwise(words))]
 
 
 class Bags:

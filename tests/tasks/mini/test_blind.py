@@ -118,7 +118,28 @@ def test_majority_by_form_is_at_chance(task: str) -> None:
     assert accuracy < CHANCE[task] + MARGIN
 
 
-FORM_WORDS = frozenset("the is that on at left right top bottom thing in a an of colour there what kind".split())
+FORM_WORDS = frozenset(
+    [
+        "the",
+        "is",
+        "that",
+        "on",
+        "at",
+        "left",
+        "right",
+        "top",
+        "bottom",
+        "thing",
+        "in",
+        "a",
+        "an",
+        "of",
+        "colour",
+        "there",
+        "what",
+        "kind",
+    ]
+)
 
 
 def form_text(question: Question) -> str:
