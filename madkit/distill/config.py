@@ -23,10 +23,10 @@ class OptimConfig(StrictModel):
     rationales) and brings all of its candidates, four sequences; entailment and VQA bring one sequence each.
     """
 
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(2e-4, gt=0)
     steps: int | None = Field(None, ge=1, description="optimiser steps; none: from epochs, min_steps and max_steps")
     epochs: float = Field(20.0, gt=0, description="passes over the labelled examples, where steps is not given")
-    min_steps: int = Field(300, ge=1)
+    min_steps: int = Field(400, ge=1)
     max_steps: int = Field(2000, ge=1)
     batch_size: int = Field(32, ge=1, description="examples per step, where token_budget is not given")
     token_budget: int | None = Field(None, ge=1, description="padded tokens per step, from length-sorted buckets")

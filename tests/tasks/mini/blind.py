@@ -87,4 +87,4 @@ def majority_accuracy(
         counts.setdefault(form, {}).setdefault(value, 0)
         counts[form][value] += 1
     best = {form: max(table, key=lambda value: table[value]) for form, table in counts.items()}
-    return 100 * sum(best[f] == v for f, v in zip(test_forms, test_truth, strict=True)) / len(test_truth)
+    return 100 * sum(best.get(f) == v for f, v in zip(test_forms, test_truth, strict=True)) / len(test_truth)
