@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 madkit demo
-madkit demo --seeds 3 --workspace /tmp/demo
+madkit demo --seeds 5 --workspace /tmp/demo
 """
 
 
 def demo(
-    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="Training seeds of each arm.")] = 2,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="Training seeds of each arm.")] = 3,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
     workspace: WorkspaceOption = None,
     json_: JsonOption = False,

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from madkit.core.console import info
 from madkit.core.workspace import Workspace
@@ -20,8 +21,9 @@ from madkit.tasks.data import open_task
 
 TASK, SHOTS, PART, TEACHER = "snli-ve", "200", "demo", "mini"
 ARMS = ("finetune", "mad", "affinity")
-# A shorter pre-phase than the arm's own: the demo's pool is smaller, and the demo has four minutes.
-OVERRIDES = {"affinity": {"pre_phase.steps": 400}}
+# The demo has minutes: fewer steps than the arms' own, and one pre-phase shared by all seeds (the report says so).
+STEPS: dict[str, Any] = {"optim.steps": 300}
+OVERRIDES = {"affinity": {**STEPS, "pre_phase.steps": 700, "pre_phase.seed": 0}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class DemoResult:
     seconds: float
 
 
-def demo(workspace: Workspace, *, seeds: int = 2, device: str = "auto") -> DemoResult:
+def demo(workspace: Workspace, *, seeds: int = 3, device: str = "auto") -> DemoResult:
     """Run the demo in a workspace; what is there already is not made again.
 
     Args:
@@ -46,12 +48,12 @@ def demo(workspace: Workspace, *, seeds: int = 2, device: str = "auto") -> DemoR
     extract(workspace, TEACHER, [TASK], splits=["train", "test"], device=device, part=PART)
     cores = max(1, os.cpu_count() or 1)
     info(f"2/3 distill: {', '.join(ARMS)}, {SHOTS} labels, {seeds} seeds, {cores} at a time.")
-    # The longest runs first: both cores then finish together.
     specs = [
-        RunSpec(TASK, arm, SHOTS, seed, overrides=OVERRIDES.get(arm, {}))
-        for arm in sorted(ARMS, key=lambda arm: arm not in OVERRIDES)
-        for seed in range(seeds)
+        RunSpec(TASK, arm, SHOTS, seed, overrides=OVERRIDES.get(arm, STEPS)) for arm in ARMS for seed in range(seeds)
     ]
+    # The run that makes the shared pre-phase starts first, those that wait for it come last: no core idles.
+    specs.sort(key=lambda spec: spec.arm in OVERRIDES and spec.seed > 0)
+    specs.sort(key=lambda spec: not (spec.arm in OVERRIDES and spec.seed == 0))
     run_many(workspace, specs, processes=min(cores, len(specs)), threads_each=1, part=PART)
     info("3/3 evaluate: in-domain, and under shift.")
     with resources.as_file(resources.files("madkit.demo") / "demo.yaml") as protocol:

@@ -15,6 +15,10 @@ from pydantic import Field
 from madkit.core.config import StrictModel
 from madkit.mad.config import MADConfig
 
+# A head with thousands of answers starts far from anything useful: UNITER fine-tunes VQA's at ten times the rate, and
+# no other task's (https://github.com/ChenRocks/UNITER, config/train-vqa-base-4gpu.json, `lr_mul`).
+HEAD_RATES = {"vqa": 10.0}
+
 
 class OptimConfig(StrictModel):
     """Length, batches and optimiser of the supervised phase.
@@ -37,7 +41,9 @@ class OptimConfig(StrictModel):
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
     dropout: float | None = Field(None, ge=0, lt=1, description="none: as the student's own config says")
-    head_rate: float = Field(1.0, gt=0, description="factor on the rate of freshly drawn weights (heads)")
+    head_rate: float | None = Field(
+        None, gt=0, description="factor on the rate of freshly drawn weights (heads); none: HEAD_RATES of the task"
+    )
 
 
 class EvalConfig(StrictModel):
@@ -110,7 +116,7 @@ class DistillConfig(StrictModel):
         return self.mad is not None or self.pre_phase is not None
 
 
-def resolve(config: DistillConfig, *, n_examples: int, seed: int) -> DistillConfig:
+def resolve(config: DistillConfig, *, task: str, n_examples: int, seed: int) -> DistillConfig:
     """`config` with every open value filled: the number of steps from the size of the subset, the seeds."""
     optim = config.optim
     if optim.steps is None:
@@ -118,6 +124,9 @@ def resolve(config: DistillConfig, *, n_examples: int, seed: int) -> DistillConf
         steps = round(optim.epochs * per_epoch)
         steps = min(max(steps, optim.min_steps), max(optim.max_steps, optim.min_steps))
         config = config.model_copy(update={"optim": optim.model_copy(update={"steps": steps})})
+    if config.optim.head_rate is None:
+        rate = HEAD_RATES.get(task, 1.0)
+        config = config.model_copy(update={"optim": config.optim.model_copy(update={"head_rate": rate})})
     if config.pre_phase is not None and config.pre_phase.seed is None:
         phase = config.pre_phase.model_copy(update={"seed": seed})
         config = config.model_copy(update={"pre_phase": phase})

@@ -140,7 +140,7 @@ class _Run:
         self.accelerator = accelerator
         self.train: list[Example] = data.examples("train")
         self.labelled = select_shots(self.train, shots, seed=seed, revision=data.revision)
-        self.config = resolve(config, n_examples=len(self.labelled), seed=seed)
+        self.config = resolve(config, task=task, n_examples=len(self.labelled), seed=seed)
         self.head: HeadSpec = head_for(data.spec, self.train)
         self.cache: TokenCache | None = choose_cache(workspace, data, teacher) if self.config.needs_cache else None
         folder = student_folder(student)
@@ -308,7 +308,7 @@ class _Run:
             checkpoint_keep=checkpoint.keep,
             look_every=evaluation.every,
             keep=evaluation.keep,
-            fresh_rate=optim.head_rate,
+            fresh_rate=optim.head_rate or 1.0,
         )
 
     def _export(self, student: Student, examples: ExampleSet, result: LoopResult, seconds: float) -> dict[str, Any]:

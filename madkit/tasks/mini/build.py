@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from madkit.core.console import progress
 from madkit.core.errors import UsageProblem
-from madkit.core.files import FileLock, canonical_json, digest_of, write_json_atomic, write_text_atomic
+from madkit.core.files import FileLock, digest_of, write_json_atomic, write_text_atomic
 from madkit.regions import write_butd_hdf5
 from madkit.tasks.shortcuts import rule_plural, rule_singular
 
@@ -91,14 +92,14 @@ def _write_split(folder: Path, task: str, split: str, entries: list[Any]) -> dic
         questions, annotations = f"{split}_questions.json", f"{split}_annotations.json"
         wrapper = {"info": {"description": "mini-VQA (madkit)"}, "data_type": "mscoco", "data_subtype": subset}
         asked = {**wrapper, "task_type": "Open-Ended", "questions": [q for q, _ in entries]}
-        write_text_atomic(folder / questions, canonical_json(asked))
-        write_text_atomic(folder / annotations, canonical_json({**wrapper, "annotations": [a for _, a in entries]}))
+        write_text_atomic(folder / questions, json.dumps(asked))
+        write_text_atomic(folder / annotations, json.dumps({**wrapper, "annotations": [a for _, a in entries]}))
         return {
             "format": "vqa", "questions": questions, "annotations": annotations, "images": subset,
             "pattern": "COCO_{subset}_{id:012d}.png", "subset": subset,
         }  # fmt: skip
     name = f"snli_ve_{split}.jsonl" if task == "snli-ve" else f"{'val' if split == 'dev' else split}.jsonl"
-    write_text_atomic(folder / name, "".join(canonical_json(row) + "\n" for row in entries))
+    write_text_atomic(folder / name, "".join(json.dumps(row) + "\n" for row in entries))
     if task == "snli-ve":
         return {"format": "snli-ve", "annotations": name, "images": "flickr30k-images", "extension": ".png"}
     return {"format": "vcr", "annotations": name, "images": "vcr1images"}

@@ -8,6 +8,7 @@ drawn.
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-
-from madkit.core.files import canonical_json
 
 from .commonsense import Conundrum, draw_conundrum
 from .draw import Draw
@@ -147,7 +146,7 @@ def _save_image(task: str, split: str, code: int, number: int, picture: Picture,
     Image.fromarray(picture.pixels).save(buffer, "PNG", compress_level=1)
     path.write_bytes(buffer.getvalue())
     if task == "vcr":
-        path.with_suffix(".json").write_text(canonical_json(vcr_metadata(picture)), encoding="utf-8")
+        path.with_suffix(".json").write_text(json.dumps(vcr_metadata(picture)), encoding="utf-8")
     region_id = f"{name}.png" if task == "vcr" else name
     boxes = np.asarray(picture.boxes, dtype=np.float32).reshape(-1, 4)
     result.regions.append(Regions(region_id, boxes, region_features(picture)))
