@@ -17,6 +17,8 @@ from typing import Any
 from madkit.core.files import append_jsonl
 from madkit.core.workspace import Workspace
 from madkit.distill.sweep import RunReport, RunSpec, run_many
+from madkit.evaluate.metrics import score
+from madkit.evaluate.predict import predict
 from madkit.tasks.data import open_task
 from madkit.tasks.mini.concepts import concepts
 from madkit.tasks.mini.visual_qa import uniform_guess
@@ -25,7 +27,7 @@ SEEDS = (0, 1)
 # Steps of the runs with all labels; the runs at 1pct use the arm's own defaults.
 FULL: dict[str, dict[str, Any]] = {
     "snli-ve": {"optim.steps": 3000},
-    "vqa": {"optim.steps": 4000},
+    "vqa": {"optim.steps": 3000},
     "vcr": {"optim.steps": 2000},
 }
 METRIC = {"snli-ve": "accuracy", "vqa": "accuracy", "vcr": "Q->AR"}
@@ -47,18 +49,22 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.unlink(missing_ok=True)
     for report in reports:
-        spec = report.spec
+        spec, data = report.spec, open_task(workspace, report.spec.task)
+        # The whole development split; training itself looks at half of it.
+        answers = predict(report.path / "student", data.examples("dev"), data.regions(), device="cpu")
+        scores = score(data.spec, answers)
         append_jsonl(
             args.out,
             {
                 "task": spec.task,
-                "revision": open_task(workspace, spec.task).revision,
+                "revision": data.revision,
                 "shots": spec.shots,
                 "seed": spec.seed,
                 "overrides": dict(spec.overrides),
                 "metric": METRIC[spec.task],
                 "chance": round(CHANCE[spec.task], 2),
-                "dev": report.dev,
+                "dev": {name: round(one.percent, 2) for name, one in scores.items()},
+                "questions": len(scores[METRIC[spec.task]].units),
             },
         )
 

@@ -16,7 +16,7 @@ from madkit.distill.teacher_bank import ImageBank, TextBank, image_bank, text_ba
 from madkit.mad.config import MADConfig
 from madkit.mad.criterion import MADCriterion
 from madkit.mad.targets import TeacherTargets
-from madkit.students.heads import gold_probability, task_loss
+from madkit.students.heads import VqaLoss, gold_probability, task_loss
 from madkit.students.interface import StudentInputs
 from madkit.students.student import Student
 
@@ -184,10 +184,19 @@ class Objective(nn.Module):
         student: the student.
         criterion: the distillation criterion, or None.
         supervised: whether the task loss counts (the pre-phase has no labels).
+        vqa_loss: form of the task loss of VQA.
     """
 
-    def __init__(self, student: Student, criterion: MADCriterion | None, *, supervised: bool = True) -> None:
+    def __init__(
+        self,
+        student: Student,
+        criterion: MADCriterion | None,
+        *,
+        supervised: bool = True,
+        vqa_loss: VqaLoss = "bce",
+    ) -> None:
         super().__init__()
+        self.vqa_loss: VqaLoss = vqa_loss
         if criterion is None and not supervised:
             raise ValueError("nothing to learn from: neither labels nor a criterion")
         self.student = student
@@ -203,7 +212,7 @@ class Objective(nn.Module):
         student_confidence = None
         if self.supervised:
             assert batch.target is not None
-            task = task_loss(kind, out.logits, batch.target).mean()
+            task = task_loss(kind, out.logits, batch.target, vqa_loss=self.vqa_loss).mean()
             terms["task"] = task
             loss = loss + task
             if batch.confidence is not None:

@@ -22,7 +22,7 @@ from madkit.distill.answers import head_for
 from madkit.distill.arms import load_arm
 from madkit.distill.confidence import FILE as CONFIDENCE
 from madkit.distill.confidence import teacher_confidence
-from madkit.distill.config import DistillConfig, resolve
+from madkit.distill.config import LEARNING_RATE, DistillConfig, resolve
 from madkit.distill.development import Development, sample_questions
 from madkit.distill.examples import ExampleSet
 from madkit.distill.folder import RunFolder, RunIdentity
@@ -283,7 +283,9 @@ class _Run:
                     path=self.folder.path / CONFIDENCE,
                 )
         made: MADCriterion | None = criterion
-        return Objective(student, made), BatchMaker(examples, steps, teacher=teacher, confidence=confidence)
+        return Objective(student, made, vqa_loss=self.config.optim.vqa_loss), BatchMaker(
+            examples, steps, teacher=teacher, confidence=confidence
+        )
 
     def _order(self, examples: ExampleSet) -> Order:
         optim = self.config.optim
@@ -297,7 +299,7 @@ class _Run:
         assert optim.steps is not None
         return LoopSettings(
             steps=optim.steps,
-            learning_rate=optim.learning_rate,
+            learning_rate=optim.learning_rate or LEARNING_RATE,
             warmup=optim.warmup,
             weight_decay=optim.weight_decay,
             betas=optim.betas,

@@ -26,7 +26,7 @@ def summary_text(
         ("pre-phase", facts["pre_phase"] or "none"),
         ("seed", str(identity.seed)),
         ("steps", f"{facts['steps']:,} (weights of step {facts['kept_step']:,})"),
-        ("learning rate", f"{optim.learning_rate:g}, warm-up {optim.warmup:g}"),
+        ("learning rate", f"{optim.learning_rate or 0:g}, warm-up {optim.warmup:g}"),
         ("batch", f"{optim.token_budget:,} tokens" if optim.token_budget else f"{optim.batch_size} examples"),
         ("time", f"{facts['seconds']:.0f} s on {facts['device']}, {facts['processes']} process(es)"),
     ]

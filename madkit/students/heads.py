@@ -2,8 +2,8 @@
 `vcr.py`).
 
 Multiple choice scores every candidate and takes a softmax over them (UNITER's own binary form weighs each candidate
-alone; the softmax form is VisualBERT's and ViLBERT's). VQA uses binary cross-entropy on soft scores, summed over
-answers.
+alone; the softmax form is VisualBERT's and ViLBERT's). VQA has two forms: binary cross-entropy on soft scores, summed over
+answers (UNITER, VILLA, LXMERT), and cross-entropy with the scores as shares (VisualBERT's).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HeadKind = Literal["multiple-choice", "classification", "vqa"]
+VqaLoss = Literal["bce", "softmax"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,15 @@ class TaskHead(nn.Module):
         return logits.view(-1, n_candidates) if self.spec.kind == "multiple-choice" else logits
 
 
-def task_loss(kind: HeadKind, logits: Tensor, target: Tensor) -> Tensor:
-    """Loss of each example, [B]. `target`: index [B] long, or soft scores [B, K] for VQA."""
+def task_loss(kind: HeadKind, logits: Tensor, target: Tensor, *, vqa_loss: VqaLoss = "bce") -> Tensor:
+    """Loss of each example, [B]. `target`: index [B] long, or soft scores [B, K] for VQA.
+
+    `vqa_loss`: "bce" sums binary cross-entropy over all answers; "softmax" is cross-entropy with the scores as shares,
+    zero for a question without an answer in the vocabulary.
+    """
+    if kind == "vqa" and vqa_loss == "softmax":
+        share = target.float() / target.float().sum(-1, keepdim=True).clamp_min(1e-6)
+        return -(share * logits.float().log_softmax(-1)).sum(-1)
     if kind == "vqa":
         return F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none").sum(-1)
     return F.cross_entropy(logits.float(), target, reduction="none")
