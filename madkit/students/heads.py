@@ -2,8 +2,8 @@
 `vcr.py`).
 
 Multiple choice scores every candidate and takes a softmax over them (UNITER's own binary form weighs each candidate
-alone; the softmax form is VisualBERT's and ViLBERT's). VQA has two forms: binary cross-entropy on soft scores, summed over
-answers (UNITER, VILLA, LXMERT), and cross-entropy with the scores as shares (VisualBERT's).
+alone; the softmax form is VisualBERT's and ViLBERT's). VQA has two forms: binary cross-entropy on soft scores, summed
+over answers (UNITER, VILLA, LXMERT), and cross-entropy with the scores as shares (VisualBERT's).
 """
 
 from __future__ import annotations
