@@ -27,7 +27,7 @@ class Written:
     text_globals: npt.NDArray[np.float16]
 
     def unit(self, plan: StorePlan, part: str, number: int) -> dict[str, npt.NDArray[np.generic]]:
-        rows = plan.items(part, number)  # type: ignore[arg-type]
+        rows = plan.items(part, number)
         if part == "images":
             return {
                 "tokens": self.images[rows.start : rows.stop],

@@ -232,9 +232,7 @@ def test_every_line_of_the_table_leads_to_a_command(name: str, capsys: pytest.Ca
 
 def run(*arguments: str, code: str | None = None, **options: object) -> subprocess.CompletedProcess[str]:
     start = ["-c", code] if code else ["-m", "madkit"]
-    return subprocess.run(  # type: ignore[call-overload, no-any-return]
-        [sys.executable, *start, *arguments], capture_output=True, text=True, timeout=60, **options
-    )
+    return subprocess.run([sys.executable, *start, *arguments], capture_output=True, text=True, timeout=60, **options)
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version"])
@@ -275,7 +273,7 @@ def test_import_of_the_package_is_light_and_its_names_are_lazy() -> None:
     done = run(code=code)
     assert done.stdout == "['MADCriterion', 'TokenCache', '__version__', 'load_student', 'load_teacher'] []\n"
     with pytest.raises(AttributeError, match="module 'madkit' has no attribute 'load_techer'"):
-        _ = madkit.load_techer  # type: ignore[attr-defined]
+        _ = madkit.load_techer
 
 
 @pytest.mark.parametrize("name", [name for name in madkit.__all__ if name != "__version__"])

@@ -115,6 +115,6 @@ def test_a_merge_key_may_stand_beside_what_it_merges(tmp_path: Path) -> None:
 
 def test_models_are_frozen_and_finite() -> None:
     with pytest.raises(pydantic.ValidationError, match="frozen"):
-        Training().steps = 3  # type: ignore[misc]
+        Training().steps = 3
     with pytest.raises(ConfigError, match="rate: input should be a finite number"):
         load_config(Training, None, {"rate": float("nan")})

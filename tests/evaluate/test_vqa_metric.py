@@ -75,7 +75,7 @@ NET = ["net", "net", "net", "netting", "net", "net", "mesh", "net", "pitcher", "
 @pytest.mark.parametrize(("text", "expected"), GOLDEN)
 @pytest.mark.parametrize("rule", ["current", "pre2021"])
 def test_normalisation_gives_the_official_result(text: str, expected: str, rule: str) -> None:
-    assert normalize_vqa_answer(text, rule) == expected  # type: ignore[arg-type]
+    assert normalize_vqa_answer(text, rule) == expected
 
 
 def test_the_contraction_table_has_the_official_keys() -> None:
@@ -138,9 +138,9 @@ def test_entries_equal_in_every_field_leave_each_other_out() -> None:
 
 def test_unknown_rule_and_missing_answers() -> None:
     with pytest.raises(UsageProblem, match="no VQA rule 'new'"):
-        vqa_accuracy("a", ["a"], "new")  # type: ignore[arg-type]
+        vqa_accuracy("a", ["a"], "new")
     with pytest.raises(UsageProblem, match="no VQA rule"):
-        normalize_vqa_answer("a", "new")  # type: ignore[arg-type]
+        normalize_vqa_answer("a", "new")
     with pytest.raises(UsageProblem, match="annotators"):
         vqa_accuracy("a", [])
 

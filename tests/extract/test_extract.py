@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 
 
 def run(workspace: Path, teacher: Path, **more: object) -> TokenCache:
-    reports = extract(Workspace.at(workspace), f"local:{teacher}", ["snli-ve"], device="cpu", **more)  # type: ignore[arg-type]
+    reports = extract(Workspace.at(workspace), f"local:{teacher}", ["snli-ve"], device="cpu", **more)
     return TokenCache.open(reports[0].path, check=True)
 
 
@@ -188,7 +188,7 @@ def test_missing_items_are_named_with_the_command(workspace: Path, tiny_teacher:
 def test_bad_arguments(workspace: Path, tiny_teacher: Path, options: dict[str, object], message: str) -> None:
     arguments = {"teacher_name": f"local:{tiny_teacher}", "tasks": ["snli-ve"], "device": "cpu", **options}
     with pytest.raises(UsageProblem, match=message):
-        extract(Workspace.at(workspace), **arguments)  # type: ignore[arg-type]
+        extract(Workspace.at(workspace), **arguments)
 
 
 def test_length_batches_hold_every_text_once_within_the_budget() -> None:

@@ -87,7 +87,7 @@ def test_a_signal_finishes_the_shard_and_says_how_to_go_on(
     def signalling(number: int) -> object:
         def encode(*arguments: object) -> object:
             os.kill(os.getpid(), number)
-            return real(*arguments)  # type: ignore[arg-type]
+            return real(*arguments)
 
         return encode
 

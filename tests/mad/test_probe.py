@@ -66,9 +66,9 @@ def test_no_example_is_scored_by_a_head_that_was_fitted_on_it(kind: str) -> None
     # Features that name the example, labels by lot: whoever has seen an example knows its label, nobody else can.
     N, K = 60, 3
     features, labels = torch.eye(N) * 10, torch.randint(0, K, (N,), generator=torch.Generator().manual_seed(0))
-    inside = fit_probe(features, labels, K, kind=kind, l2=1e-3)(features).softmax(-1)  # type: ignore[arg-type]
+    inside = fit_probe(features, labels, K, kind=kind, l2=1e-3)(features).softmax(-1)
     assert inside[torch.arange(N), labels].mean() > 0.9
-    outside = cross_fit_probe(features, labels, kind=kind, l2=1e-3)  # type: ignore[arg-type]
+    outside = cross_fit_probe(features, labels, kind=kind, l2=1e-3)
     assert outside.confidence.mean() < 0.45
     if kind == "linear":  # choosing a penalty looks at no more than the fit does
         assert cross_fit_probe(features, labels).confidence.mean() < 0.45

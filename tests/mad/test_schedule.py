@@ -23,7 +23,7 @@ def test_without_progress_lambda_is_whole() -> None:
     ],
 )
 def test_decays(schedule: str, progress: float, wanted: float) -> None:
-    assert schedule_factor(schedule, progress) == pytest.approx(wanted)  # type: ignore[arg-type]
+    assert schedule_factor(schedule, progress) == pytest.approx(wanted)
 
 
 def test_warmup_rises_and_then_the_decay_begins() -> None:

@@ -32,7 +32,7 @@ def test_the_k_best_are_those_that_a_sort_in_python_finds(data: st.DataObject) -
     for n in range(N):
         ranked = sorted(
             (t for t in range(T) if flags[n * T + t]),
-            key=lambda t, n=n: (-scores[n * T + t], t),  # type: ignore[misc]
+            key=lambda t, n=n: (-scores[n * T + t], t),
         )
         assert torch.nonzero(chosen[n]).flatten().tolist() == sorted(ranked[:k])
 

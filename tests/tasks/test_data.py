@@ -44,7 +44,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str, str]]:
         make(folder, source, source.removeprefix("mini-"))
 
     module = ModuleType("madkit.tasks.mini.build")
-    module.build_mini = build_mini  # type: ignore[attr-defined]
+    module.build_mini = build_mini
     monkeypatch.setitem(__import__("sys").modules, "madkit.tasks.mini.build", module)
     return calls
 

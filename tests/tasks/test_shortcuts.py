@@ -31,12 +31,12 @@ def item(question: list[Any], answers: list[list[Any]], label: int = 0, **more: 
 
 def singular(question: list[Any], answers: list[list[Any]], label: int = 0, **more: Any) -> list[list[Any]]:
     (result,) = rule_singular([item(question, answers, label, **more)])
-    return result["answer_choices"]  # type: ignore[no-any-return]
+    return result["answer_choices"]
 
 
 def plural(question: list[Any], answers: list[list[Any]], label: int = 0, **more: Any) -> list[list[Any]]:
     (result,) = rule_plural([item(question, answers, label, **more)])
-    return result["answer_choices"]  # type: ignore[no-any-return]
+    return result["answer_choices"]
 
 
 def test_published_example_val_54() -> None:

@@ -50,7 +50,7 @@ def assert_like_open_clip(teacher: Teacher, model: Any, images: torch.Tensor) ->
     assert teacher.vision is not None
     assert teacher.text is not None
     found = teacher.vision.encode(images)
-    pixels = teacher.vision.preprocessing.normalise(images, torch.float32)  # type: ignore[attr-defined]
+    pixels = teacher.vision.preprocessing.normalise(images, torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(found.global_, model.encode_image(pixels), atol=1e-5, rtol=1e-5)
         captured: list[torch.Tensor] = []
@@ -109,7 +109,7 @@ def transformers_clip(embed: int, vision: dict[str, int], text: dict[str, int]) 
 def compare_with_transformers(teacher: Teacher, reference: Any, images: torch.Tensor) -> None:
     assert teacher.vision is not None
     assert teacher.text is not None
-    pixels = teacher.vision.preprocessing.normalise(images, torch.float32)  # type: ignore[attr-defined]
+    pixels = teacher.vision.preprocessing.normalise(images, torch.float32)
     with torch.no_grad():
         vision = reference.vision_model(pixels)
         tokens = reference.visual_projection(reference.vision_model.post_layernorm(vision.last_hidden_state))[:, 1:]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from madkit.tasks.mini.chunks import Question, scenes_of
-from madkit.tasks.mini.commonsense import Conundrum
+from madkit.tasks.mini.commonsense import Conundrum, Token
 from madkit.tasks.mini.concepts import COLOURS, concepts
 from madkit.tasks.mini.draw import Draw
 from madkit.tasks.mini.entailment import LABELS, Hypothesis
@@ -62,6 +62,11 @@ def truth_of(question: Question) -> str:
     return question.answer if isinstance(question, VisualQuestion) else str(question.answer_label)
 
 
+def spoken(tokens: Sequence[Token]) -> list[str]:
+    """VCR's tokens as words; a tag is a word of its own."""
+    return [f"[{t}]" if isinstance(t, list) else t.lower() for t in tokens]
+
+
 CHANCE = {"snli-ve": 100 / len(LABELS), "vqa": 100 * uniform_guess(range(len(concepts()))), "vcr": 25.0}
 
 
@@ -80,7 +85,6 @@ def test_text_only_is_at_chance_in_vcr(part: str) -> None:
         rows, truth = [], []
         for i, (question, scene) in enumerate(items("vcr", split)):
             assert isinstance(question, Conundrum)
-            spoken = lambda draft: [f"[{t}]" if isinstance(t, list) else t.lower() for t in draft]  # noqa: E731
             asked = spoken(question.tokens(question.question[0], scene))
             answers = [spoken(a) for a in question.answer_tokens(scene, Draw("blind", split, i), False)]
             choices = answers
