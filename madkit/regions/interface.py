@@ -19,11 +19,13 @@ class Regions:
     boxes: [n, 4] float32, corners (x1, y1, x2, y2) as shares of width and height, 0..1, x1 < x2, y1 < y2.
     features: [n, dim] float32.
     confidence: [n] float32 detector scores, None where the file has none.
+    size: (width, height) of the image in pixels, None where the file does not say.
     """
 
     boxes: Floats
     features: Floats
     confidence: Floats | None = None
+    size: tuple[int, int] | None = None
 
 
 class RegionReader(Protocol):
