@@ -20,6 +20,7 @@ BELOW: dict[str, set[str]] = {
     "regions": {"core"},
     "cache": {"core"},
     "tasks": {"core", "regions"},
+    "shifts": {"core", "regions", "tasks"},
     "mad": {"core"},
     "teachers": {"core"},
     "students": {"core", "regions", "tasks"},
