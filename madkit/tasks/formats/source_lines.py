@@ -7,11 +7,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
-from madkit.core.errors import DataError, NotFoundError
+from madkit.core.archives import exists as file_exists
+from madkit.core.archives import open_binary, read_bytes
+from madkit.core.errors import DataError
 
 Row = dict[str, Any]
+Advance = Callable[[int], None]  # told how many more bytes of an owner's file have been read
 
 
 class Place:
@@ -49,25 +52,20 @@ def many_small_objects() -> Iterator[None]:
             gc.enable()
 
 
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except FileNotFoundError:
-        raise NotFoundError(f"The file {path} does not exist.", hint=f"look for it in {path.parent}") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.", hint="check the permissions of the file") from None
-
-
-def iter_json_lines(path: Path) -> Iterator[tuple[Place, Row]]:
+def iter_json_lines(path: Path, advance: Advance | None = None) -> Iterator[tuple[Place, Row]]:
     """Yield every non-blank line of a UTF-8 JSONL file as (place, object), reading the file as a stream.
+
+    The file may lie in a zip (see `madkit.core.archives`). `advance` receives the bytes of every line.
 
     Raises NotFoundError for a missing file, DataError for text that is not UTF-8, for a line that is no JSON object
     (the last one is called truncated when the file ends inside it), and for a file without any line.
     """
     loads = json.loads
     empty = True
-    with _open(path) as stream:
+    with open_binary(path) as stream:
         for number, raw in enumerate(stream, 1):
+            if advance is not None:
+                advance(len(raw))
             if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
                 raw = raw[3:]
             try:
@@ -96,9 +94,11 @@ def iter_json_lines(path: Path) -> Iterator[tuple[Place, Row]]:
 
 
 def load_json(path: Path) -> Any:
-    """The content of a UTF-8 JSON file. Raises NotFoundError or DataError (encoding, truncation, syntax)."""
-    with _open(path) as stream:
-        data = stream.read()
+    """The content of a UTF-8 JSON file, in a zip or not.
+
+    Raises NotFoundError or DataError (encoding, truncation, syntax).
+    """
+    data = read_bytes(path)
     try:
         return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -172,7 +172,7 @@ class UniqueIds:
             place.fail(f"'{self._key}' {value!r} was used before, on line {first}")
 
 
-def check_files(paths: Mapping[Path, Place], what: str, *, exists: Callable[[Path], bool] = Path.is_file) -> None:
+def check_files(paths: Mapping[Path, Place], what: str, *, exists: Callable[[Path], bool] = file_exists) -> None:
     """Raise one DataError with the count and the first five of the `paths` that do not exist."""
     missing = [path for path in paths if not exists(path)]
     if missing:
