@@ -64,3 +64,54 @@ def check_scale(absolute: NDArray[np.floating], normalised: NDArray[np.floating]
             raise DataError(f"{where}: absolute and normalised boxes contradict each other.")
         sides.append(side)
     return sides[0], sides[1]
+
+
+def check_absolute(pixels: NDArray[np.floating], width: float, height: float, where: str) -> Floats:
+    """Boxes [n, 4] (x1, y1, x2, y2 in pixels) as shares of the image, 0..1.
+
+    Boxes that do not fit are tried in the orders in which files are known to go wrong, so that the message can say
+    what is swapped.
+
+    Args:
+        pixels: the corners.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        where: file and image, for the message.
+
+    Raises:
+        DataError: a size that is not positive, values that are no numbers, empty boxes, boxes outside the image.
+    """
+    if not (np.isfinite((width, height)).all() and width >= 1 and height >= 1):
+        raise DataError(f"{where}: the image size {width:g} x {height:g} is not positive.")
+    corners = np.asarray(pixels, dtype=np.float64).reshape(-1, 4)
+    sides = np.array([width, height, width, height], dtype=np.float64)
+    if np.isfinite(corners).all() and not _fits(corners, sides):
+        if _fits(corners, sides[[1, 0, 3, 2]]):
+            raise DataError(
+                f"{where}: a box lies outside the image of {width:g} x {height:g}, but all fit {height:g} x {width:g}: "
+                "width and height (or x and y) are swapped.",
+                hint="open the file under the name of the layout that it really has",
+            )
+        if _fits(np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], axis=1), sides):
+            raise DataError(
+                f"{where}: the columns of the boxes look like x, y, width, height and not like x1, y1, x2, y2."
+            )
+    with np.errstate(over="ignore"):  # beyond float32 means infinite, which the next check names
+        shares = (corners / sides).astype(np.float32)
+    return check_normalised(shares, None, where)
+
+
+def _fits(corners: NDArray[np.floating], sides: NDArray[np.floating]) -> bool:
+    """Whether boxes [n, 4] are corners, in order and inside an image of the given sides (w, h, w, h)."""
+    inside = (corners >= -TOLERANCE * sides).all() and (corners <= (1 + TOLERANCE) * sides).all()
+    return bool(inside and (corners[:, 2:] > corners[:, :2]).all())
+
+
+def check_confidence(confidence: NDArray[np.floating], count: int, where: str) -> Floats:
+    """Detector scores of `count` regions as float32 [count]. Raises DataError for another number of them, or NaN."""
+    scores = np.asarray(confidence, dtype=np.float32).reshape(-1)
+    if len(scores) != count:
+        raise DataError(f"{where}: {count} boxes, but {len(scores)} confidences.")
+    if not np.isfinite(scores).all():
+        raise DataError(f"{where}: a confidence is NaN or infinite.")
+    return scores
