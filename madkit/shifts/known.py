@@ -19,7 +19,7 @@ SHIFTS: dict[str, Shift] = {
         Shift(
             "shortcut-singular",
             "vcr",
-            "questions about one person, with tags and pronouns of the choices exchanged (suite test-shortcut-singular)",
+            "questions about one person, tags and pronouns of the choices exchanged (suite test-shortcut-singular)",
             "madkit.shifts.shortcut:build_singular",
         ),
         Shift(

@@ -1,50 +1,46 @@
-"""VCR: one JSONL line per question, one metadata JSON with boxes per image.
+"""VCR: one JSONL line per question, one metadata JSON with boxes per image; either may lie in a zip.
 
 Field names after the dataset's own files; tolerated besides them: missing `movie`, `match_fold` and `*_sources`,
 `*_orig` as token lists (none of these is read), absent labels (test), masked tags (10000 and more, of
-shortcut-mitigated sets), boxes of 4 or 5 columns, and GD-VCR's lines, whose rationales repeat the answers. An optional
-`question_type` (madkit's own data has it) becomes the example's form.
+shortcut-mitigated sets), boxes of 4 or 5 columns, and GD-VCR's lines, whose rationales repeat the answers. The
+example's form is the optional `question_type` (madkit's own data has it), else GD-VCR's `region`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from madkit.core.errors import NotFoundError
 from madkit.tasks.example import Example, ImageRef, Segment
-from madkit.tasks.formats.boxes import Box, BoxError, clean_box
 from madkit.tasks.formats.source_lines import (
+    Advance,
     Place,
     Row,
     UniqueIds,
     check_files,
     iter_json_lines,
     kind_of,
-    load_json,
     many_small_objects,
     need_int,
     need_list,
     need_string,
 )
 from madkit.tasks.formats.tagged_text import TagError, segment_of
+from madkit.tasks.formats.vcr_metadata import Metadata, MetadataFiles
 
 N_CHOICES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class _Metadata:
-    boxes: tuple[Box, ...]
-    names: tuple[str, ...]
-    width: int
-    height: int
-
-
-@many_small_objects()
-def read_vcr(
-    annotations: Path, images: Path, *, require_metadata: bool = True, check_images: bool = False
-) -> list[Example]:
+def iter_vcr(
+    annotations: Path,
+    images: Path,
+    *,
+    require_metadata: bool = True,
+    check_images: bool = False,
+    conditioned: bool = False,
+    advance: Advance | None = None,
+) -> Iterator[Example]:
     """Read a VCR split: for every line an Example "<annot_id>/answer" and, behind it, one "<annot_id>/rationale".
 
     The first asks for the answer to the question (context: question); the second for the rationale of the right answer
@@ -52,60 +48,97 @@ def read_vcr(
     `question_id`, the annot_id. Boxes are absolute pixel corners, and the tags of the texts point into them.
 
     A line without `answer_label` (test set) gives an answer example with label None and no rationale example, because
-    the rationale is conditioned on the right answer. The same holds for a line without rationales, or whose
-    rationales repeat its answers (GD-VCR).
+    the rationale is conditioned on the right answer. With `conditioned` every line gives four rationale examples
+    instead, "<annot_id>/rationale-a0" to "-a3" (context: question, that answer): what the leaderboard's 16 rationale
+    scores are made of. Only the one of the right answer has a label, where the line tells it.
+
+    A line without rationales, or whose rationales repeat its answers (GD-VCR), gives no rationale example either way.
 
     Args:
-        annotations: the JSONL file.
-        images: the folder that `img_fn` and `metadata_fn` are relative to.
+        annotations: the JSONL file, on disk or in a zip (`vcr1annots.zip/val.jsonl`).
+        images: the folder, on disk or in a zip, that `img_fn` and `metadata_fn` are relative to.
         require_metadata: whether the boxes must be there. If not, an image without metadata file has no boxes, and
             the texts about it carry no tags (the class names stay in the text).
-        check_images: whether to look for every image file.
+        check_images: whether to look for every image file, at the end.
+        conditioned: whether to ask for a rationale of every answer.
+        advance: receives the bytes of every line that has been read.
 
     Raises:
         NotFoundError: the JSONL file does not exist.
         DataError: any line or metadata file that breaks the format; file, line and key are named.
     """
-    examples: list[Example] = []
-    metadata: dict[str, _Metadata | None] = {}
     ids = UniqueIds("annot_id")
+    metadata = MetadataFiles(images, required=require_metadata)
     image_files: dict[Path, Place] = {}
-    for place, row in iter_json_lines(annotations):
-        annot_id = need_string(row, "annot_id", place)
-        ids.add(annot_id, place)
-        objects = need_list(row, "objects", place)
-        if not all(isinstance(name, str) and name for name in objects):
-            place.fail("'objects' must be a list of class names")
-        image_name = need_string(row, "img_fn", place)
-        metadata_name = need_string(row, "metadata_fn", place)
-        if metadata_name not in metadata:
-            metadata[metadata_name] = _read_metadata(images / metadata_name, place, required=require_metadata)
-        about = metadata[metadata_name]
-        if about is not None:
-            _check_objects(objects, about, images / metadata_name, place)
-        path = images / image_name
+    for place, row in iter_json_lines(annotations, advance):
+        examples = examples_of_row(row, place, metadata, conditioned=conditioned)
+        ids.add(examples[0].question_id, place)
         if check_images:
-            image_files.setdefault(path, place)
-        examples.extend(_examples(row, annot_id, objects, ImageRef(image_name, path), about, place))
+            image_files.setdefault(examples[0].image.path, place)
+        yield from examples
     check_files(image_files, "images")
-    return examples
+
+
+@many_small_objects()
+def read_vcr(
+    annotations: Path,
+    images: Path,
+    *,
+    require_metadata: bool = True,
+    check_images: bool = False,
+    conditioned: bool = False,
+) -> list[Example]:
+    """All of `iter_vcr` as a list."""
+    return list(
+        iter_vcr(
+            annotations,
+            images,
+            require_metadata=require_metadata,
+            check_images=check_images,
+            conditioned=conditioned,
+        )
+    )
+
+
+def examples_of_row(row: Row, place: Place, metadata: MetadataFiles, *, conditioned: bool = False) -> list[Example]:
+    """The examples of one line, as `iter_vcr` yields them: the answer example first.
+
+    Rows need not come from a file as they are: shifted suites pass rewritten ones. Raises DataError with `place`.
+    """
+    annot_id = need_string(row, "annot_id", place)
+    objects = need_list(row, "objects", place)
+    if not all(isinstance(name, str) and name for name in objects):
+        place.fail("'objects' must be a list of class names")
+    image_name = need_string(row, "img_fn", place)
+    metadata_name = need_string(row, "metadata_fn", place)
+    about = metadata.get(metadata_name, place)
+    if about is not None:
+        _check_objects(objects, about, metadata.images / metadata_name, place)
+    image = ImageRef(image_name, metadata.images / image_name)
+    return _examples(row, annot_id, objects, image, about, place, conditioned)
 
 
 def _examples(
-    row: Row, annot_id: str, objects: list[str], image: ImageRef, about: _Metadata | None, place: Place
+    row: Row,
+    annot_id: str,
+    objects: list[str],
+    image: ImageRef,
+    about: Metadata | None,
+    place: Place,
+    conditioned: bool,
 ) -> list[Example]:
     tagged = about is not None
     question = _segment(row.get("question"), "question", objects, place, tagged)
     answers = _choices(row, "answer", objects, place, tagged)
     answer_label = _label(row, "answer", place)
-    form = row.get("question_type", "")
-    if not isinstance(form, str):
-        place.fail(f"'question_type' must be a string, found {kind_of(form)}")
+    form = _form(row, place)
     boxes, width, height = (about.boxes, about.width, about.height) if about else ((), 0, 0)
 
-    def example(subtask: str, context: tuple[Segment, ...], choices: tuple[Segment, ...], label: int | None) -> Example:
+    def example(
+        name: str, subtask: str, context: tuple[Segment, ...], choices: tuple[Segment, ...], label: int | None
+    ) -> Example:
         return Example(
-            id=f"{annot_id}/{subtask}",
+            id=f"{annot_id}/{name}",
             task="vcr",
             question_id=annot_id,
             image=image,
@@ -119,21 +152,40 @@ def _examples(
             form=form,
         )
 
-    made = [example("answer", (question,), answers, answer_label)]
-    has_rationales = row.get("rationale_choices") is not None and row["rationale_choices"] != row["answer_choices"]
-    if has_rationales:
-        rationales = _choices(row, "rationale", objects, place, tagged)
-        rationale_label = _label(row, "rationale", place)
-        if answer_label is not None:
-            made.append(example("rationale", (question, answers[answer_label]), rationales, rationale_label))
+    made = [example("answer", "answer", (question,), answers, answer_label)]
+    if row.get("rationale_choices") is None or row["rationale_choices"] == row["answer_choices"]:
+        return made
+    rationales = _choices(row, "rationale", objects, place, tagged)
+    rationale_label = _label(row, "rationale", place)
+    if conditioned:
+        for number, answer in enumerate(answers):
+            label = rationale_label if number == answer_label else None
+            made.append(example(f"rationale-a{number}", "rationale", (question, answer), rationales, label))
+    elif answer_label is not None:
+        made.append(example("rationale", "rationale", (question, answers[answer_label]), rationales, rationale_label))
     return made
+
+
+def _form(row: Row, place: Place) -> str:
+    for key in ("question_type", "region"):
+        value = row.get(key, "")
+        if not isinstance(value, str):
+            place.fail(f"'{key}' must be a string, found {kind_of(value)}")
+        if value:
+            return value
+    return ""
 
 
 def _choices(row: Row, part: str, objects: list[str], place: Place, tagged: bool) -> tuple[Segment, ...]:
     key = f"{part}_choices"
     choices = need_list(row, key, place)
     if len(choices) != N_CHOICES:
-        place.fail(f"'{key}' must have {N_CHOICES} entries, found {len(choices)}")
+        hint = (
+            "one choice a line is a list of raw questions: give the file with four choices"
+            if len(choices) == 1
+            else None
+        )
+        place.fail(f"'{key}' must have {N_CHOICES} entries, found {len(choices)}", hint=hint)
     return tuple(_segment(tokens, f"{key}[{number}]", objects, place, tagged) for number, tokens in enumerate(choices))
 
 
@@ -158,32 +210,7 @@ def _segment(tokens: Any, key: str, objects: list[str], place: Place, tagged: bo
         place.fail(f"'{key}': {error}")
 
 
-def _read_metadata(path: Path, place: Place, *, required: bool) -> _Metadata | None:
-    try:
-        content = load_json(path)
-    except NotFoundError:
-        if required:
-            place.fail(f"the metadata file {path} does not exist", hint="check the folder of the images")
-        return None
-    here = Place(path)
-    if not isinstance(content, dict):
-        here.fail(f"a JSON object is needed, found {kind_of(content)}")
-    width, height = need_int(content, "width", here), need_int(content, "height", here)
-    if width < 1 or height < 1:
-        here.fail(f"'width' and 'height' must be positive, found {width} x {height}")
-    boxes: list[Box] = []
-    for number, values in enumerate(need_list(content, "boxes", here)):
-        try:
-            boxes.append(clean_box(values, width, height))
-        except BoxError as error:
-            here.fail(f"'boxes[{number}]' {error}")
-    names = content.get("names", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        here.fail("'names' must be a list of class names")
-    return _Metadata(tuple(boxes), tuple(names), width, height)
-
-
-def _check_objects(objects: list[str], about: _Metadata, path: Path, place: Place) -> None:
+def _check_objects(objects: list[str], about: Metadata, path: Path, place: Place) -> None:
     """The line and the metadata must speak of the same boxes, or every tag would point to a wrong one."""
     if len(objects) != len(about.boxes):
         place.fail(f"'objects' has {len(objects)} entries, but {path} has {len(about.boxes)} boxes")

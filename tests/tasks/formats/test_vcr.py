@@ -2,15 +2,21 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from madkit.core.errors import DataError, NotFoundError
-from madkit.tasks.formats.vcr import read_vcr
+from madkit.tasks.formats.source_lines import Place
+from madkit.tasks.formats.vcr import examples_of_row, iter_vcr, read_vcr
+from madkit.tasks.formats.vcr_metadata import MetadataFiles
 
 GD_VCR = Path(__file__).parents[4] / "shared" / "data" / "vcr" / "gd_vcr_addition.jsonl"
 
@@ -212,3 +218,107 @@ def test_real_gd_vcr_lines(tmp_path: Path) -> None:
     assert examples[0].candidates[0].text == "person is talking."
     assert all(len(e.candidates) == 4 and e.label is not None for e in examples)
     assert any("person's" in text for e in examples for text in e.texts())
+    assert {e.form for e in examples} == {"east-asia", "west", "africa", "south-asia"}
+
+
+def test_a_question_without_labels_gets_a_rationale_question_for_every_answer(tmp_path: Path) -> None:
+    path = write(tmp_path, changed(answer_label=..., rationale_label=...), changed(annot_id="train-1"))
+    examples = read_vcr(path, tmp_path / "images", conditioned=True)
+    assert [e.id for e in examples[:5]] == ["train-0/answer", *(f"train-0/rationale-a{i}" for i in range(4))]
+    assert {e.subtask for e in examples[1:5]} == {"rationale"}
+    assert {e.question_id for e in examples[:5]} == {"train-0"}
+    assert [e.label for e in examples] == [None] * 5 + [1, None, 3, None, None]  # the right answer is a1
+    for number, example in enumerate(examples[1:5]):
+        assert example.context == (examples[0].context[0], examples[0].candidates[number])
+        assert example.candidates == examples[1].candidates
+
+
+def test_files_inside_zips(tmp_path: Path) -> None:
+    plain = write(tmp_path, LINE, changed(annot_id="train-1"))
+    with zipfile.ZipFile(tmp_path / "vcr1annots.zip", "w") as packed:
+        packed.write(plain, "train.jsonl")
+    with zipfile.ZipFile(tmp_path / "vcr1images.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.write(tmp_path / "images" / "1_A" / "a.json", "vcr1images/1_A/a.json")
+        packed.writestr("vcr1images/1_A/a.jpg", b"")
+    images = tmp_path / "vcr1images.zip" / "vcr1images"
+    seen: list[int] = []
+    zipped = list(iter_vcr(tmp_path / "vcr1annots.zip" / "train.jsonl", images, check_images=True, advance=seen.append))
+    assert sum(seen) == plain.stat().st_size
+    assert zipped[0].image.path == images / "1_A" / "a.jpg"
+    expected = read_vcr(plain, tmp_path / "images")
+    for ours, theirs in zip(zipped, expected, strict=True):
+        assert (ours.id, ours.boxes, ours.context, ours.candidates) == (
+            theirs.id, theirs.boxes, theirs.context, theirs.candidates,
+        )  # fmt: skip
+
+
+def test_one_choice_a_line_says_which_file_to_take(tmp_path: Path) -> None:
+    path = write(tmp_path, changed(answer_choices=[["Yes"]]))
+    with pytest.raises(DataError, match="must have 4 entries, found 1") as caught:
+        read_vcr(path, tmp_path / "images")
+    assert "four choices" in str(caught.value.hint)
+
+
+def test_reading_is_lazy(tmp_path: Path) -> None:
+    examples = iter_vcr(write(tmp_path, LINE, changed(annot_id="train-1", answer_label=9)), tmp_path / "images")
+    assert [next(examples).id, next(examples).id] == ["train-0/answer", "train-0/rationale"]
+    with pytest.raises(DataError, match="line 2"):
+        next(examples)
+
+
+WORDS = st.sampled_from(["He", "is", "n't", "here", ",", "``", "t", "-", "shirt", "'", "s", "[MASK]", "naïve", "."])
+TAGS = st.lists(st.integers(0, 2) | st.integers(10_000, 10_002), min_size=1, max_size=3)
+TOKENS = st.lists(WORDS | TAGS, min_size=1, max_size=8).filter(lambda tokens: tokens != ["``"])
+
+
+@given(TOKENS, st.lists(TOKENS, min_size=4, max_size=4), st.lists(TOKENS, min_size=4, max_size=4), st.integers(0, 3))
+def test_every_tag_of_a_line_names_its_box(
+    question: list[Any], answers: list[list[Any]], rationales: list[list[Any]], label: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), LINE)
+        line = changed(
+            question=question,
+            answer_choices=answers,
+            rationale_choices=rationales,
+            answer_label=label,
+            rationale_label=3 - label,
+        )
+        metadata = MetadataFiles(Path(folder) / "images")
+        made = examples_of_row(line, Place(Path("x.jsonl"), 1), metadata)
+    assert [e.label for e in made] == [label, 3 - label][: len(made)]
+    assert len(made) == 1 + (answers != rationales)
+    for example in made:
+        sources = [question, *([answers[label]] if example.subtask == "rationale" else [])]
+        given_choices = answers if example.subtask == "answer" else rationales
+        segments = (*example.context, *example.candidates)
+        for segment, tokens in zip(segments, [*sources, *given_choices], strict=True):
+            indices = [index for token in tokens if isinstance(token, list) for index in token]
+            assert [tag.boxes for tag in segment.tags] == [(index,) for index in indices if index < 10_000]
+            assert all(segment.text[tag.start : tag.end] == LINE["objects"][tag.boxes[0]] for tag in segment.tags)
+            masks = sum(index >= 10_000 for index in indices) + tokens.count("[MASK]")
+            assert segment.text.count("[MASK]") == masks
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted({*LINE, "answer_choices", "question", "objects"})), JSON, min_size=1))
+def test_a_line_with_any_values_is_read_or_named(values: dict[str, Any]) -> None:
+    """Whatever stands in a line, the reader says so in one sentence and never fails in another way."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), LINE)
+        metadata = MetadataFiles(Path(folder) / "images", required=False)
+        caught: DataError | None = None
+        try:
+            made = examples_of_row({**LINE, **values}, Place(Path("x.jsonl"), 7), metadata)
+        except DataError as error:
+            caught = error
+    if caught is not None:
+        assert "x.jsonl, line 7" in str(caught)
+    else:
+        assert made[0].question_id == {**LINE, **values}["annot_id"]
