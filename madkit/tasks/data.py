@@ -1,38 +1,48 @@
-"""A task's data in a workspace: the imported benchmark, or the embedded one when there is none."""
+"""A task's data in a workspace: an imported data set, or the embedded benchmark when there is none."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from madkit.core.console import info
-from madkit.core.errors import DataError, NotFoundError
+from madkit.core.errors import DataError, NotFoundError, UsageProblem
 from madkit.core.files import read_json
 from madkit.core.registry import suggest
 from madkit.core.workspace import Workspace
 from madkit.tasks.example import Example
-from madkit.tasks.spec import TaskSpec, get_task
+from madkit.tasks.spec import TASKS, TaskSpec, get_task
 
 if TYPE_CHECKING:
     from madkit.regions import RegionReader
+    from madkit.tasks.index.images import StoredImages
+    from madkit.tasks.index.reader import ExampleTable
 
 MANIFEST = "manifest.json"
-SCHEMA = 1
-_SPLITS = ("train", "dev", "test")
+SCHEMA = 2
+SUITES = "suites"
+SHOTS = "shots"
+REGIONS = "regions.json"
+SPLITS = ("train", "dev", "test")
+# Official test sets, whose labels are not public: to predict, never to score.
+SUBMISSIONS = ("submission", "submission-dev")
+
+# What people call the real data of a task, where it is not the task's own name.
+ALIASES = {"vqa-v2": "vqa"}
 
 
 class TaskData:
-    """The examples of one task, read on demand from the files that a manifest names.
+    """The examples of one data set, decoded on demand from memory-mapped files.
 
-    A manifest lies beside the data and is written last, so that a folder with a manifest is complete. Its `splits` map
-    a name to a file format and paths relative to the manifest's folder.
+    A folder holds a manifest, written last, and one Arrow file per split. Folders below `suites/` hold test suites
+    that were added later, each with a manifest and a revision of its own: adding one leaves everything else as it was.
 
     Attributes:
         spec: the task.
+        name: the data set's name, which `--task` takes: the folder's.
         source: which data it is, "vcr" or "mini-vcr"; stands in every run and table.
-        revision: 16 hex digits that change with the data.
+        revision: 16 hex digits that change with the content of train, dev and test.
         root: the manifest's folder.
         manifest: the manifest's content.
     """
@@ -40,16 +50,19 @@ class TaskData:
     def __init__(self, root: Path, *, task: str | None = None) -> None:
         """Open the data in a folder. Raises NotFoundError or DataError for a missing or broken manifest."""
         path = root / MANIFEST
-        manifest = read_json(path)
         self.root = root
-        self.manifest: dict[str, Any] = _checked(manifest, path)
-        self.source: str = manifest["source"]
-        self.revision: str = manifest["revision"]
-        if task is not None and manifest["task"] != task:
-            raise DataError(f"{path} describes the task {manifest['task']!r}, not {task!r}.")
-        self.spec: TaskSpec = get_task(manifest["task"])
-        self._examples: dict[str, list[Example]] = {}
-        self._regions: RegionReader | None = None
+        self.name = root.name
+        self.manifest: dict[str, Any] = _checked(read_json(path), path)
+        self.source: str = self.manifest["source"]
+        self.revision: str = self.manifest["revision"]
+        if task is not None and self.manifest["task"] != task:
+            raise DataError(f"{path} describes the task {self.manifest['task']!r}, not {task!r}.")
+        described = self.manifest.get("spec")
+        self.spec: TaskSpec = get_task(self.manifest["task"]) if described is None else TaskSpec.from_dict(described)
+        self._added = _added_suites(root, self.revision)
+        self._examples: dict[str, ExampleTable] = {}
+        self._regions: dict[str | None, RegionReader | None] = {}
+        self._images: dict[Path, StoredImages] = {}
         self._lock = threading.RLock()
 
     @property
@@ -59,76 +72,162 @@ class TaskData:
 
     def splits(self) -> list[str]:
         """The names among train, dev and test that the data has."""
-        return [name for name in _SPLITS if name in self.manifest["splits"]]
+        return [name for name in SPLITS if name in self.manifest["splits"]]
 
     def suites(self) -> list[str]:
-        """The test suites: "test" first, then the shifted ones in the manifest's order."""
-        names = [name for name in self.manifest["splits"] if name not in _SPLITS]
-        return (["test"] if "test" in self.manifest["splits"] else []) + names
+        """The test suites: "test" first, then the shifted ones, those that were added later last."""
+        held = self.manifest["splits"]
+        names = [name for name in held if name not in SPLITS and name not in SUBMISSIONS]
+        return (["test"] if "test" in held else []) + names + [name for name in self._added if name not in held]
 
-    def examples(self, name: str) -> list[Example]:
-        """The examples of a split or suite; read once, then kept. The list is shared: do not change it.
+    def submissions(self) -> list[str]:
+        """Official test sets without labels, which can be answered but not scored."""
+        return [name for name in SUBMISSIONS if name in self.manifest["splits"]]
 
-        Raises NotFoundError for an unknown name and DataError for a file that breaks its format.
+    def labelled(self, name: str) -> bool:
+        """Whether the labels of a split or suite are known."""
+        return bool(self._entry(name).get("labelled", True))
+
+    def suite_revision(self, name: str) -> str:
+        """What a suite's content is known by: the data's revision, or the suite's own where it was added later."""
+        return str(self._added[name]["revision"]) if name in self._added else self.revision
+
+    def about(self, name: str) -> dict[str, Any]:
+        """The manifest's entry of a split, or the manifest of an added suite."""
+        return dict(self._entry(name))
+
+    def examples(self, name: str) -> Sequence[Example]:
+        """The examples of a split or suite: a sequence that decodes each example when it is asked for it.
+
+        Raises NotFoundError for an unknown name and DataError for a damaged file.
         """
         with self._lock:
             if name not in self._examples:
-                self._examples[name] = self._read(name)
+                self._entry(name)
+                self._examples[name] = self._open(name)
             return self._examples[name]
 
-    def regions(self) -> RegionReader | None:
-        """The region features of the images (one reader, kept open), None where the data has none."""
-        entry = self.manifest.get("regions")
-        if entry is None:
-            return None
+    def image_root(self, name: str | None = None) -> Path:
+        """The folder (or zip) that the image paths of a split or suite are relative to."""
+        added = self._added.get(name or "")
+        folder = self.root if added is None else self.root / SUITES / str(name)
+        manifest = self.manifest if added is None else added
+        return folder / str(manifest.get("images_root", "."))
+
+    def regions(self, suite: str | None = None) -> RegionReader | None:
+        """The region features of the images (one reader, kept open), None where the data has none.
+
+        Args:
+            suite: the split or suite whose images are meant; a suite may come with features of its own.
+        """
+        folder = self.root
+        if suite in self._added and (self.root / SUITES / suite / REGIONS).is_file():
+            folder = self.root / SUITES / suite
+        key = None if folder == self.root else suite
         with self._lock:
-            if self._regions is None:
-                from madkit.regions import open_regions
+            if key not in self._regions:
+                from madkit.tasks.region_files import open_region_files
 
-                self._regions = open_regions(str(entry["format"]), self.root / str(entry["path"]))
-            return self._regions
+                self._regions[key] = open_region_files(folder, self.manifest, self._all_images)
+            return self._regions[key]
 
-    def _read(self, name: str) -> list[Example]:
+    def _all_images(self) -> dict[str, str]:
+        """Image id -> file of every split and suite."""
+        found: dict[str, str] = {}
+        for home in (self.root, *(self.root / SUITES / name for name in self._added)):
+            images = self._stored_images(home)
+            for row in range(len(images)):
+                found[images.id(row)] = str(images.get(row)[0].path)
+        return found
+
+    def named_shots(self) -> list[str]:
+        """Names of the imported id lists."""
+        return sorted(path.stem for path in (self.root / SHOTS).glob("*.json"))
+
+    def _entry(self, name: str) -> dict[str, Any]:
         entries = self.manifest["splits"]
-        if name not in entries:
-            raise NotFoundError(
-                f"{self.source} has no split or test suite {name!r}.{suggest(name, entries)}",
-                hint=f"use one of: {', '.join(entries)}",
-            )
-        return _read_split(self.root, entries[name], f"{self.root / MANIFEST}, splits, {name}")
+        if name in entries:
+            return dict(entries[name])
+        if name in self._added:
+            return self._added[name]
+        names = [*entries, *self._added]
+        raise NotFoundError(
+            f"{self.source} has no split or test suite {name!r}.{suggest(name, names)}",
+            hint=f"use one of: {', '.join(names)}",
+        )
+
+    def _open(self, name: str) -> ExampleTable:
+        from madkit.tasks.index.reader import ExampleTable
+
+        if name in self.manifest["splits"]:
+            return ExampleTable(self.root / f"{name}.arrow", self._stored_images(self.root), self.spec.name)
+        home = self.root / SUITES / name
+        return ExampleTable(home / "examples.arrow", self._stored_images(home), self.spec.name)
+
+    def _stored_images(self, home: Path) -> StoredImages:
+        from madkit.tasks.index.images import NAME, StoredImages
+
+        if home not in self._images:
+            root = self.image_root(None if home == self.root else home.name)
+            self._images[home] = StoredImages(home / f"{NAME}.arrow", root)
+        return self._images[home]
 
 
 def open_task(workspace: Workspace, name: str, *, build: bool = True, part: str = "full") -> TaskData:
-    """Open a task's data: the imported benchmark when the workspace holds it, else the embedded benchmark.
+    """Open a data set: an imported one when the workspace holds it, else the embedded benchmark.
 
     Args:
         workspace: where the data lies.
-        name: "vcr", "snli-ve" or "vqa".
+        name: "vcr", "snli-ve", "vqa", or whatever else has been imported into the workspace.
         build: whether to make the embedded benchmark when it is absent (NotFoundError otherwise).
         part: which part of the embedded benchmark; "auto" takes the full one when it exists, else a part that
             exists, and builds the full one when there is nothing.
 
     Raises:
-        UsageProblem: no such task.
+        UsageProblem: no such task or data set.
         NotFoundError: there is no data and `build` is False.
         DataError: the data's manifest is broken.
     """
-    spec = get_task(name)
-    imported = workspace.data / spec.name
+    name = check_task_name(workspace, name)
+    imported = workspace.data / name
     if (imported / MANIFEST).is_file():
-        return TaskData(imported, task=spec.name)
-    source = f"mini-{spec.name}"
+        return TaskData(imported)
+    source = f"mini-{name}"
     folder = _mini_folder(workspace, source, part)
     if not (folder / MANIFEST).is_file():
         if not build:
             raise NotFoundError(
-                f"The workspace {workspace.root} holds no data for {spec.name}.",
-                hint=f"make the embedded benchmark: madkit extract --teacher mini --task {spec.name}",
+                f"The workspace {workspace.root} holds no data for {name}.",
+                hint=f"make the embedded benchmark: madkit extract --teacher mini --task {name}",
             )
         from madkit.tasks.mini.build import build_mini
 
         build_mini(folder, source, part="full" if part == "auto" else part)
-    return TaskData(folder, task=spec.name)
+    return TaskData(folder, task=name)
+
+
+def check_task_name(workspace: Workspace, name: str) -> str:
+    """The data set that a name means. Raises UsageProblem, with the nearest name, for one that does not exist."""
+    name = ALIASES.get(name, name)
+    imported = imported_datasets(workspace)
+    if name in TASKS or name in imported:
+        return name
+    known = list(dict.fromkeys([*TASKS, *imported]))
+    raise UsageProblem(
+        f"There is no task or imported data set named {name!r}.{suggest(name, known)}",
+        hint=f"use one of: {', '.join(known)}; madkit data import brings in others",
+    )
+
+
+def imported_datasets(workspace: Workspace) -> list[str]:
+    """Names of the data sets that have been imported into a workspace."""
+    return sorted(path.parent.name for path in workspace.data.glob(f"*/{MANIFEST}"))
+
+
+def every_dataset(workspace: Workspace) -> Iterator[TaskData]:
+    """Every data set of a workspace: imported ones, then what there is of the embedded benchmark."""
+    for path in sorted(workspace.data.glob(f"*/{MANIFEST}")) + sorted(workspace.data.glob(f"mini/*/{MANIFEST}")):
+        yield TaskData(path.parent)
 
 
 def _mini_folder(workspace: Workspace, source: str, part: str) -> Path:
@@ -156,46 +255,25 @@ def _checked(manifest: object, path: Path) -> dict[str, Any]:
             raise DataError(f"{path}: the key '{key}' is missing or no string.")
     splits = manifest.get("splits")
     if not isinstance(splits, dict) or not splits or not all(isinstance(entry, dict) for entry in splits.values()):
-        raise DataError(f"{path}: 'splits' must map names to file entries.")
-    regions = manifest.get("regions")
-    if regions is not None and not (isinstance(regions, dict) and {"format", "path"} <= regions.keys()):
-        raise DataError(f"{path}: 'regions' needs 'format' and 'path'.")
+        raise DataError(f"{path}: 'splits' must map names to entries.")
     return manifest
 
 
-def _read_split(root: Path, entry: Mapping[str, Any], place: str) -> list[Example]:
-    """Read the files of one manifest entry with the reader of their format."""
+def _added_suites(root: Path, revision: str) -> dict[str, dict[str, Any]]:
+    """Manifests of the suites that were added to this revision of the data."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((root / SUITES).glob(f"*/{MANIFEST}")):
+        manifest = read_json(path)
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("revision"), str):
+            raise DataError(f"{path} is no manifest of a test suite.", hint=f"delete the folder {path.parent}")
+        if manifest.get("schema") == SCHEMA and manifest.get("parent_revision") in (revision, None):
+            found[path.parent.name] = manifest
+    return found
 
-    def path(key: str) -> Path:
-        value = entry.get(key)
-        if not isinstance(value, str):
-            raise DataError(f"{place}: the key '{key}' is missing or no string.")
-        return root / value
 
-    match entry.get("format"):
-        case "vcr":
-            from madkit.tasks.formats.vcr import read_vcr
-
-            return read_vcr(path("annotations"), path("images"))
-        case "snli-ve":
-            from madkit.tasks.formats.snli_ve import read_snli_ve
-
-            counts: dict[str, int] = {}
-            examples = read_snli_ve(
-                path("annotations"), path("images"), extension=entry.get("extension", ".jpg"), counts=counts
-            )
-            if counts:
-                info(f"{path('annotations').name}: {sum(counts.values())} pairs left out ({counts}).")
-            return examples
-        case "vqa":
-            from madkit.tasks.formats.vqa import COCO_PATTERN, read_vqa
-
-            return read_vqa(
-                path("questions"),
-                path("annotations") if entry.get("annotations") is not None else None,
-                path("images"),
-                pattern=entry.get("pattern", COCO_PATTERN),
-                subset=entry.get("subset"),
-            )
-        case other:
-            raise DataError(f"{place}: unknown format {other!r}; known are vcr, snli-ve, vqa.")
+def questions_of(examples: Iterable[Example]) -> dict[str, list[Example]]:
+    """Question id -> its examples, in order of appearance."""
+    questions: dict[str, list[Example]] = {}
+    for example in examples:
+        questions.setdefault(example.question_id, []).append(example)
+    return questions

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
-from madkit.core.errors import UsageProblem
+from madkit.core.errors import DataError, UsageProblem
 from madkit.core.registry import suggest
 
 TaskKind = Literal["multiple-choice", "classification", "vqa"]
@@ -30,6 +31,37 @@ class TaskSpec:
     n_candidates: int = 0
     chance: float | None = None
     subtasks: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values, for manifests."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> TaskSpec:
+        """The spec that `to_dict` wrote. Raises DataError where fields are missing, unknown or of another type."""
+        lists = ("metrics", "labels", "subtasks")
+        try:
+            spec = cls(**{key: tuple(value) if key in lists else value for key, value in fields.items()})
+        except TypeError as error:
+            raise DataError(f"A task's description in a manifest is damaged ({error}).") from None
+        if spec.kind not in get_args(TaskKind):
+            raise DataError(f"A manifest describes a task of the unknown kind {spec.kind!r}.")
+        return spec
+
+
+def custom_spec(name: str, kind: TaskKind, *, labels: tuple[str, ...] = (), n_candidates: int = 0) -> TaskSpec:
+    """The spec of a user's own task: accuracy is its metric, and its chance follows from the number of choices."""
+    choices = n_candidates if kind == "multiple-choice" else len(labels)
+    return TaskSpec(
+        name=name,
+        title=name,
+        kind=kind,
+        metric="accuracy",
+        metrics=("accuracy",),
+        labels=labels,
+        n_candidates=n_candidates,
+        chance=100 / choices if choices else None,
+    )
 
 
 # Label names are stored with every artefact: code bases order the three classes differently.

@@ -1,11 +1,11 @@
-"""Write a task of the embedded benchmark to disk, in the files and formats of the real one."""
+"""Write a task of the embedded benchmark to disk, in the files and formats of the real one, and index it like that."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,11 @@ import numpy.typing as npt
 
 from madkit.core.console import progress
 from madkit.core.errors import UsageProblem
-from madkit.core.files import FileLock, digest_of, write_json_atomic, write_text_atomic
+from madkit.core.files import FileLock, digest_of, write_text_atomic
 from madkit.regions import write_butd_hdf5
+from madkit.tasks.example import Example
+from madkit.tasks.importing.plan import Advance, ImportPlan, SplitPlan
+from madkit.tasks.importing.write import write_dataset
 from madkit.tasks.shortcuts import rule_plural, rule_singular
 
 from .chunks import IMAGE_SIZE, REWORDED, SHIFTED, Chunk, make_chunk, subset_of
@@ -59,18 +62,22 @@ def _build(folder: Path, task: str, source: str, part: str, workers: int) -> Non
     if task == "vcr":
         rows["test-shortcut-singular"] = rule_singular(rows["test"])
         rows["test-shortcut-plural"] = rule_plural(rows["test"])
-    splits = {split: _write_split(folder, task, split, entries) for split, entries in rows.items()}
-    manifest = {
-        "schema": 1,
-        "task": task,
-        "source": source,
-        "part": part,
-        "revision": digest_of({"design": DESIGN, "task": task, "part": part, "plans": [_plain(p) for p in plans]}),
-        "splits": splits,
-        "counts": {split: len(entries) for split, entries in rows.items()},
-        "regions": {"format": "butd-hdf5", "path": REGION_FILE},
-    }
-    write_json_atomic(folder / MANIFEST, manifest)
+    for split, entries in rows.items():
+        _write_split(folder, task, split, entries)
+    plan = ImportPlan(
+        task=task,
+        source=source,
+        title=source,
+        splits=[_split_plan(folder, task, split) for split in rows],
+        images_root=folder,
+    )
+    write_dataset(
+        folder,
+        plan,
+        check_images=False,  # written a moment ago
+        revision=digest_of({"design": DESIGN, "task": task, "part": part, "plans": [_plain(p) for p in plans]}),
+        extra={"part": part, "regions": {"format": "butd-hdf5", "path": REGION_FILE}},
+    )
 
 
 def _chunks(jobs: list[tuple[str, SplitPlan, int, Path]], workers: int) -> Iterator[Chunk]:
@@ -86,23 +93,57 @@ def _plain(plan: SplitPlan) -> dict[str, Any]:
     return {name: getattr(plan, name) for name in SplitPlan.__dataclass_fields__}
 
 
-def _write_split(folder: Path, task: str, split: str, entries: list[Any]) -> dict[str, Any]:
+def _write_split(folder: Path, task: str, split: str, entries: list[Any]) -> None:
     if task == "vqa":
-        subset = subset_of(split)
-        questions, annotations = f"{split}_questions.json", f"{split}_annotations.json"
-        wrapper = {"info": {"description": "mini-VQA (madkit)"}, "data_type": "mscoco", "data_subtype": subset}
+        questions, annotations = _vqa_names(split)
+        wrapper = {
+            "info": {"description": "mini-VQA (madkit)"}, "data_type": "mscoco", "data_subtype": subset_of(split),
+        }  # fmt: skip
         asked = {**wrapper, "task_type": "Open-Ended", "questions": [q for q, _ in entries]}
         write_text_atomic(folder / questions, json.dumps(asked))
         write_text_atomic(folder / annotations, json.dumps({**wrapper, "annotations": [a for _, a in entries]}))
-        return {
-            "format": "vqa", "questions": questions, "annotations": annotations, "images": subset,
-            "pattern": "COCO_{subset}_{id:012d}.png", "subset": subset,
-        }  # fmt: skip
-    name = f"snli_ve_{split}.jsonl" if task == "snli-ve" else f"{'val' if split == 'dev' else split}.jsonl"
-    write_text_atomic(folder / name, "".join(json.dumps(row) + "\n" for row in entries))
-    if task == "snli-ve":
-        return {"format": "snli-ve", "annotations": name, "images": "flickr30k-images", "extension": ".png"}
-    return {"format": "vcr", "annotations": name, "images": "vcr1images"}
+    else:
+        write_text_atomic(folder / _lines_name(task, split), "".join(json.dumps(row) + "\n" for row in entries))
+
+
+def _vqa_names(split: str) -> tuple[str, str]:
+    return f"{split}_questions.json", f"{split}_annotations.json"
+
+
+def _lines_name(task: str, split: str) -> str:
+    return f"snli_ve_{split}.jsonl" if task == "snli-ve" else f"{'val' if split == 'dev' else split}.jsonl"
+
+
+def _split_plan(folder: Path, task: str, split: str) -> SplitPlan:
+    """How the files of a split are read: by the readers of the real benchmarks' files."""
+    read: Callable[[Advance], Iterator[Example]]
+    if task == "vqa":
+        from madkit.tasks.formats.vqa import iter_vqa
+
+        files = tuple(folder / name for name in _vqa_names(split))
+        subset = subset_of(split)
+
+        def read(advance: Advance) -> Iterator[Example]:
+            pattern = "COCO_{subset}_{id:012d}.png"
+            return iter_vqa(*files, folder / subset, pattern=pattern, subset=subset, advance=advance)
+
+    elif task == "snli-ve":
+        from madkit.tasks.formats.snli_ve import iter_snli_ve
+
+        files = (folder / _lines_name(task, split),)
+
+        def read(advance: Advance) -> Iterator[Example]:
+            return iter_snli_ve(files[0], folder / "flickr30k-images", extension=".png", advance=advance)
+
+    else:
+        from madkit.tasks.formats.vcr import iter_vcr
+
+        files = (folder / _lines_name(task, split),)
+
+        def read(advance: Advance) -> Iterator[Example]:
+            return iter_vcr(files[0], folder / "vcr1images", advance=advance)
+
+    return SplitPlan(name=split, official=split, read=read, files=files)
 
 
 __all__ = ["REWORDED", "SHIFTED", "build_mini"]

@@ -1,0 +1,107 @@
+"""The images of a data set: one row for every image (and set of boxes) that its examples are about."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from madkit.tasks.example import Example, ImageRef
+from madkit.tasks.index.files import open_batch, write_batch
+
+NAME = "images"
+Box = tuple[float, float, float, float]
+
+
+class ImageTable:
+    """Collects images while examples are written; every split of a data set shares one table.
+
+    Args:
+        root: folder that image paths are stored relative to; a path outside it is stored as it is.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._prefix = f"{root}/"
+        self._rows: dict[tuple[object, ...], int] = {}
+        self._ids: list[str] = []
+        self._paths: list[str] = []
+        self._sizes: list[tuple[int, int]] = []
+        self._boxes: list[tuple[Box, ...]] = []
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def row_of(self, example: Example) -> int:
+        """The row of an example's image, boxes and size; a new one where they are new."""
+        image = example.image
+        key = (image.id, example.boxes, example.width, example.height)
+        row = self._rows.get(key)
+        if row is None:
+            row = self._rows[key] = len(self._ids)
+            path = str(image.path)
+            self._ids.append(image.id)
+            self._paths.append(path.removeprefix(self._prefix))
+            self._sizes.append((example.width, example.height))
+            self._boxes.append(example.boxes)
+        return row
+
+    def write(self, folder: Path) -> None:
+        """Write `images.arrow`."""
+        sizes = np.asarray(self._sizes, dtype=np.int32).reshape(-1, 2)
+        counts = np.asarray([len(boxes) for boxes in self._boxes], dtype=np.int32)
+        flat = np.asarray([box for boxes in self._boxes for box in boxes], dtype=np.float64).reshape(-1)
+        offsets = np.concatenate([[0], np.cumsum(counts * 4)]).astype(np.int32)
+        write_batch(
+            folder / f"{NAME}.arrow",
+            {
+                "id": pa.array(self._ids, pa.string()),
+                "path": pa.array(self._paths, pa.string()),
+                "width": pa.array(sizes[:, 0]),
+                "height": pa.array(sizes[:, 1]),
+                "boxes": pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)),
+            },
+        )
+
+    def content_of(self, rows: Sequence[int]) -> bytes:
+        """A digest of some rows, without the places of their files."""
+        digest = hashlib.sha256()
+        for row in rows:
+            digest.update(repr((self._ids[row], self._sizes[row], self._boxes[row])).encode())
+        return digest.digest()
+
+
+class StoredImages:
+    """The rows of an `images.arrow`, made into objects when they are asked for and then kept."""
+
+    def __init__(self, path: Path, root: Path) -> None:
+        batch = open_batch(path)
+        self._root = root
+        self._ids = batch.column("id")
+        self._paths = batch.column("path")
+        self._width = batch.column("width").to_numpy()
+        self._height = batch.column("height").to_numpy()
+        boxes = batch.column("boxes")
+        self._offsets = boxes.offsets.to_numpy()
+        self._boxes = boxes.values.to_numpy()
+        self._made: dict[int, tuple[ImageRef, tuple[Box, ...], int, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def id(self, row: int) -> str:
+        """The image id of a row."""
+        return str(self._ids[row].as_py())
+
+    def get(self, row: int) -> tuple[ImageRef, tuple[Box, ...], int, int]:
+        """(image, boxes, width, height) of a row."""
+        made = self._made.get(row)
+        if made is None:
+            flat = self._boxes[self._offsets[row] : self._offsets[row + 1]].tolist()
+            boxes = tuple(zip(*(iter(flat),) * 4, strict=True))
+            image = ImageRef(self.id(row), self._root / self._paths[row].as_py())
+            made = self._made[row] = (image, boxes, int(self._width[row]), int(self._height[row]))
+        return made
