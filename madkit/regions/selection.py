@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from madkit.core.errors import DataError, UsageProblem
 from madkit.regions.interface import Regions
@@ -18,7 +19,8 @@ class Selection:
 
     UNITER keeps the first `min(max_boxes, max(min_boxes, count(confidence > min_confidence)))` boxes of a list that
     its extractor had sorted; other extractors sort nothing, so boxes are sorted here by falling confidence (ties stay
-    in the file's order) before any is left out. Without threshold and `max_boxes` all boxes stay, in the file's order.
+    in the file's order) before any is left out. Where none is, they stay in the file's order: ground-truth boxes are
+    referred to by position. Without threshold and `max_boxes` all boxes stay.
 
     min_confidence: threshold, None for none.
     min_boxes: so many are kept even when fewer are above the threshold (None: 10 with a threshold).
@@ -38,8 +40,18 @@ class Selection:
         if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
             raise UsageProblem(f"min_confidence {self.min_confidence} is no confidence between 0 and 1.")
 
-    def apply(self, regions: Regions, where: str) -> Regions:
-        """Keep the selected boxes. Raises DataError naming `where` when boxes must go and no confidences say which."""
+    def apply(self, regions: Regions, where: str, *, stored: DTypeLike = np.float32) -> Regions:
+        """Keep the selected boxes.
+
+        Args:
+            regions: all boxes of an image.
+            where: file and image, for the message.
+            stored: the file's type of number for confidences. The threshold is rounded to it, as numpy does for the
+                codes that compare a float16 array with a Python number.
+
+        Raises:
+            DataError: boxes must go and no confidences say which.
+        """
         if self.min_confidence is None and self.max_boxes is None:
             return regions
         count = len(regions.boxes)
@@ -56,7 +68,10 @@ class Selection:
             low = self.min_boxes
             if low is None:
                 low = min(MIN_BOXES, self.max_boxes) if self.max_boxes is not None else MIN_BOXES
-            keep = max(low, int((confidence > np.float32(self.min_confidence)).sum()))
+            keep = max(low, int((confidence > np.asarray(self.min_confidence, dtype=stored)).sum()))
         high = self.max_boxes if self.max_boxes is not None else max(MAX_BOXES, self.min_boxes or 0)
-        order = np.argsort(-confidence, kind="stable")[: min(high, keep)]
+        keep = min(high, keep)
+        if keep >= count:
+            return regions
+        order = np.argsort(-confidence, kind="stable")[:keep]
         return Regions(regions.boxes[order], regions.features[order], confidence[order], regions.size)
