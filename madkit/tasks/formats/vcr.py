@@ -38,6 +38,7 @@ def iter_vcr(
     *,
     require_metadata: bool = True,
     check_images: bool = False,
+    allow_missing_images: bool = False,
     conditioned: bool = False,
     advance: Advance | None = None,
 ) -> Iterator[Example]:
@@ -60,6 +61,8 @@ def iter_vcr(
         require_metadata: whether the boxes must be there. If not, an image without metadata file has no boxes, and
             the texts about it carry no tags (the class names stay in the text).
         check_images: whether to look for every image file, at the end.
+        allow_missing_images: whether an image that is missing together with its metadata file is one without boxes, for
+            callers that deal with missing images themselves. Metadata missing for an image that is there stay an error.
         conditioned: whether to ask for a rationale of every answer.
         advance: receives the bytes of every line that has been read.
 
@@ -68,7 +71,7 @@ def iter_vcr(
         DataError: any line or metadata file that breaks the format; file, line and key are named.
     """
     ids = UniqueIds("annot_id")
-    metadata = MetadataFiles(images, required=require_metadata)
+    metadata = MetadataFiles(images, required=require_metadata, allow_missing_images=allow_missing_images)
     image_files: dict[Path, Place] = {}
     for place, row in iter_json_lines(annotations, advance):
         examples = examples_of_row(row, place, metadata, conditioned=conditioned)
@@ -111,7 +114,7 @@ def examples_of_row(row: Row, place: Place, metadata: MetadataFiles, *, conditio
         place.fail("'objects' must be a list of class names")
     image_name = need_string(row, "img_fn", place)
     metadata_name = need_string(row, "metadata_fn", place)
-    about = metadata.get(metadata_name, place)
+    about = metadata.get(metadata_name, place, image_name)
     if about is not None:
         _check_objects(objects, about, metadata.images / metadata_name, place)
     image = ImageRef(image_name, metadata.images / image_name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from madkit.core.archives import read_bytes
+from madkit.core.archives import exists, read_bytes
 from madkit.core.errors import NotFoundError
 from madkit.tasks.formats.boxes import Box, BoxError, clean_box
 from madkit.tasks.formats.source_lines import Place, kind_of, load_json, need_int, need_list
@@ -33,16 +33,18 @@ class Metadata:
 class MetadataFiles:
     """The metadata of a data set's images, read on demand; `images` is what `metadata_fn` and `img_fn` relate to.
 
-    With `required=False` an image without metadata file is one without boxes (None).
+    With `required=False` an image without metadata file is one without boxes (None). With `allow_missing_images` that
+    holds only where the image itself is missing too, which the caller then deals with.
     """
 
-    def __init__(self, images: Path, *, required: bool = True) -> None:
+    def __init__(self, images: Path, *, required: bool = True, allow_missing_images: bool = False) -> None:
         self.images = images
         self.required = required
+        self.allow_missing_images = allow_missing_images
         self._kept: dict[str, Metadata | None] = {}
 
-    def get(self, name: str, place: Place) -> Metadata | None:
-        """The metadata of a file name, for the line at `place`.
+    def get(self, name: str, place: Place, image: str = "") -> Metadata | None:
+        """The metadata of a file name, for the line at `place` that speaks about `image`.
 
         Raises DataError for a file that breaks the format, and for a missing one where metadata is required.
         """
@@ -51,14 +53,14 @@ class MetadataFiles:
             if len(kept) >= _KEPT:
                 for old in list(kept)[: _KEPT // 4]:
                     del kept[old]
-            kept[name] = self._read(name, place)
+            kept[name] = self._read(name, place, image)
         return kept[name]
 
-    def _read(self, name: str, place: Place) -> Metadata | None:
+    def _read(self, name: str, place: Place, image: str) -> Metadata | None:
         try:
             return read_metadata(self.images / name)
         except NotFoundError:
-            if self.required:
+            if self.required and not (self.allow_missing_images and not exists(self.images / image)):
                 place.fail(
                     f"the metadata file {self.images / name} does not exist",
                     hint="check the folder of the images; --allow-missing goes on without the boxes",
