@@ -23,7 +23,12 @@ def extract(
     ],
     task: Annotated[
         list[str] | None,
-        typer.Option("--task", metavar="TASK", help="vcr, snli-ve or vqa; may be repeated.", show_default="all"),
+        typer.Option(
+            "--task",
+            metavar="TASK",
+            help="vcr, snli-ve, vqa or an imported data set; may be repeated.",
+            show_default="all imported, else the embedded three",
+        ),
     ] = None,
     weights: Annotated[
         Path | None,

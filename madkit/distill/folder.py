@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,17 +56,29 @@ def slug(name: str) -> str:
 class RunFolder:
     """One run: ``<workspace>/runs/<source>/<student>-<arm>-<shots>-s<seed>-<digest8>/``."""
 
-    def __init__(self, path: Path, identity: RunIdentity, config: DistillConfig) -> None:
+    def __init__(
+        self, path: Path, identity: RunIdentity, config: DistillConfig, spec: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = path
         self.identity = identity
         self.config = config
+        self.spec = spec
 
     @classmethod
-    def of(cls, workspace: Workspace, identity: RunIdentity, config: DistillConfig) -> RunFolder:
-        """The folder of a run; nothing is created."""
-        name = f"{slug(identity.student)}-{identity.arm}-{identity.shots}-s{identity.seed}"
+    def of(
+        cls,
+        workspace: Workspace,
+        identity: RunIdentity,
+        config: DistillConfig,
+        spec: Mapping[str, Any] | None = None,
+    ) -> RunFolder:
+        """The folder of a run; nothing is created. `spec` describes the task in the manifest, for runs that outlive
+        their data; it follows from the data's revision and so is no part of the identity.
+        """
+        shots = identity.shots.replace(":", "-")
+        name = f"{slug(identity.student)}-{identity.arm}-{shots}-s{identity.seed}"
         digest = identity.digest(config)[:8]
-        return cls(workspace.runs / identity.source / f"{name}-{digest}", identity, config)
+        return cls(workspace.runs / identity.source / f"{name}-{digest}", identity, config, spec)
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest, or None before the run has begun."""
@@ -95,6 +108,7 @@ class RunFolder:
             "schema": SCHEMA,
             "kind": "run",
             **asdict(self.identity),
+            **({"spec": dict(self.spec)} if self.spec is not None else {}),
             "digest": self.identity.digest(self.config),
             "config": self.config.model_dump(mode="json"),
             "environment": environment(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,10 @@ from madkit.mad.criterion import MADCriterion
 from madkit.students.heads import HeadSpec
 from madkit.students.load import load_student, save_student, student_folder, student_names
 from madkit.students.student import Student
-from madkit.tasks.data import TaskData, open_task
+from madkit.tasks.data import TaskData, check_task_name, open_task
 from madkit.tasks.example import Example
-from madkit.tasks.shots import parse_shots, select_shots
-from madkit.tasks.spec import get_task
+from madkit.tasks.id_lists import labelled_examples
+from madkit.tasks.shots import parse_shots
 
 DEFAULT_SHOTS = "1pct"
 DEFAULT_ARM = "mad"
@@ -76,7 +76,7 @@ def distill(
 
     Args:
         workspace: data, cache and runs.
-        task: "vcr", "snli-ve" or "vqa".
+        task: "vcr", "snli-ve", "vqa", or the name of an imported data set.
         shots: "1pct", "200", "full": how many questions of the train split are labelled.
         arm: name of a shipped arm or path of a YAML file.
         student: name or folder; None: "mini-uniter" where the data is the embedded benchmark.
@@ -93,7 +93,7 @@ def distill(
         StoppedResumable, KeyboardInterrupt: stopped by a signal after a checkpoint.
     """
     # names are checked before anything is built or read
-    spec = get_task(task)
+    task = check_task_name(workspace, task)
     shots = str(parse_shots(shots))
     config = load_arm(arm, config_overrides)
     if student is not None:
@@ -109,7 +109,7 @@ def distill(
                 f"{data.source} is a real benchmark, so a student has to be named.", hint="add --student NAME or FOLDER"
             )
         student = MINI_STUDENT
-    run = _Run(workspace, data, spec.name, shots, str(student), teacher, seed, config, threads or 2, accelerator)
+    run = _Run(workspace, data, data.spec.name, shots, str(student), teacher, seed, config, threads or 2, accelerator)
     try:
         return run.go()
     finally:
@@ -138,8 +138,8 @@ class _Run:
         self.threads = threads
         self.student_source = student
         self.accelerator = accelerator
-        self.train: list[Example] = data.examples("train")
-        self.labelled = select_shots(self.train, shots, seed=seed, revision=data.revision)
+        self.train: Sequence[Example] = data.examples("train")
+        self.labelled = labelled_examples(data, shots, seed)
         self.config = resolve(config, task=task, n_examples=len(self.labelled), seed=seed)
         self.head: HeadSpec = head_for(data.spec, self.train)
         self.cache: TokenCache | None = choose_cache(workspace, data, teacher) if self.config.needs_cache else None
@@ -158,7 +158,7 @@ class _Run:
             cache_key=None if self.cache is None else self.cache.path.name,
             examples=digest_of([example.id for example in self.labelled]),
         )
-        self.folder = RunFolder.of(workspace, self.identity, self.config)
+        self.folder = RunFolder.of(workspace, self.identity, self.config, data.spec.to_dict())
         self.pre_phase: PrePhaseResult | None = None
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from madkit.core.workspace import Workspace
 from madkit.distill.arms import load_arm
 from madkit.distill.config import resolve
 from madkit.tasks.data import open_task
-from madkit.tasks.shots import select_shots
+from madkit.tasks.id_lists import labelled_examples
 
 POLL_S = 0.25
 GRACE_S = 60.0
@@ -143,8 +143,8 @@ def _plan(workspace: Workspace, spec: RunSpec, part: str) -> _Plan:
     data = open_task(workspace, spec.task, part=part)
     steps = config.optim.steps
     if steps is None:
-        labelled = select_shots(data.examples("train"), spec.shots, seed=spec.seed, revision=data.revision)
-        steps = resolve(config, task=spec.task, n_examples=len(labelled), seed=spec.seed).optim.steps
+        labelled = labelled_examples(data, spec.shots, spec.seed)
+        steps = resolve(config, task=data.spec.name, n_examples=len(labelled), seed=spec.seed).optim.steps
     return _Plan(data.source, config.pre_phase.steps if config.pre_phase is not None else 0, steps or 0)
 
 

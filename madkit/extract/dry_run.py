@@ -14,8 +14,7 @@ from madkit.core.files import read_jsonl
 from madkit.core.workspace import Workspace
 from madkit.extract.items import collect_items, split_names
 from madkit.extract.stage import make_plan, store_identity, vision_and_text
-from madkit.tasks.data import open_task
-from madkit.tasks.spec import TASKS, get_task
+from madkit.tasks.data import datasets_to_extract, open_task
 from madkit.teachers.known import parse_teacher_name
 from madkit.teachers.load import load_teacher
 
@@ -64,12 +63,11 @@ def dry_run(
     shard_mb: float | None = None,
 ) -> list[PlanReport]:
     """Plan an extraction. Arguments and errors as for :func:`madkit.extract.stage.extract`."""
-    for name in tasks:
-        get_task(name)
+    names = datasets_to_extract(workspace, tasks)
     teacher = load_teacher(teacher_name, weights=weights)
     vision, text = vision_and_text(teacher)
     rows = []
-    for name in dict.fromkeys(tasks or TASKS):
+    for name in names:
         data = open_task(workspace, name)
         items = collect_items(data, split_names(data, None))
         identity = store_identity(teacher, data, None)

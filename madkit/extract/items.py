@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from madkit.core.archives import Listing
 from madkit.core.errors import DataError, UsageProblem
 from madkit.core.registry import suggest
 from madkit.tasks.example import Example
@@ -20,13 +21,16 @@ class ExamplesOfTask(Protocol):
     source: str
     revision: str
 
-    def splits(self) -> list[str]:
-        """Names among train, dev and test."""
+    def own_splits(self) -> list[str]:
+        """Names of the splits and suites that came with the data."""
 
     def suites(self) -> list[str]:
-        """Names of the test suites."""
+        """Names of all test suites."""
 
-    def examples(self, name: str, /) -> list[Example]:
+    def submissions(self) -> list[str]:
+        """Names of the test sets without labels."""
+
+    def examples(self, name: str, /) -> Sequence[Example]:
         """Examples of a split or suite."""
 
 
@@ -48,10 +52,14 @@ class Items:
 
 
 def split_names(data: ExamplesOfTask, wanted: Iterable[str] | None) -> list[str]:
-    """Return the splits and suites to read, all of them for None (UsageProblem for a name that does not exist)."""
-    names = list(dict.fromkeys([*data.splits(), *data.suites()]))
+    """Return the splits and suites to read (UsageProblem for a name that does not exist).
+
+    None means what came with the data: a suite that is added later must not change what a cache is to hold, and an
+    official test set is never trained on.
+    """
     if wanted is None:
-        return names
+        return data.own_splits()
+    names = list(dict.fromkeys([*data.own_splits(), *data.suites(), *data.submissions()]))
     chosen = list(wanted)
     for name in chosen:
         if name not in names:
@@ -87,7 +95,8 @@ def collect_items(data: ExamplesOfTask, splits: Sequence[str]) -> Items:
                 )
             texts.update(dict.fromkeys(example.texts()))
     paths = tuple(row_of_path)
-    absent = [path for path in paths if not path.is_file()]
+    listing = Listing()
+    absent = [path for path in paths if not listing.exists(path)]
     if absent:
         raise unreadable_images(len(absent), len(paths), [f"{path} does not exist" for path in absent[:5]])
     return Items(tuple(ids), paths, aliases, tuple(texts))

@@ -16,7 +16,7 @@ from madkit.core.seeds import derive_seed
 from madkit.core.workspace import Workspace
 from madkit.extract.items import collect_items, split_names
 from madkit.extract.stage import store_identity, vision_and_text
-from madkit.tasks.data import open_task
+from madkit.tasks.data import find_dataset, open_task
 from madkit.teachers.load import load_teacher
 
 COSINE_FLOOR = 0.999
@@ -60,7 +60,9 @@ def recheck(workspace: Workspace, path: Path, sample: int, *, weights: Path | No
     with TokenCache.open(path, check=True) as cache:
         teacher = load_teacher(cache.teacher, weights=weights)
         vision, text = vision_and_text(teacher)
-        data = open_task(workspace, str(cache.identity["task"]), build=False, part="auto")
+        data = find_dataset(workspace, str(cache.identity["source"]), str(cache.identity["revision"])) or open_task(
+            workspace, str(cache.identity["task"]), build=False, part="auto"
+        )
         splits = cache.identity["splits"]
         identity = store_identity(teacher, data, None if splits == "all" else splits)
         for key in ("vision", "text", "revision"):

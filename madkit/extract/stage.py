@@ -32,8 +32,7 @@ from madkit.extract.options import (
     resolve_device,
 )
 from madkit.extract.pipeline import WriterThread, encode_images, encode_texts, one_thread_per_operation, ordered_map
-from madkit.tasks.data import open_task
-from madkit.tasks.spec import TASKS, get_task
+from madkit.tasks.data import datasets_to_extract, open_task
 from madkit.teachers.interface import Teacher, TextTeacher, VisionTeacher
 from madkit.teachers.known import parse_teacher_name
 from madkit.teachers.load import load_teacher
@@ -91,7 +90,7 @@ def extract(
     Args:
         workspace: where data is read and stores are written.
         teacher_name: see :func:`madkit.teachers.load.load_teacher`.
-        tasks: names of tasks; none means all.
+        tasks: names of tasks or imported data sets; none means every imported one, or the embedded three.
         weights: weight file or folder for the teacher.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         workers: threads that decode images; 0 for a choice.
@@ -112,14 +111,13 @@ def extract(
     """
     options = ExtractOptions(device, workers, DEFAULT_SHARD_MB if shard_mb is None else shard_mb)
     chosen_device, reason = resolve_device(device)
-    for name in tasks:
-        get_task(name)
+    names = datasets_to_extract(workspace, tasks)
     parse_teacher_name(teacher_name)
     with StopSignals() as signals:
         teacher = load_teacher(teacher_name, weights=weights, device=chosen_device)
         info(f"Teacher {teacher.name} on {chosen_device} ({reason}), computing in {_dtype(teacher)}.")
         reports = []
-        for name in dict.fromkeys(tasks or TASKS):
+        for name in names:
             data = open_task(workspace, name, part=part)
             if signals.requested:
                 raise signals.error()

@@ -80,6 +80,10 @@ class TaskData:
         names = [name for name in held if name not in SPLITS and name not in SUBMISSIONS]
         return (["test"] if "test" in held else []) + names + [name for name in self._added if name not in held]
 
+    def own_splits(self) -> list[str]:
+        """What can be scored and came with the data: train, dev, test and its suites, without those added later."""
+        return self.splits() + [name for name in self.suites() if name not in self._added and name not in SPLITS]
+
     def submissions(self) -> list[str]:
         """Official test sets without labels, which can be answered but not scored."""
         return [name for name in SUBMISSIONS if name in self.manifest["splits"]]
@@ -222,6 +226,24 @@ def check_task_name(workspace: Workspace, name: str) -> str:
 def imported_datasets(workspace: Workspace) -> list[str]:
     """Names of the data sets that have been imported into a workspace."""
     return sorted(path.parent.name for path in workspace.data.glob(f"*/{MANIFEST}"))
+
+
+def datasets_to_extract(workspace: Workspace, wanted: Sequence[str] = ()) -> list[str]:
+    """The data sets that a command without `--task` means: those imported, or the embedded benchmark's three tasks.
+
+    Raises UsageProblem for a name that does not exist.
+    """
+    if wanted:
+        return list(dict.fromkeys(check_task_name(workspace, name) for name in wanted))
+    return imported_datasets(workspace) or list(TASKS)
+
+
+def find_dataset(workspace: Workspace, source: str, revision: str) -> TaskData | None:
+    """The data set of that source and revision, None where the workspace does not hold it."""
+    for data in every_dataset(workspace):
+        if (data.source, data.revision) == (source, revision):
+            return data
+    return None
 
 
 def every_dataset(workspace: Workspace) -> Iterator[TaskData]:

@@ -51,7 +51,8 @@ def _open_parts(folder: Path, parts: list[dict[str, Any]], images: Mapping[str, 
     readers = [open_regions(p["format"], folder / p["path"], **p.get("options", {})) for p in parts]
     keys, _ = match_images(readers, images)
     concat = any(p.get("role") == "ground-truth" for p in parts)
-    return NamedRegions(readers, keys, mode="concat" if concat else "first")
+    reader: RegionReader = NamedRegions(readers, keys, mode="concat" if concat else "first")
+    return reader
 
 
 def list_region_files(folder: Path) -> list[dict[str, Any]]:

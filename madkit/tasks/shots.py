@@ -24,19 +24,23 @@ from madkit.tasks.example import Example
 # An image is taken out of turn only when the next one would move a stratum further than this from its share.
 _SLACK = 0.5
 
-_EXAMPLES = "use a share such as 1pct, 5pct or 10pct, a number of questions such as 200, or full"
+LIST = "list:"
+_EXAMPLES = "use a share such as 1pct, 5pct or 10pct, a number of questions such as 200, full, or list:NAME"
 
 
 @dataclass(frozen=True, slots=True)
 class Shots:
-    """How much of a training set to use: everything, a share in percent, or a number of questions."""
+    """How much of a training set to use: everything, a share in percent, a number of questions, or a named list."""
 
-    kind: Literal["full", "percent", "count"]
+    kind: Literal["full", "percent", "count", "list"]
     value: float
+    name: str = ""
 
     def __str__(self) -> str:
         if self.kind == "full":
             return "full"
+        if self.kind == "list":
+            return f"{LIST}{self.name}"
         return f"{self.value:g}pct" if self.kind == "percent" else str(int(self.value))
 
     def questions(self, total: int) -> int:
@@ -57,8 +61,12 @@ class Shots:
 
 
 def parse_shots(text: str) -> Shots:
-    """Read "1pct", "0.5pct", "200" or "full". Raises UsageProblem, with examples, for anything else."""
+    """Read "1pct", "0.5pct", "200", "full" or "list:NAME". Raises UsageProblem, with examples, for anything else."""
     plain = text.strip().lower()
+    if plain.startswith(LIST):
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", plain[len(LIST) :]):
+            raise UsageProblem(f"--shots {text!r} names no list of ids.", hint="madkit data shots TASK lists them")
+        return Shots("list", 0, plain[len(LIST) :])
     if plain == "full":
         return Shots("full", 100)
     if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)pct", plain):
@@ -84,6 +92,8 @@ def select_shots(examples: Sequence[Example], shots: str | Shots, *, seed: int, 
     wanted = parse_shots(shots) if isinstance(shots, str) else shots
     if wanted.kind == "full":
         return list(examples)
+    if wanted.kind == "list":
+        raise UsageProblem(f"{wanted} belongs to a data set.", hint="read it through that data set")
     questions = _questions(examples)
     chosen = set(_order(questions, wanted.questions(len(questions)), seed=seed, revision=revision))
     return [example for example in examples if example.question_id in chosen]

@@ -40,8 +40,9 @@ class TaskSpec:
     def from_dict(cls, fields: Mapping[str, Any]) -> TaskSpec:
         """The spec that `to_dict` wrote. Raises DataError where fields are missing, unknown or of another type."""
         lists = ("metrics", "labels", "subtasks")
+        values: dict[str, Any] = {key: tuple(value) if key in lists else value for key, value in fields.items()}
         try:
-            spec = cls(**{key: tuple(value) if key in lists else value for key, value in fields.items()})
+            spec = cls(**values)
         except TypeError as error:
             raise DataError(f"A task's description in a manifest is damaged ({error}).") from None
         if spec.kind not in get_args(TaskKind):

@@ -7,6 +7,7 @@ and moves a quarter of the bytes.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +19,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from madkit.core.errors import ConfigError, DataError
+from madkit.core import archives
+from madkit.core.errors import ConfigError, DataError, NotFoundError
 
 RESIZE_MODES = ("shortest", "squash")
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -77,9 +79,9 @@ class Preprocessing:
             DataError: the file is missing, no image, or damaged.
         """
         try:
-            with Image.open(path) as opened:
+            with Image.open(io.BytesIO(archives.read_bytes(path))) as opened:
                 image = self.fit(opened.convert("RGB"))
-        except FileNotFoundError:
+        except NotFoundError:
             raise DataError(f"The image {path} does not exist.") from None
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"The image {path} cannot be read ({error or type(error).__name__}).") from None

@@ -20,8 +20,6 @@ for _name, _folder, _about in (
     ("vqa-cp-v2", "vqa-cp-v2", "VQA-CP v2: vqacp_v2_*.json"),
     ("custom", "", "your own questions: a JSONL file, or a Hugging Face dataset saved on disk"),
 ):
-    IMPORTERS.register(
-        _name, f"madkit.tasks.importing.{_name.replace('-', '_')}:plan", dataset=_folder, about=_about
-    )
+    IMPORTERS.register(_name, f"madkit.tasks.importing.{_name.replace('-', '_')}:plan", dataset=_folder, about=_about)
 
 __all__ = ["IMPORTERS", "Advance", "FoundFiles", "ImportOptions", "ImportPlan", "Importer", "SplitPlan"]

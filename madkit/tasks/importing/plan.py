@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from madkit.tasks.example import Example
 from madkit.tasks.spec import TaskSpec
+
+if TYPE_CHECKING:
+    from madkit.tasks.data import TaskData
 
 # Called with the number of bytes of owners' files that were consumed, for the progress bar.
 Advance = Callable[[int], None]
@@ -25,7 +29,8 @@ class SplitPlan:
 
     `name` is madkit's ("train", "dev", "test", "submission", "test-..."), `official` the owners' ("val2014"). `read`
     yields the examples; `files` are what it reads, so that changes can be noticed. `labelled` is False for official
-    test sets.
+    test sets. `choose`, for suites alone and in place of `read`, makes the examples from the data set that the suite is
+    added to.
     """
 
     name: str
@@ -34,6 +39,7 @@ class SplitPlan:
     files: tuple[Path, ...]
     labelled: bool = True
     about: str = ""
+    choose: Callable[[TaskData], Iterator[Example]] | None = None
 
 
 @dataclass(slots=True)

@@ -75,7 +75,9 @@ def import_data(workspace: Workspace, name: str, path: Path, options: ImportOpti
 
 def _folder_name(name: str, plan: ImportPlan) -> str:
     folder = str(IMPORTERS.info(name)["dataset"]) or plan.source
-    if plan.spec is not None and (folder in TASKS or folder in IMPORTERS or folder == "mini" or folder.startswith("mini-")):
+    if plan.spec is not None and (
+        folder in TASKS or folder in IMPORTERS or folder == "mini" or folder.startswith("mini-")
+    ):
         raise UsageProblem(
             f"The name {folder!r} is taken by a benchmark.", hint="give your task another name: --name NAME"
         )
@@ -158,7 +160,9 @@ def _dev_is_test(plan: ImportPlan) -> ImportPlan:
     test = next((split for split in plan.splits if split.name == "test"), None)
     if test is None:
         return plan
-    note = f"The development split is {test.official} itself, the split that is reported: scores on it are not held out."
+    note = (
+        f"The development split is {test.official} itself, the split that is reported: scores on it are not held out."
+    )
     warn(note)
     return replace(plan, splits=[*plan.splits, replace(test, name="dev")], notes=[*plan.notes, note])
 
@@ -171,7 +175,8 @@ def _attach(workspace: Workspace, plan: ImportPlan, options: ImportOptions) -> l
     made = []
     for suite in plan.suites:
         missing = MissingImages(allow=options.allow_missing)
-        examples = [one for one in suite.read(lambda _: None) if missing.has(one, suite.name)]
+        found = suite.choose(data) if suite.choose is not None else suite.read(lambda _: None)
+        examples = [one for one in found if missing.has(one, suite.name)]
         missing.check()
         if not examples:
             warn(f"The suite {suite.name} has no examples, so it is not made.")
@@ -179,8 +184,13 @@ def _attach(workspace: Workspace, plan: ImportPlan, options: ImportOptions) -> l
         made_by = {"import": plan.source, "official": suite.official, "files": [str(path) for path in suite.files]}
         made.append(
             write_suite(
-                data, suite.name, examples, made_by=made_by, about=suite.about, images_root=plan.images_root,
+                data,
+                suite.name,
+                examples,
+                made_by=made_by,
+                about=suite.about,
                 labelled=suite.labelled,
+                images_root=plan.images_root if suite.choose is None else None,
             )  # fmt: skip
         )
     return made

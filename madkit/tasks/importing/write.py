@@ -135,8 +135,8 @@ _EMPTY = "check that the files and the folder of the images belong together"
 _ORDER = ("train", "dev", "test")
 
 
-def _order(name: str) -> tuple[int, str]:
-    return (_ORDER.index(name) if name in _ORDER else len(_ORDER), name if name not in _ORDER else "")
+def _order(name: str) -> int:
+    return _ORDER.index(name) if name in _ORDER else len(_ORDER)
 
 
 def _entry(split: SplitPlan, name: str, writer: ExampleWriter, folder: Path, cut: float) -> dict[str, Any]:
@@ -185,4 +185,3 @@ def in_cut(group: str, share: float) -> bool:
     """
     number = int.from_bytes(hashlib.sha256(f"madkit development split\0{group}".encode()).digest()[:8], "big")
     return number < share * 2.0**64
-

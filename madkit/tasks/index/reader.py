@@ -30,7 +30,7 @@ class ExampleTable(Sequence[Example]):
         batch = open_batch(path)
         self._images = images
         self._task = task
-        self._count = batch.num_rows
+        self._count: int = batch.num_rows
         self._ids, self._question_ids = batch.column("id"), batch.column("question_id")
         self.image_rows: NDArray[np.int32] = batch.column("image").to_numpy()
         self._contexts = batch.column("n_context").to_numpy()
@@ -66,7 +66,7 @@ class ExampleTable(Sequence[Example]):
     def question_count(self) -> int:
         """Distinct questions; the examples of one stand together."""
         ids = self._question_ids.fill_null("") if self._question_ids.null_count else self._question_ids
-        own = self._question_ids.null_count
+        own: int = self._question_ids.null_count
         return own + len(set(ids.to_pylist()) - ({""} if own else set()))
 
     def image_ids(self) -> list[str]:

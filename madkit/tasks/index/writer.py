@@ -6,6 +6,7 @@ import hashlib
 from array import array
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -147,11 +148,12 @@ class ExampleWriter:
             _update(digest, strings)
         for table in (self._answers, *self._kinds.values()):
             _update(digest, table.values())
-        for numbers in (
+        columns: list[array[Any]] = [
             *(self._contexts, self._segments, self._segment_ends, self._tags, self._tag_ends, self._labels, self._main),
             *(self._given, self._given_ends, self._answered, self._soft, self._soft_values, self._soft_ends),
             *self._kind_rows.values(),
-        ):
+        ]
+        for numbers in columns:
             digest.update(f"{len(numbers)}:".encode())
             digest.update(numbers.tobytes())
         # Numbers of image rows depend on the splits written before; what they stand for does not.

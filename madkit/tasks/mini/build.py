@@ -18,7 +18,8 @@ from madkit.core.errors import UsageProblem
 from madkit.core.files import FileLock, digest_of, write_text_atomic
 from madkit.regions import write_butd_hdf5
 from madkit.tasks.example import Example
-from madkit.tasks.importing.plan import Advance, ImportPlan, SplitPlan
+from madkit.tasks.importing.plan import Advance, ImportPlan
+from madkit.tasks.importing.plan import SplitPlan as SplitFiles
 from madkit.tasks.importing.write import write_dataset
 from madkit.tasks.shortcuts import rule_plural, rule_singular
 
@@ -114,18 +115,19 @@ def _lines_name(task: str, split: str) -> str:
     return f"snli_ve_{split}.jsonl" if task == "snli-ve" else f"{'val' if split == 'dev' else split}.jsonl"
 
 
-def _split_plan(folder: Path, task: str, split: str) -> SplitPlan:
+def _split_plan(folder: Path, task: str, split: str) -> SplitFiles:
     """How the files of a split are read: by the readers of the real benchmarks' files."""
     read: Callable[[Advance], Iterator[Example]]
     if task == "vqa":
         from madkit.tasks.formats.vqa import iter_vqa
 
-        files = tuple(folder / name for name in _vqa_names(split))
+        questions, annotations = (folder / name for name in _vqa_names(split))
+        files: tuple[Path, ...] = (questions, annotations)
         subset = subset_of(split)
 
         def read(advance: Advance) -> Iterator[Example]:
             pattern = "COCO_{subset}_{id:012d}.png"
-            return iter_vqa(*files, folder / subset, pattern=pattern, subset=subset, advance=advance)
+            return iter_vqa(questions, annotations, folder / subset, pattern=pattern, subset=subset, advance=advance)
 
     elif task == "snli-ve":
         from madkit.tasks.formats.snli_ve import iter_snli_ve
@@ -143,7 +145,7 @@ def _split_plan(folder: Path, task: str, split: str) -> SplitPlan:
         def read(advance: Advance) -> Iterator[Example]:
             return iter_vcr(files[0], folder / "vcr1images", advance=advance)
 
-    return SplitPlan(name=split, official=split, read=read, files=files)
+    return SplitFiles(name=split, official=split, read=read, files=files)
 
 
 __all__ = ["REWORDED", "SHIFTED", "build_mini"]
