@@ -1,1 +1,1 @@
-"""Files of the real benchmarks' size and statistics, made up, to measure madkit on where the real ones are not at hand."""
+"""Measuring madkit: made-up files of the real benchmarks' size and statistics, for where the real ones are not."""

@@ -24,7 +24,7 @@ _KINDS = (
 )
 _COMMON = 3_000  # answers that make up most of the open questions'; each seldom one below is a pair of their words
 _SELDOM_SHARE = 0.13
-_SYLLABLES = "ba be bo da di du fa fe ga go ka ki la li lo ma me mo na ne no pa pi po ra re ri sa se so ta te to".split()
+_SYLLABLES = tuple(consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou")
 _CONFIDENCE = ("yes", "yes", "yes", "maybe", "maybe", "no")
 _BLOCK = 4096  # entries in one write
 
@@ -33,8 +33,8 @@ def write_vqa_files(folder: Path, questions: int = QUESTIONS, seed: int = 0) -> 
     """Write questions and annotations of train2014 and val2014, in VQA v2's proportion, and return their paths.
 
     The keys are "train2014_questions", "train2014_annotations" and the same for val2014. Ten answers a question, the
-    main answers with a long tail (about 60 % of the open ones in 3,000 answers), no images. The same arguments give
-    the same bytes. 658,111 questions take some 570 MB and 20 s.
+    main answers with a long tail, no images. The same arguments give the same bytes. 658,111 questions take some 570 MB
+    and 20 s.
     """
     folder.mkdir(parents=True, exist_ok=True)
     train = round(questions * _TRAIN_SHARE)
@@ -104,11 +104,12 @@ def _writer(draw: random.Random) -> Callable[[int, int], tuple[str, str]]:
         given = [main if random_() < agree else an_answer(kind) for _ in range(10)]
         answers = ", ".join(f'{{"answer": "{a}"{choice(tail)}' for a, tail in zip(given, tails, strict=True))
         text = f"{form.capitalize()} {choice(words)} {choice(words)} of the {choice(words)}?"
-        return (
-            f'{{"image_id": {image}, "question": "{text}", "question_id": {question_id}}}',
+        question = f'{{"image_id": {image}, "question": "{text}", "question_id": {question_id}}}'
+        annotation = (
             f'{{"question_type": "{form}", "multiple_choice_answer": "{main}", "answers": [{answers}], '
-            f'"image_id": {image}, "answer_type": "{kind}", "question_id": {question_id}}}',
+            f'"image_id": {image}, "answer_type": "{kind}", "question_id": {question_id}}}'
         )
+        return question, annotation
 
     return entry
 

@@ -22,10 +22,11 @@ Advance = Callable[[int], None]  # is told how many more bytes of a file have be
 CHUNK = 1 << 20  # bytes read at once
 LARGEST = 1 << 26  # characters of one entry; beyond it, a quotation mark is missing somewhere
 
-# Where a value is cut by the end of the window, the scanner complains at the end, or at the start of the last literal,
-# number or escape, none of which is longer than this (a string is complained about at its start, and seen by its message).
+# Where the end of the window cuts a value, the scanner complains there, or at the start of the last literal, number or
+# escape, none of which is longer than this (of a string it complains at the start, which its message tells).
 _MARGIN = 64
 _SPACE = re.compile(r"[ \t\n\r]*")
+_COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
 _AFTER_VALUE = frozenset(" \t\n\r,]}:")
 _LITERALS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
 _UNTERMINATED = "Unterminated string"
@@ -258,6 +259,10 @@ class _Window:
             while True:
                 yield self.value()
                 self._number += 1
+                comma = _COMMA.match(self._text, self._at)
+                if comma is not None and comma.end() < len(self._text):
+                    self._at = comma.end()
+                    continue
                 following = self.peek()
                 if following == "]":
                     break

@@ -32,7 +32,7 @@ def iter_vqa(
     subset: str | None = None,
     advance: Advance | None = None,
 ) -> Iterator[Example]:
-    """Yield the questions with their annotations, where there are any, joined by `question_id`, in the questions' order.
+    """Yield the questions in their order, each joined by `question_id` with its annotation, where there are any.
 
     `answers` holds the soft score of every raw answer string, `annotations` the ten raw answers in the file's order,
     `main_answer` the raw `multiple_choice_answer`. Without annotations they are None, () and "". `form` is the question
@@ -127,9 +127,7 @@ def soft_scores(answers: Sequence[str]) -> dict[str, float]:
 class _References:
     """The images of a split; an image has one reference, whatever the number of questions about it."""
 
-    def __init__(
-        self, source: JsonList, images: Path | Mapping[str, Path], pattern: str, subset: str | None
-    ) -> None:
+    def __init__(self, source: JsonList, images: Path | Mapping[str, Path], pattern: str, subset: str | None) -> None:
         self._source = source
         self._folders = images
         self._pattern = pattern

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from sys import intern
 from typing import Any, NamedTuple
 
 from madkit.tasks.formats.json_stream import Advance, JsonList
 from madkit.tasks.formats.source_lines import Place, kind_of, many_small_objects, need_int, need_list
 
 N_ANSWERS = 10
+_OPTIONAL = ("multiple_choice_answer", "question_type", "answer_type")
 
 
 class Entry(Place):
@@ -38,7 +40,6 @@ class Annotation(NamedTuple):
 def read_annotations(path: Path, advance: Advance | None = None) -> dict[int, Annotation]:
     """Annotations by question id. Raises DataError for an entry that breaks the format, or an id used twice."""
     found: dict[int, Annotation] = {}
-    shared: dict[str, str] = {}
     with many_small_objects():
         for number, row in enumerate(JsonList(path, "annotations", advance=advance)):
             place = Entry(path, "annotations", number)
@@ -46,30 +47,26 @@ def read_annotations(path: Path, advance: Advance | None = None) -> dict[int, An
             question_id = need_id(row, "question_id", place)
             if question_id in found:
                 place.fail(f"'question_id' {question_id} was used before")
-            found[question_id] = _annotation(row, place, shared)
+            found[question_id] = _annotation(row, place)
     return found
 
 
-def _annotation(row: dict[str, Any], place: Place, shared: dict[str, str]) -> Annotation:
+def _annotation(row: dict[str, Any], place: Place) -> Annotation:
     answers = need_list(row, "answers", place)
     if len(answers) != N_ANSWERS:
         place.fail(f"'answers' must have {N_ANSWERS} entries, found {len(answers)}")
-    share = shared.setdefault
     try:
-        given = [entry["answer"] for entry in answers]
-        given = [share(answer, answer) for answer in given]
-    except (KeyError, TypeError):
+        given = tuple(map(intern, [entry["answer"] for entry in answers]))
+    except (KeyError, TypeError):  # `intern` takes strings alone
         place.fail("every entry of 'answers' must have a string under 'answer'")
-    if set(map(type, given)) != {str}:
-        place.fail("every entry of 'answers' must have a string under 'answer'")
-    optional = []
-    for key in ("multiple_choice_answer", "question_type", "answer_type"):
-        value = row.get(key) or ""
-        if not isinstance(value, str):
-            place.fail(f"'{key}' must be a string, found {kind_of(value)}")
-        optional.append(share(value, value))
     image = need_id(row, "image_id", place) if "image_id" in row else None
-    return Annotation(tuple(given), *optional, image)
+    get = row.get
+    try:
+        main, form, kind = get("multiple_choice_answer"), get("question_type"), get("answer_type")
+        return Annotation(given, intern(main or ""), intern(form or ""), intern(kind or ""), image)
+    except TypeError:
+        key = next(key for key in _OPTIONAL if not isinstance(row.get(key) or "", str))
+        place.fail(f"'{key}' must be a string, found {kind_of(row[key])}")
 
 
 def need_object(row: Any, place: Place) -> None:
@@ -80,7 +77,7 @@ def need_object(row: Any, place: Place) -> None:
 
 def need_id(row: dict[str, Any], key: str, place: Place) -> int:
     """row[key] as an integer from 0 on: the ids of questions and images."""
-    value = need_int(row, key, place)
-    if value < 0:
-        place.fail(f"'{key}' is {value}, and ids start at 0")
+    value = row.get(key)
+    if type(value) is not int or value < 0:
+        place.fail(f"'{key}' is {need_int(row, key, place)}, and ids start at 0")
     return value
