@@ -4,8 +4,8 @@ Fixed layout (36 boxes an image): `image_features` [images, k, dim], `image_bb` 
 [images, k, 6]. Adaptive layout: the same with all boxes of all images in one first axis, and `pos_boxes` int32
 [images, 2] with the first row of each image and the one behind its last. `image_bb` are absolute corners;
 `spatial_features` are x1, y1, x2, y2, width, height as shares of the image. Which row belongs to which image stands
-in a file beside it. The originals are pickles, which can run code; madkit reads and writes `<stem>_imgid2idx.json`
-instead, {image id: row}.
+in a file beside it, {image id: row}: `<stem>_imgid2idx.pkl` in the originals, a Python 2 pickle with numbers as ids,
+which the restricted unpickler reads; madkit writes `<stem>_imgid2idx.json`, and prefers it where both are there.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from madkit.core.files import read_json
 from madkit.core.registry import suggest
 from madkit.regions.geometry import check_features, check_normalised, check_scale
 from madkit.regions.interface import Regions
+from madkit.regions.safe_pickle import load_pickle
 
 if TYPE_CHECKING:
     import h5py
@@ -32,11 +33,12 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 _SETS = ("image_bb", "spatial_features", "image_features")
+_SIZE_ERROR = 0.05  # pixels; float32 columns give a size within 0.001
 _LONGEST_RUN = 4096  # boxes (fixed layout: images) that `get_many` reads at once
 
 
 def ids_path(path: Path) -> Path:
-    """The file with the image ids that belongs to an HDF5 file."""
+    """The file with the image ids that madkit writes beside an HDF5 file; the originals have a `.pkl` of that name."""
     return path.with_name(f"{path.stem}_imgid2idx.json")
 
 
@@ -52,7 +54,7 @@ class ButdHdf5Reader:
         self._pid = -1
         if not path.is_file():
             raise NotFoundError(f"The region file {path} does not exist.")
-        self._rows = self._read_ids()
+        ids_file, self._rows = self._read_ids()
         with self._lock:
             file = self._opened()
             self.adaptive = "pos_boxes" in file
@@ -60,7 +62,7 @@ class ButdHdf5Reader:
             self._spans = self._read_spans(file) if self.adaptive else []
             self._dim = int(file["image_features"].shape[-1])
         if len(self._rows) != images or set(self._rows.values()) != set(range(images)):
-            raise DataError(f"{ids_path(path)} does not number the {images} images of {path.name} from 0, each once.")
+            raise DataError(f"{ids_file} does not number the {images} images of {path.name} from 0, each once.")
 
     @property
     def dim(self) -> int:
@@ -135,19 +137,21 @@ class ButdHdf5Reader:
             self._pid = os.getpid()
         return self._file
 
-    def _read_ids(self) -> dict[str, int]:
+    def _read_ids(self) -> tuple[Path, dict[str, int]]:
+        """The file with the ids, and what it says."""
         path = ids_path(self._path)
-        if not path.is_file():
-            pickled = path.with_suffix(".pkl")
-            about = f" Only {pickled.name} is there, and pickles are not read." if pickled.exists() else ""
-            raise NotFoundError(
-                f"The image ids of {self._path.name} are missing: {path} does not exist.{about}",
-                hint=f"write {path.name} as a JSON object from image id to row number",
-            )
-        rows = read_json(path)
-        if not isinstance(rows, dict) or not all(type(row) is int for row in rows.values()):
-            raise DataError(f"{path} must be a JSON object from image id to row number.")
-        return rows
+        pickled = path.with_suffix(".pkl")
+        if path.is_file():
+            rows = read_json(path)
+            if not isinstance(rows, dict) or not all(type(row) is int for row in rows.values()):
+                raise DataError(f"{path} must be a JSON object from image id to row number.")
+            return path, rows
+        if pickled.is_file():
+            return pickled, _ids_of(load_pickle(pickled.read_bytes(), str(pickled)), pickled)
+        raise NotFoundError(
+            f"The image ids of {self._path.name} are missing: neither {path} nor {pickled.name} exists.",
+            hint=f"write {path.name} as a JSON object from image id to row number",
+        )
 
     def _check_layout(self, file: h5py.File) -> int:
         """Number of images. Raises DataError when data sets are missing or their shapes do not fit together."""
@@ -175,14 +179,36 @@ class ButdHdf5Reader:
         return [(int(start), int(stop)) for start, stop in spans]
 
 
+def _ids_of(rows: Any, path: Path) -> dict[str, int]:
+    """A pickled {image id: row} with ids and rows as Python's own text and numbers."""
+    found: dict[str, int] = {}
+    if not isinstance(rows, dict):
+        raise DataError(f"{path} must be a dictionary from image id to row number.")
+    for key, row in rows.items():
+        name = key.decode(errors="replace") if isinstance(key, bytes) else str(key)
+        if isinstance(key, bool) or not isinstance(key, int | np.integer | str | bytes):
+            raise DataError(f"{path}: {str(key)[:40]!r} is no image id.")
+        if isinstance(row, bool) or not isinstance(row, int | np.integer):
+            raise DataError(f"{path}: the row of image {name[:40]!r} is {str(row)[:40]!r}, no number.")
+        if name in found:
+            raise DataError(f"{path}: the image {name!r} comes twice, as a number and as text.")
+        found[name] = int(row)
+    return found
+
+
 def _checked(pixels: Array, spatial: Array, features: Array, where: str) -> Regions:
     """The regions of one image ([n, columns], or [1, n, columns] in the fixed layout) after all checks."""
     if spatial.ndim == 3:
         pixels, spatial, features = pixels[0], spatial[0], features[0]
     boxes = check_normalised(spatial[:, :4], spatial[:, 4:6], where)
-    if len(boxes):
-        check_scale(pixels, boxes, where)
-    return Regions(boxes, check_features(features, where))
+    size = _whole_size(check_scale(pixels, spatial[:, :4], where)) if len(boxes) else None
+    return Regions(boxes, check_features(features, where), size=size)
+
+
+def _whole_size(sides: tuple[float, float]) -> tuple[int, int] | None:
+    """The image's size in pixels as the two kinds of boxes give it, None where their precision cannot."""
+    width, height = (round(side) for side in sides)
+    return (width, height) if max(abs(sides[0] - width), abs(sides[1] - height)) < _SIZE_ERROR else None
 
 
 def _runs(spans: Mapping[str, tuple[int, int]]) -> Iterator[list[str]]:

@@ -102,9 +102,14 @@ def _check_plain_file(path: Path) -> None:
                 f"{path.name} lies inside the zip {archive[0]}, where rows cannot be reached one by one.",
                 hint=f"unzip {archive[0]}",
             )
+        if path.is_dir():
+            raise DataError(f"{path} is a folder where a TSV is expected.", hint="name a file in it")
         raise NotFoundError(f"The region file {path} does not exist.", hint=f"look for it in {path.parent}")
-    with path.open("rb") as file:
-        head = file.read(4)
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}).", hint="check its permissions") from None
     if head.startswith((b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zX")):
         tool = "unzip" if head.startswith(b"PK") else "gunzip" if head.startswith(b"\x1f") else "unpack"
         raise DataError(f"{path} is compressed, so its rows cannot be reached one by one.", hint=f"{tool} {path}")

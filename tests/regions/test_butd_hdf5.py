@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -154,7 +155,7 @@ def test_impossible_content_is_named_with_its_image(
         ({"image_bb": np.zeros((2, 2, 5))}, {"7": 0, "9": 1}, "'image_bb' has the shape"),
         ({"image_bb": np.zeros((2, 3, 4))}, {"7": 0, "9": 1}, "different numbers of boxes"),
         ({"pos_boxes": np.zeros((2, 2))}, {"7": 0, "9": 1}, "'image_features' has the shape"),
-        ({}, {"7": 0}, "does not number the 2 images"),
+        ({}, {"7": 0}, r"_imgid2idx\.json does not number the 2 images"),
         ({}, {"7": 0, "9": 2}, "does not number the 2 images"),
         ({}, {"7": 0, "9": 0}, "does not number the 2 images"),
         ({}, {"7": "0"}, "must be a JSON object from image id to row"),
@@ -192,13 +193,80 @@ def test_missing_files_and_ids(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no image '8'"):
         reader.get("8")
     reader.close()
-    (tmp_path / "r_imgid2idx.json").rename(tmp_path / "r_imgid2idx.pkl")
-    with pytest.raises(NotFoundError, match=r"Only r_imgid2idx\.pkl is there, and pickles are not read"):
+    (tmp_path / "r_imgid2idx.json").rename(tmp_path / "kept")
+    with pytest.raises(NotFoundError, match=r"neither .*r_imgid2idx\.json nor r_imgid2idx\.pkl exists"):
         ButdHdf5Reader(path)
     path.write_bytes(b"no hdf5")
-    (tmp_path / "r_imgid2idx.pkl").rename(tmp_path / "r_imgid2idx.json")
+    (tmp_path / "kept").rename(tmp_path / "r_imgid2idx.json")
     with pytest.raises(DataError, match="no readable HDF5 file"):
         ButdHdf5Reader(path)
+
+
+def python2_pickle(rows: dict[int, int]) -> bytes:
+    """{number: number} as cPickle of Python 2 writes it in its default protocol."""
+    return b"(dp1\n" + b"".join(b"I%d\nI%d\ns" % item for item in rows.items()) + b"."
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("pickled", [python2_pickle({9: 1, 7: 0}), *(pickle.dumps({9: 1, 7: 0}, p) for p in range(6))])
+def test_the_original_id_pickles_are_read(tmp_path: Path, pickled: bytes, adaptive: bool) -> None:
+    path = tmp_path / "train36.hdf5"
+    content = fixed(path)
+    if adaptive:
+        flat = {name: values.reshape(4, -1) for name, values in content.items()}
+        save(path, {**flat, "pos_boxes": np.array([[0, 2], [2, 4]], np.int32)}, {})
+    (tmp_path / "train36_imgid2idx.json").unlink()
+    (tmp_path / "train36_imgid2idx.pkl").write_bytes(pickled)
+    reader = ButdHdf5Reader(path)
+    assert reader.ids() == ["7", "9"]
+    np.testing.assert_array_equal(reader.get("9").boxes, content["spatial_features"][1, :, :4])
+    assert reader.get("9").size == (100, 80)
+    reader.close()
+
+
+class Hostile:
+    def __reduce__(self) -> Any:
+        return os.system, ("exit 3",)
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ({7: 0, 9: Hostile()}, "this pickle asks for '(posix|nt).system'"),
+        ([7, 9], "must be a dictionary from image id to row number"),
+        ({7: 0, 9: "1"}, "the row of image '9' is '1', no number"),
+        ({7: 0, 9: True}, "the row of image '9' is 'True', no number"),
+        ({7: 0, (9,): 1}, "'\\(9,\\)' is no image id"),
+        ({7: 0, "7": 1}, "the image '7' comes twice"),
+        ({7: 0, 9: 2}, "does not number the 2 images"),
+    ],
+)
+def test_an_impossible_id_pickle_is_refused(tmp_path: Path, rows: Any, problem: str) -> None:
+    fixed(tmp_path / "train.hdf5")
+    (tmp_path / "train_imgid2idx.json").unlink()
+    (tmp_path / "train_imgid2idx.pkl").write_bytes(pickle.dumps(rows))
+    with pytest.raises(DataError, match=rf"train_imgid2idx\.pkl.*{problem}"):
+        ButdHdf5Reader(tmp_path / "train.hdf5")
+
+
+def test_numpy_rows_and_python2_text_are_ids_too(tmp_path: Path) -> None:
+    fixed(tmp_path / "train.hdf5")
+    (tmp_path / "train_imgid2idx.json").unlink()
+    (tmp_path / "train_imgid2idx.pkl").write_bytes(pickle.dumps({b"7": np.int64(0), np.int32(9): 1}))
+    reader = ButdHdf5Reader(tmp_path / "train.hdf5")
+    assert reader.ids() == ["7", "9"]
+    reader.close()
+
+
+def test_the_size_is_given_only_where_the_columns_are_exact(tmp_path: Path) -> None:
+    path = tmp_path / "r.h5"
+    content = fixed(path)
+    rounded = {**content, "spatial_features": content["spatial_features"].astype(np.float16)}
+    boxes = content["image_bb"] * [6.13, 6.13, 6.13, 6.13]
+    save(path, {**rounded, "image_bb": boxes}, {"9": 1, "7": 0})
+    reader = ButdHdf5Reader(path)
+    assert reader.get("7").size is None
+    reader.close()
 
 
 @pytest.mark.parametrize(
