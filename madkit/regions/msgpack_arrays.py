@@ -61,4 +61,5 @@ def _array(encoded: dict[bytes, Any], where: str) -> NDArray[Any]:
         raise DataError(f"{where} has no shape; the record is damaged.")
     if not isinstance(data, bytes) or len(data) != math.prod(shape) * dtype.itemsize:
         raise DataError(f"{where}: the shape {shape} and the length of the content differ; the record is damaged.")
-    return np.frombuffer(data, dtype=dtype).reshape(shape)
+    # writable: PyTorch warns of arrays that are not
+    return np.frombuffer(bytearray(data), dtype=dtype).reshape(shape)

@@ -117,7 +117,7 @@ def _read_numbers(stream: Any, where: str) -> NDArray[Any]:
     if len(data) != size:
         about = "more" if len(data) > size else f"{len(data)} bytes"
         raise DataError(f"{where} is damaged: its header promises {size} bytes, there are {about}.")
-    array = np.frombuffer(data, dtype=dtype)
+    array = np.frombuffer(bytearray(data), dtype=dtype)  # writable: PyTorch warns of arrays that are not
     return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
 
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .atlas import glyph, resize_area
+from madkit.regions.pixels import pixel_features
+
+from .atlas import glyph
 from .concepts import COLOURS
 from .draw import Draw
 from .scene import GRID, ROW_OF, Thing
@@ -66,11 +68,8 @@ def region_features(picture: Picture) -> npt.NDArray[np.float16]:
     It knows nothing of concepts, as a detector's pooled features know little of a new domain; what the pixels
     mean is the student's to learn.
     """
-    rows = []
-    for x1, y1, x2, y2 in picture.boxes:
-        crop = resize_area(picture.pixels[y1:y2, x1:x2], REGION_SIDE, REGION_SIDE)
-        rows.append(crop.reshape(-1).astype(np.float32) / 255.0 - 0.5)
-    return np.asarray(rows, dtype=np.float16).reshape(-1, REGION_DIM)
+    boxes = np.asarray(picture.boxes, dtype=np.int64).reshape(-1, 4)
+    return pixel_features(picture.pixels, boxes, REGION_SIDE).astype(np.float16)
 
 
 def _background(draw: Draw, shifted: bool) -> npt.NDArray[np.int64]:
