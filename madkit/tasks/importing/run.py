@@ -75,9 +75,8 @@ def import_data(workspace: Workspace, name: str, path: Path, options: ImportOpti
 
 def _folder_name(name: str, plan: ImportPlan) -> str:
     folder = str(IMPORTERS.info(name)["dataset"]) or plan.source
-    if plan.spec is not None and (
-        folder in TASKS or folder in IMPORTERS or folder == "mini" or folder.startswith("mini-")
-    ):
+    taken = folder in TASKS or folder in IMPORTERS or folder == "mini" or folder.startswith("mini-")
+    if plan.spec is not None and taken:
         raise UsageProblem(
             f"The name {folder!r} is taken by a benchmark.", hint="give your task another name: --name NAME"
         )
@@ -141,7 +140,7 @@ def _scratch(home: Path) -> Iterator[Path]:
 
 
 def _keep(home: Path, folder: Path, *, same: bool) -> None:
-    """Carry over what was added to the data set before: region files always, suites and id lists where they still fit."""
+    """Carry over what was added before: region files always, suites and id lists where they still fit."""
     for file in home.glob("regions*.json"):
         shutil.copy2(file, folder / file.name)
     for name in (SUITES, SHOTS):
@@ -191,6 +190,6 @@ def _attach(workspace: Workspace, plan: ImportPlan, options: ImportOptions) -> l
                 about=suite.about,
                 labelled=suite.labelled,
                 images_root=plan.images_root if suite.choose is None else None,
-            )  # fmt: skip
+            )
         )
     return made

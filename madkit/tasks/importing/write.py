@@ -83,7 +83,8 @@ def write_dataset(
         folder: where; it should be new.
         plan: the splits; `suites` and `attach_to` are not looked at.
         dev_cut: share of train's groups that becomes "dev" where the plan asks for a cut.
-        allow_missing, check_images: what to do about absent image files; see MissingImages.
+        allow_missing: leave examples whose images are absent out, instead of failing.
+        check_images: whether to look for the image files.
         advance: receives the bytes consumed.
         extra: further keys of the manifest.
         revision: where it is not to be computed from the content.
