@@ -9,15 +9,13 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from madkit.core.archives import open_binary
 from madkit.core.errors import DataError
-from madkit.tasks.formats.source_lines import Place, kind_of
-
-Advance = Callable[[int], None]  # is told how many more bytes of a file have been read
+from madkit.tasks.formats.source_lines import Advance, Place, kind_of
 
 CHUNK = 1 << 20  # bytes read at once
 LARGEST = 1 << 26  # characters of one entry; beyond it, a quotation mark is missing somewhere

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from madkit.tasks.example import Example, ImageRef, Segment
-from madkit.tasks.formats.json_stream import Advance, JsonList, read_wrapper
-from madkit.tasks.formats.source_lines import Place, check_files, many_small_objects, need_string
+from madkit.tasks.formats.json_stream import JsonList, read_wrapper
+from madkit.tasks.formats.source_lines import Advance, Place, check_files, many_small_objects, need_string
 from madkit.tasks.formats.vqa_entries import N_ANSWERS, Annotation, Entry, need_id, need_object, read_annotations
 
 # Score of an answer that n of the ten annotators gave: the mean of min(1, k/3) over the ten ways to leave one out.

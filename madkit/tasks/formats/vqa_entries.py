@@ -6,8 +6,8 @@ from pathlib import Path
 from sys import intern
 from typing import Any, NamedTuple
 
-from madkit.tasks.formats.json_stream import Advance, JsonList
-from madkit.tasks.formats.source_lines import Place, kind_of, many_small_objects, need_int, need_list
+from madkit.tasks.formats.json_stream import JsonList
+from madkit.tasks.formats.source_lines import Advance, Place, kind_of, many_small_objects, need_int, need_list
 
 N_ANSWERS = 10
 _OPTIONAL = ("multiple_choice_answer", "question_type", "answer_type")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from madkit.tasks.example import Example, ImageRef, Segment
-from madkit.tasks.formats.json_stream import Advance, JsonList
-from madkit.tasks.formats.source_lines import Place, kind_of, need_string
+from madkit.tasks.formats.json_stream import JsonList
+from madkit.tasks.formats.source_lines import Advance, Place, kind_of, need_string
 from madkit.tasks.formats.vqa_entries import Entry, need_id, need_object
 
 _COCO = re.compile(r"COCO_(\w+)_0*(\d+)")
