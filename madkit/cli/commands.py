@@ -31,6 +31,10 @@ COMMANDS: dict[str, CommandLine] = {
     "evaluate": CommandLine(
         "madkit.cli.evaluate:evaluate", "Score every run on every test suite, with intervals and a report.", PIPELINE
     ),
+    "predict": CommandLine(
+        "madkit.cli.predict:predict", "Write a trained student's answers, in official formats.", PIPELINE
+    ),
+    "score": CommandLine("madkit.cli.score:score", "Score anyone's answers with the official metrics.", PIPELINE),
     "report": CommandLine("madkit.cli.report:report", "Print an evaluation's table in another format.", INSPECT),
     "teachers": CommandLine("madkit.cli.teachers:app", "List and describe teachers.", INSPECT),
     "cache": CommandLine("madkit.cli.cache:app", "List, inspect, verify and remove token caches.", INSPECT),

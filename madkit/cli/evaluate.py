@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,20 @@ EXAMPLES = """
 madkit evaluate --protocol full
 madkit evaluate --protocol low-shot --json
 madkit evaluate --protocol my-protocol.yaml
+madkit evaluate --vqa-rule pre2021
 """
+
+
+class Rule(StrEnum):
+    """Versions of VQA's official accuracy."""
+
+    current = "current"
+    pre2021 = "pre2021"
+
+
+VqaRuleOption = Annotated[
+    Rule, typer.Option("--vqa-rule", help="Version of the official VQA accuracy: since March 2021, or before.")
+]
 
 
 def evaluate(
@@ -27,6 +41,7 @@ def evaluate(
         typer.Option("--protocol", metavar="NAME", help="smoke, full, low-shot, domain-shift, or a YAML file."),
     ] = "full",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    vqa_rule: VqaRuleOption = Rule.current,
     workspace: WorkspaceOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -34,6 +49,9 @@ def evaluate(
 
     What has a result already is not scored again. The report, an HTML page with JSON, CSV and Markdown beside it, goes
     into `reports/` of the workspace. Cells that fail are named at the end (exit code 1); all others are there.
+
+    With `--vqa-rule pre2021` the answers that are there are scored by the older rule, without running a student, and
+    the report goes into a folder of its own.
     """
     from madkit.core.console import warn
     from madkit.core.workspace import Workspace
@@ -41,8 +59,9 @@ def evaluate(
     from madkit.evaluate.stage import evaluate as run
 
     place = Workspace.at(workspace)
-    results = run(place, protocol, device=device)
-    page = write_report(place.reports / results.protocol, results)
+    results = run(place, protocol, device=device, vqa_rule=vqa_rule.value)
+    folder = results.protocol if vqa_rule is Rule.current else f"{results.protocol}-{vqa_rule.value}"
+    page = write_report(place.reports / folder, results)
     emit({**results.document(), "report": str(page)}, json_, lambda: _print(results, page))
     for problem in results.problems:
         hint = f" Try: {problem['hint']}" if problem["hint"] else ""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from madkit.core.errors import MadkitError, NotFoundError, RunError
 from madkit.core.files import digest_of, read_json
+from madkit.tasks.spec import TASKS, TaskSpec
 
 if TYPE_CHECKING:
     from madkit.core.workspace import Workspace
@@ -26,7 +27,9 @@ _NOT_THE_EXPERIMENT = {"seed", "description", "checkpoint", "micro_tokens", "kee
 
 @dataclass(frozen=True)
 class Run:
-    """A complete run, as its manifest tells. `config` is flat: dotted key to value."""
+    """A complete run, as its manifest tells. `config` is flat: dotted key to value. `spec` is None where neither the
+    manifest nor madkit knows the task; the data may.
+    """
 
     path: Path
     task: str
@@ -40,6 +43,7 @@ class Run:
     teacher: str | None
     config: Mapping[str, Any] = field(hash=False)
     pre_phase_seed: int | None = None
+    spec: TaskSpec | None = None
 
     @property
     def table(self) -> tuple[str, str]:
@@ -86,8 +90,10 @@ class Group:
 def find_runs(workspace: Workspace, protocol: Protocol) -> tuple[list[Run], list[Problem], int]:
     """Complete runs that the protocol wants, what is wrong with others, and how many are not finished.
 
-    Raises NotFoundError where the workspace holds no run at all.
+    Raises NotFoundError where the workspace holds no run at all, ConfigError where the protocol asks for a task that
+    neither madkit nor the workspace knows.
     """
+    known = dict.fromkeys([*TASKS, *(path.parent.name for path in sorted(workspace.data.glob("*/manifest.json")))])
     runs: list[Run] = []
     problems: list[Problem] = []
     unfinished = 0
@@ -102,8 +108,14 @@ def find_runs(workspace: Workspace, protocol: Protocol) -> tuple[list[Run], list
             continue
         if run is None:
             unfinished += 1
-        elif protocol.wants(task=run.task, student=run.student, shots=run.shots, arm=run.arm, seed=run.seed):
+            continue
+        known |= dict.fromkeys([run.task, run.source])
+        axes: dict[str, Any] = {
+            name: getattr(run, name) for name in ("task", "source", "student", "shots", "arm", "seed")
+        }
+        if protocol.wants(**axes):
             runs.append(run)
+    protocol.check_tasks(known)
     if not runs and not problems and not unfinished:
         raise NotFoundError(
             f"There are no runs in {workspace.runs}{' that this protocol asks for' if manifests else ''}.",
@@ -132,6 +144,7 @@ def read_run(folder: Path) -> Run | None:
         return Run(
             path=folder,
             task=str(manifest["task"]),
+            spec=TaskSpec.from_dict(manifest["spec"]) if manifest.get("spec") else TASKS.get(str(manifest["task"])),
             source=str(manifest["source"]),
             revision=str(manifest["data_revision"]),
             is_mini=bool(manifest["is_mini"]),
@@ -143,7 +156,7 @@ def read_run(folder: Path) -> Run | None:
             config={key: value for key, value in flat.items() if not _NOT_THE_EXPERIMENT & set(key.split("."))},
             pre_phase_seed=None if pre_phase is None else int(pre_phase),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(
             f"{folder / 'manifest.json'} is damaged ({type(error).__name__}: {error}).",
             hint="remove the folder and train again",
@@ -248,13 +261,15 @@ def missing_cells(groups: Sequence[Group], protocol: Protocol) -> list[dict[str,
         arms = _axis(protocol.arms, {run.arm for run in there} | {protocol.baseline}, arm_order)
         seeds = sorted({run.seed for run in there}) if protocol.seeds == "any" else list(protocol.seeds)
         held = {(run.shots, run.arm, run.seed) for run in there}
+        # what `--task` takes: a data set goes by its own name, the embedded benchmark by the task's
+        task = there[0].task if there[0].is_mini else source
         missing.extend(
-            {"task": there[0].task, "source": source, "student": student, "shots": cell[0], "arm": cell[1], "seed": s}
+            {"task": task, "source": source, "student": student, "shots": cell[0], "arm": cell[1], "seed": s}
             for *cell, s in product(shots, arms, seeds)
             if (*cell, s) not in held
         )
     for task in () if protocol.tasks == "any" else protocol.tasks:
-        if task not in {run.task for run in runs}:
+        if task not in {name for run in runs for name in (run.task, run.source)}:
             missing.append({"task": task, "source": None, "student": None, "shots": None, "arm": None, "seed": None})
     return missing
 

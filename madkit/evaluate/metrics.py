@@ -7,8 +7,9 @@ one hypothesis; for VQA one question with its soft score in 0..1.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +17,13 @@ import numpy as np
 from madkit.core.errors import DataError
 
 if TYPE_CHECKING:
+    from madkit.evaluate.vqa_metric import VqaRule
     from madkit.tasks.example import Example
     from madkit.tasks.spec import TaskSpec
 
-# Stored with every result. Raise it when a formula below changes: results of another version are computed anew.
-METRIC_VERSION = 1
+# Stored with every result. Raise it when a formula or a field of the rows below changes: predictions of another version
+# are scored anew (the students' answers are kept).
+METRIC_VERSION = 2
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -30,32 +33,44 @@ class Scores:
     """Scores of one metric on one suite.
 
     `units` are the ids of the scored questions, `images` the image id of each (questions that share one are not
-    independent), `values` [n] their scores in 0..1.
+    independent), `values` [n] their scores in 0..1, `forms` the kind of each ("" where the benchmark names none).
     """
 
     metric: str
     units: tuple[str, ...]
     images: tuple[str, ...]
     values: FloatArray
+    forms: tuple[str, ...] = ()
 
     @property
     def percent(self) -> float:
         """The metric itself: the mean score, 0..100."""
         return float(self.values.mean() * 100)
 
+    def by_form(self) -> dict[str, tuple[float, int]]:
+        """Percent and number of questions of each kind, by name; empty where the benchmark names fewer than two."""
+        values: dict[str, list[float]] = defaultdict(list)
+        for form, value in zip(self.forms, self.values.tolist(), strict=True):
+            if form:
+                values[form].append(value)
+        if len(values) < 2:
+            return {}
+        return {form: (100 * sum(values[form]) / len(values[form]), len(values[form])) for form in sorted(values)}
 
-def score_prediction(example: Example, prediction: Any) -> float | None:
+
+def score_prediction(example: Example, prediction: Any, rule: VqaRule = "current") -> float | None:
     """Score 0..1 of one answer; None where the benchmark's files do not tell the truth (hidden test sets).
 
     `prediction` is the index of the chosen candidate or class, or the answer string (VQA). VQA uses the official
-    accuracy over the raw answers of the annotators, else the soft scores of the example (LXMERT-style files).
+    accuracy over the raw answers of the annotators by one of its two rules, else the soft scores of the example
+    (LXMERT-style files), to which the older rule does not apply: None.
     """
     if isinstance(prediction, str):
         if example.annotations:
             from madkit.evaluate.vqa_metric import vqa_accuracy
 
-            return float(vqa_accuracy(prediction, list(example.annotations)))
-        if example.answers is not None:
+            return float(vqa_accuracy(prediction, example.annotations, rule))
+        if example.answers is not None and rule == "current":
             return float(example.answers.get(prediction, 0.0))
         return None
     if example.label is None:
@@ -64,7 +79,10 @@ def score_prediction(example: Example, prediction: Any) -> float | None:
 
 
 def prediction_row(example: Example, logits: Sequence[float], prediction: Any) -> dict[str, Any]:
-    """One line of `predictions/<suite>.jsonl`: what was answered, and all that later statistics need of the example."""
+    """One line of `predictions/<suite>.jsonl`: what was answered, and all that later statistics need of the example.
+
+    `score` is by the current VQA rule; `score_pre2021` stands beside it where annotators' answers are scored.
+    """
     row: dict[str, Any] = {
         "id": example.id,
         "question_id": example.question_id,
@@ -73,33 +91,54 @@ def prediction_row(example: Example, logits: Sequence[float], prediction: Any) -
         "prediction": prediction,
         "score": score_prediction(example, prediction),
     }
+    if isinstance(prediction, str) and example.annotations:
+        row["score_pre2021"] = score_prediction(example, prediction, "pre2021")
     if example.subtask:
         row["subtask"] = example.subtask
     if example.label is not None:
         row["label"] = example.label
     if example.answer_type:
         row["answer_type"] = example.answer_type
+    if example.form:
+        row["form"] = example.form
     return row
 
 
-def score(spec: TaskSpec, rows: Iterable[Mapping[str, Any]]) -> dict[str, Scores]:
+def score(spec: TaskSpec, rows: Iterable[Mapping[str, Any]], rule: VqaRule = "current") -> dict[str, Scores]:
     """All metrics of a suite from its prediction rows, the headline metric (`spec.metric`) first.
 
-    Raises DataError for an empty suite, a question twice, or a suite whose answers are hidden.
+    A suite without rationales (VCR: GD-VCR's second half) has no joint metric; what it has comes first then. `rule` is
+    VQA's; no other task has one.
+
+    Raises DataError for an empty suite, a question twice, a suite whose answers are hidden, or one that keeps no
+    annotators' answers when the older rule is asked for.
     """
     rows = list(rows)
     if not rows:
         raise DataError("The suite holds no examples.")
-    hidden = sum(row["score"] is None for row in rows)
+    key = score_key(spec, rule)
+    hidden = sum(row.get(key) is None for row in rows)
+    if hidden and all(row.get("score") is not None for row in rows):
+        raise DataError(
+            f"{hidden} of {len(rows)} examples have soft scores in place of the annotators' answers, which the rule "
+            f"{rule} needs.",
+            hint="--vqa-rule current",
+        )
     if hidden:
         raise DataError(f"{hidden} of {len(rows)} examples have no right answer in the files and cannot be scored.")
     if spec.subtasks:
         found = _joined(spec, rows)
     else:
-        found = {spec.metric: _collect(spec.metric, rows)}
+        found = {spec.metric: _collect(spec.metric, rows, key)}
         for name, part in _parts(spec, rows):
-            found[name] = _collect(name, part)
-    return {spec.metric: found[spec.metric], **found}
+            found[name] = _collect(name, part, key)
+    headline = spec.metric if spec.metric in found else next(iter(found))
+    return {headline: found[headline], **found}
+
+
+def score_key(spec: TaskSpec, rule: VqaRule) -> str:
+    """Where a prediction row keeps the score by a VQA rule."""
+    return f"score_{rule}" if spec.kind == "vqa" and rule != "current" else "score"
 
 
 def _parts(spec: TaskSpec, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
@@ -128,20 +167,21 @@ def _joined(spec: TaskSpec, rows: Sequence[Mapping[str, Any]]) -> dict[str, Scor
         tuple(answers.units[index] for index in kept),
         tuple(answers.images[index] for index in kept),
         np.array([answers.values[index] * both[answers.units[index]] for index in kept], dtype=np.float64),
+        tuple(answers.forms[index] for index in kept),
     )
-    found = {
-        "Q->A": Scores("Q->A", answers.units, answers.images, answers.values),
-        "QA->R": Scores("QA->R", rationales.units, rationales.images, rationales.values),
-        "Q->AR": joint,
-    }
-    return {name: scores for name, scores in found.items() if len(scores.units)}
+    found = {"Q->A": replace(answers, metric="Q->A"), "QA->R": replace(rationales, metric="QA->R"), "Q->AR": joint}
+    found = {name: scores for name, scores in found.items() if len(scores.units)}
+    if not found:
+        raise DataError(f"No example of the suite says whether it asks for an {first} or a {second}.")
+    return found
 
 
-def _collect(metric: str, rows: Sequence[Mapping[str, Any]]) -> Scores:
+def _collect(metric: str, rows: Sequence[Mapping[str, Any]], key: str = "score") -> Scores:
     rows = sorted(rows, key=lambda row: str(row["question_id"]))
     units = tuple(str(row["question_id"]) for row in rows)
     if len(set(units)) != len(units):
         twice = next(unit for position, unit in enumerate(units[1:]) if unit == units[position])
         raise DataError(f"Question {twice!r} is in the suite twice, so its score would count twice.")
-    values = np.array([float(row["score"]) for row in rows], dtype=np.float64)
-    return Scores(metric, units, tuple(str(row["image"]) for row in rows), values)
+    values = np.array([float(row[key]) for row in rows], dtype=np.float64)
+    forms = tuple(str(row.get("form") or "") for row in rows)
+    return Scores(metric, units, tuple(str(row["image"]) for row in rows), values, forms)

@@ -14,16 +14,18 @@ from madkit.core.errors import DataError
 from madkit.evaluate.metrics import prediction_row
 from madkit.students.inputs import EncodedExample, collate, encode_example
 from madkit.students.load import load_student
-from madkit.tasks.spec import get_task
 
 if TYPE_CHECKING:
     from madkit.regions import RegionReader, Regions
     from madkit.students.student import Student
     from madkit.tasks.example import Example
+    from madkit.tasks.spec import TaskSpec
 
 TOKEN_BUDGET = 16384
 TOP_ANSWERS = 10
-_IMAGES_KEPT = 4096
+# Features kept in memory: detectors give up to 2048 values for each of 100 boxes, so an image can take 800 kB.
+_KEPT_BYTES = 512 * 2**20
+_BOXES = 100
 
 
 @torch.inference_mode()
@@ -32,6 +34,7 @@ def predict(
     examples: Sequence[Example],
     regions: RegionReader | None,
     *,
+    spec: TaskSpec,
     device: str = "auto",
     token_budget: int = TOKEN_BUDGET,
 ) -> list[dict[str, Any]]:
@@ -41,6 +44,7 @@ def predict(
         student_folder: what `madkit distill` exports as `student/`.
         examples: of one task.
         regions: the features of their images.
+        spec: their task, as the data tells it.
         device: a torch device, or "auto" for the GPU where there is one.
         token_budget: padded positions (text and regions, over all sequences) of one batch.
 
@@ -57,11 +61,11 @@ def predict(
         )
     student = load_student(student_folder)
     if examples:
-        _check(student, examples[0], regions, student_folder)
+        _check(student, spec, regions, student_folder)
     where = _device(device)
     student = student.to(where).eval()
     encoded = [encode_example(example, student.tokenizer, student.max_text_length) for example in examples]
-    look_up = lru_cache(maxsize=_IMAGES_KEPT)(regions.get)
+    look_up = lru_cache(maxsize=max(256, _KEPT_BYTES // (4 * _BOXES * regions.dim)))(regions.get)
     rows: list[dict[str, Any]] = [{} for _ in examples]
     with progress("Answering", len(examples), "examples") as bar:
         for batch in _batches(encoded, look_up, token_budget):
@@ -69,7 +73,7 @@ def predict(
             inputs = collate(chosen, [look_up(one.image_id) for one in chosen], pad_id=student.tokenizer.pad_id)
             logits = student(inputs.to(where)).logits.float().cpu()
             for index, values in zip(batch, logits, strict=True):
-                rows[index] = _row(student, examples[index], values)
+                rows[index] = _row(student, spec, examples[index], values)
             bar.advance(len(batch))
     return rows
 
@@ -80,13 +84,12 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _check(student: Student, example: Example, regions: RegionReader, folder: Path | str) -> None:
-    kind = get_task(example.task).kind
-    if student.head_spec.kind != kind:
-        raise DataError(f"The student {folder} answers {student.head_spec.kind} tasks, but {example.task} is {kind}.")
-    labels = get_task(example.task).labels
-    if kind == "classification" and set(student.head_spec.outputs) != set(labels):
-        raise DataError(f"The student {folder} has other classes than {example.task} ({', '.join(labels)}).")
+def _check(student: Student, spec: TaskSpec, regions: RegionReader, folder: Path | str) -> None:
+    kind = student.head_spec.kind
+    if kind != spec.kind:
+        raise DataError(f"The student {folder} answers {kind} tasks, but {spec.name} is {spec.kind}.")
+    if kind == "classification" and set(student.head_spec.outputs) != set(spec.labels):
+        raise DataError(f"The student {folder} has other classes than {spec.name} ({', '.join(spec.labels)}).")
     if student.region_dim != regions.dim:
         raise DataError(
             f"The student {folder} reads region features of {student.region_dim} values; the data has {regions.dim}."
@@ -95,7 +98,12 @@ def _check(student: Student, example: Example, regions: RegionReader, folder: Pa
 
 def _batches(encoded: Sequence[EncodedExample], look_up: Any, token_budget: int) -> Iterator[list[int]]:
     """Indices of examples with equally many candidates, sorted by length, at most `token_budget` padded positions."""
-    order = sorted(range(len(encoded)), key=lambda index: (len(encoded[index].sequences), encoded[index].tokens))
+
+    def key(index: int) -> tuple[int, int, str]:
+        one = encoded[index]
+        return len(one.sequences), one.tokens, one.image_id  # examples about one image together: features are read once
+
+    order = sorted(range(len(encoded)), key=key)
     batch: list[int] = []
     widest = 0
     for index in order:
@@ -112,15 +120,12 @@ def _batches(encoded: Sequence[EncodedExample], look_up: Any, token_budget: int)
         yield batch
 
 
-def _row(student: Student, example: Example, values: torch.Tensor) -> dict[str, Any]:
-    spec = student.head_spec
-    if spec.kind == "vqa":
+def _row(student: Student, spec: TaskSpec, example: Example, values: torch.Tensor) -> dict[str, Any]:
+    head = student.head_spec
+    if head.kind == "vqa":
         best = values.topk(min(TOP_ANSWERS, len(values)))  # NaN sorts first, so it cannot hide
-        answers = [spec.outputs[position] for position in best.indices.tolist()]
+        answers = [head.outputs[position] for position in best.indices.tolist()]
         return {**prediction_row(example, best.values.tolist(), answers[0]), "top": answers}
-    chosen = int(values.argmax())
-    if spec.kind == "classification":
-        labels = get_task(example.task).labels
-        values = values[[spec.outputs.index(label) for label in labels]]  # the student's order may be another
-        chosen = int(values.argmax())
-    return prediction_row(example, values.tolist(), chosen)
+    if head.kind == "classification":
+        values = values[[head.outputs.index(label) for label in spec.labels]]  # the student's order may be another
+    return prediction_row(example, values.tolist(), int(values.argmax()))

@@ -5,6 +5,7 @@ A protocol is a small YAML file. Four are shipped (`names`); a path to one's own
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from madkit.core.config import StrictModel, load_config
-from madkit.core.errors import NotFoundError
+from madkit.core.errors import ConfigError, NotFoundError, UsageProblem
 from madkit.core.registry import suggest
 
 
@@ -45,26 +46,25 @@ class Protocol(StrictModel):
             raise ValueError("the list is empty; leave the key out for everything")
         return value
 
-    @field_validator("tasks")
-    @classmethod
-    def _known_tasks(cls, value: Names) -> Names:
-        from madkit.tasks.spec import TASKS
-
-        for name in value if value != "any" else ():
-            if name not in TASKS:
-                raise ValueError(f"there is no task named {name!r}.{suggest(name, TASKS)}")
-        return value
-
-    def wants(self, *, task: str, student: str, shots: str, arm: str, seed: int) -> bool:
-        """Whether a run belongs to the protocol."""
+    def wants(self, *, task: str, student: str, shots: str, arm: str, seed: int, source: str = "") -> bool:
+        """Whether a run belongs to the protocol. `tasks` may name tasks ("vqa") and data sets ("vqa-cp-v2")."""
         axes: list[tuple[object, Names | Seeds]] = [
-            (task, self.tasks),
             (student, self.students),
             (shots, self.shots),
             (arm, self.arms),
             (seed, self.seeds),
         ]
-        return all(wanted == "any" or value in wanted for value, wanted in axes)
+        here = self.tasks == "any" or task in self.tasks or source in self.tasks
+        return here and all(wanted == "any" or value in wanted for value, wanted in axes)
+
+    def check_tasks(self, known: Collection[str]) -> None:
+        """Raise ConfigError, with the nearest name, for a task that is none of the `known` tasks and data sets."""
+        for name in self.tasks if self.tasks != "any" else ():
+            if name not in known:
+                raise ConfigError(
+                    f"The protocol asks for {name!r}, but there is no such task or data set.{suggest(name, known)}",
+                    hint=f"correct the key 'tasks'; there are {', '.join(known)}",
+                )
 
 
 def names() -> list[str]:
@@ -76,7 +76,7 @@ def names() -> list[str]:
 def load_protocol(name: str) -> tuple[str, Protocol]:
     """The protocol of that name, or of that YAML file, with the name under which its report is kept.
 
-    Raises NotFoundError with the nearest name, or ConfigError listing every wrong key.
+    Raises UsageProblem with the nearest name, NotFoundError for a file, or ConfigError listing every wrong key.
     """
     path = Path(name)
     if path.suffix in {".yaml", ".yml"} or "/" in name:
@@ -84,7 +84,7 @@ def load_protocol(name: str) -> tuple[str, Protocol]:
             raise NotFoundError(f"There is no protocol file {name}.", hint=f"use a shipped one: {', '.join(names())}")
         return path.stem, load_config(Protocol, path, {})
     if name not in names():
-        raise NotFoundError(
+        raise UsageProblem(
             f"There is no protocol named {name!r}.{suggest(name, names())}",
             hint=f"use one of {', '.join(names())}, or the path of a YAML file",
         )

@@ -46,7 +46,8 @@ class Row:
 
     `label` is the arm, with the settings that set it apart where the workspace holds several experiments of one arm.
     `mean`, `low`, `high` are over the seeds of `per_seed`. `n_pre_phases` counts the distinct pre-phase seeds behind
-    the row: fewer than `n_seeds` means that runs share one, and the interval does not hold its spread.
+    the row: fewer than `n_seeds` means that runs share one, and the interval does not hold its spread. `vqa_rule` is
+    the version of VQA's official accuracy ("current" or "pre2021"), None where the task has none.
     """
 
     task: str
@@ -72,6 +73,30 @@ class Row:
     per_seed: tuple[float, ...]
     difference: Difference | None
     n_pre_phases: int | None = None
+    vqa_rule: str | None = None
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """One metric of an experiment on a suite, by kind of question (`Example.form`); told, not tested.
+
+    `by` says what the kinds are. `mean` (over seeds, percent) and `n_examples` are by kind.
+    """
+
+    task: str
+    source: str
+    revision: str
+    student: str
+    arm: str
+    label: str
+    shots: str
+    suite: str
+    metric: str
+    by: str
+    seeds: tuple[int, ...]
+    mean: dict[str, float]
+    n_examples: dict[str, int]
+    vqa_rule: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +127,7 @@ class Results:
     created: str = ""
     unfinished: int = 0
     metric_version: int = 0
+    breakdowns: tuple[Breakdown, ...] = ()
     schema: str = SCHEMA
 
     def document(self) -> dict[str, Any]:
@@ -116,8 +142,12 @@ class Results:
             found = document.get("schema") if isinstance(document, dict) else None
             raise DataError(f"{where} has schema {found!r}; this madkit reads {SCHEMA!r}.", hint="madkit evaluate")
         try:
-            values = {item.name: document[item.name] for item in fields(cls)}
+            later: dict[str, Any] = {"breakdowns": []}  # what documents of an earlier madkit lack
+            values = {item.name: {**later, **document}[item.name] for item in fields(cls)}
             values["rows"] = tuple(_row(row) for row in values["rows"])
+            values["breakdowns"] = tuple(
+                Breakdown(**{**one, "seeds": tuple(one["seeds"])}) for one in values["breakdowns"]
+            )
             values["sources"] = tuple(Source(**{**one, "suites": tuple(one["suites"])}) for one in values["sources"])
             for name in ("missing", "problems", "runs"):
                 values[name] = tuple(values[name])

@@ -2,7 +2,8 @@
 
 A result is one row of the run's `results.jsonl` with the digests of the student, the suite and the metric version that
 it belongs to, appended only after `predictions/<suite>.jsonl` lies complete on disk. A row whose digests no longer
-agree is not used. So a killed evaluation goes on where it stopped, and a finished one does nothing.
+agree is not used. So a killed evaluation goes on where it stopped, and a finished one does nothing. Where only the
+metric changed (its version, or VQA's rule), the predictions on disk are scored again and no student runs.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ from typing import TYPE_CHECKING, Any
 
 from madkit.core.console import progress
 from madkit.core.environment import environment
-from madkit.core.errors import DataError, MadkitError, NotFoundError, RunError
+from madkit.core.errors import DataError, MadkitError, NotFoundError, RunError, UsageProblem
 from madkit.core.files import FileLock, append_jsonl, digest_of, read_jsonl, sha256_file, write_text_atomic
 from madkit.core.interrupts import StopSignals
 from madkit.evaluate.grid import Problem, Run, find_runs, group_runs, missing_cells
-from madkit.evaluate.metrics import METRIC_VERSION, Scores, score
+from madkit.evaluate.metrics import METRIC_VERSION, Scores, prediction_row, score
+from madkit.evaluate.origin import find_data, spec_of
 from madkit.evaluate.protocol import Protocol, load_protocol
 from madkit.evaluate.results import Results, Source
-from madkit.evaluate.table import build_rows, suites_of
+from madkit.evaluate.table import build_breakdowns, build_rows, suites_of
 
 if TYPE_CHECKING:
     from madkit.core.workspace import Workspace
+    from madkit.evaluate.vqa_metric import VqaRule
     from madkit.regions import RegionReader
     from madkit.tasks.data import TaskData
     from madkit.tasks.example import Example
@@ -38,8 +41,8 @@ if TYPE_CHECKING:
 
 RESULT_SCHEMA = 1
 
-# (student folder, examples, region features) -> one prediction row per example (metrics.prediction_row)
-Scorer = Callable[[Path, "Sequence[Example]", "RegionReader | None"], list[dict[str, Any]]]
+# (student folder, examples, region features, task) -> one prediction row per example (metrics.prediction_row)
+Scorer = Callable[[Path, "Sequence[Example]", "RegionReader | None", "TaskSpec"], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ def evaluate(
     protocol: str = "full",
     *,
     device: str = "auto",
+    vqa_rule: VqaRule = "current",
     scorer: Scorer | None = None,
 ) -> Results:
     """Evaluate every run that the protocol asks for, and put all results into one document.
@@ -68,6 +72,7 @@ def evaluate(
         workspace: holds the runs and their data; neither teacher nor cache is read.
         protocol: a shipped name or the path of a YAML file.
         device: where the students run.
+        vqa_rule: version of VQA's official accuracy; predictions that are there are scored by it anew.
         scorer: scores a student folder on examples; the default is `madkit.evaluate.predict.predict`.
 
     Cells that fail (a suite without data, NaN logits, a broken run) stand in `problems`; all others are computed.
@@ -80,31 +85,47 @@ def evaluate(
     runs, problems, unfinished = find_runs(workspace, wanted)
     groups = group_runs(runs)
     runs = [run for group in groups for run in group.runs]
-    data: dict[tuple[str, str], TaskData | None] = {run.table: None for run in runs}
+    data: dict[tuple[str, str], TaskData | None] = {}
     for run in runs:
-        data[run.table] = data[run.table] or find_data(workspace, run)
+        if run.table not in data:
+            try:
+                data[run.table] = find_data(workspace, run)
+            except MadkitError as error:
+                data[run.table] = None
+                problems.append(Problem(run.source, error.message, error.hint))
+    specs: dict[tuple[str, str], TaskSpec] = {}
 
     cells: list[Cell] = []
     for run in runs:
         try:
+            specs[run.table] = spec_of(run, data[run.table])
             cells.extend(Cell(run, suite) for suite in _suites(run, data[run.table], wanted))
         except MadkitError as error:
             problems.append(Problem(run.path.name, error.message, error.hint))
-    scores, failed = _score_all(cells, data, scorer or _default_scorer(device))
+    scores, failed = _score_all(cells, data, specs, scorer or _default_scorer(device), vqa_rule)
     problems += failed
 
-    from madkit.tasks.spec import get_task
+    def spec_of_run(run: Run) -> TaskSpec:
+        return specs[run.table]
 
-    total = sum(len(suites_of(group, scores)) for group in groups)
+    known = [group for group in groups if group.first.table in specs]
+    total = sum(len(suites_of(group, scores)) for group in known)
     with progress("Comparing arms", total, "cells") as bar:
         rows = build_rows(
-            groups, scores, spec_of=get_task, baseline=wanted.baseline, resamples=wanted.resamples, advance=bar.advance
+            known,
+            scores,
+            spec_of=spec_of_run,
+            baseline=wanted.baseline,
+            resamples=wanted.resamples,
+            vqa_rule=vqa_rule,
+            advance=bar.advance,
         )
     return Results(
         protocol=name,
         settings=wanted.model_dump(mode="json"),
         rows=tuple(rows),
-        sources=_sources(runs, scores, data),
+        breakdowns=tuple(build_breakdowns(known, scores, spec_of=spec_of_run, vqa_rule=vqa_rule)),
+        sources=_sources(runs, scores, data, specs),
         missing=tuple(missing_cells(groups, wanted)),
         problems=tuple(problem.as_dict() for problem in problems),
         runs=tuple(_about(run, workspace) for run in runs),
@@ -113,19 +134,6 @@ def evaluate(
         unfinished=unfinished,
         metric_version=METRIC_VERSION,
     )
-
-
-def find_data(workspace: Workspace, run: Run) -> TaskData | None:
-    """The data that a run belongs to: same source, same revision. None where the workspace no longer holds it."""
-    from madkit.tasks.data import MANIFEST, TaskData
-
-    homes = [workspace.data / run.task, *sorted((workspace.data / "mini").glob(f"{run.source}*"))]
-    for home in homes:
-        if (home / MANIFEST).is_file():
-            found = TaskData(home)
-            if (found.source, found.revision) == run.table:
-                return found
-    return None
 
 
 def _suites(run: Run, data: TaskData | None, protocol: Protocol) -> list[str]:
@@ -143,10 +151,12 @@ def _suites(run: Run, data: TaskData | None, protocol: Protocol) -> list[str]:
 
 
 def _score_all(
-    cells: Sequence[Cell], data: Mapping[tuple[str, str], TaskData | None], scorer: Scorer
+    cells: Sequence[Cell],
+    data: Mapping[tuple[str, str], TaskData | None],
+    specs: Mapping[tuple[str, str], TaskSpec],
+    scorer: Scorer,
+    rule: VqaRule,
 ) -> tuple[dict[tuple[Run, str], Mapping[str, Scores]], list[Problem]]:
-    from madkit.tasks.spec import get_task
-
     scores: dict[tuple[Run, str], Mapping[str, Scores]] = {}
     problems: list[Problem] = []
     digests = lru_cache(maxsize=None)(student_digest)
@@ -155,12 +165,10 @@ def _score_all(
             if stop.requested:
                 raise stop.error()
             bar.update(cell.place)
-            spec = get_task(cell.run.task)
             try:
-                rows = _held(cell, digests(cell.run.path))
-                if rows is None:
-                    rows = score_cell(cell, data[cell.run.table], scorer, spec, digests(cell.run.path))
-                scores[cell.run, cell.suite] = score(spec, rows)
+                scores[cell.run, cell.suite] = score_cell(
+                    cell, data[cell.run.table], scorer, specs[cell.run.table], digests(cell.run.path), rule
+                )
             except MadkitError as error:
                 problems.append(Problem(cell.place, error.message, error.hint))
             except Exception as error:  # whatever a damaged student raises must not cost the other cells
@@ -181,9 +189,9 @@ def student_digest(run: Path) -> str:
     return digest_of({path.name: sha256_file(path) for path in files})
 
 
-def suite_digest(run: Run, suite: str) -> str:
-    """16 hex digits over the identity of a suite; the data revision changes with any of its files."""
-    return digest_of([run.source, run.revision, suite])
+def suite_digest(run: Run, suite: str, data: TaskData) -> str:
+    """16 hex digits over the identity of a suite: its own revision, as it may come later than the data."""
+    return digest_of([run.source, run.revision, suite, data.suite_revision(suite)])
 
 
 def _rows_of(run: Run) -> list[dict[str, Any]]:
@@ -191,31 +199,37 @@ def _rows_of(run: Run) -> list[dict[str, Any]]:
     return read_jsonl(path) if path.exists() else []
 
 
-def _held(cell: Cell, student: str) -> list[dict[str, Any]] | None:
-    """The predictions of a cell that has been scored already, None where it has not (or not with these files)."""
-    wanted = {
-        "schema": RESULT_SCHEMA,
-        "suite": cell.suite,
-        "student_digest": student,
-        "suite_digest": suite_digest(cell.run, cell.suite),
-        "metric_version": METRIC_VERSION,
-    }
-    path = predictions_path(cell.run, cell.suite)
-    for row in reversed(_rows_of(cell.run)):
-        if all(row.get(key) == value for key, value in wanted.items()):
-            if path.is_file() and sha256_file(path) == row.get("predictions_sha256"):
-                return read_jsonl(path)
-            return None
-    return None
-
-
 def predictions_path(run: Run, suite: str) -> Path:
     """Where the answers of a run to a suite lie."""
     return run.path / "predictions" / f"{suite}.jsonl"
 
 
-def score_cell(cell: Cell, data: TaskData | None, scorer: Scorer, spec: TaskSpec, student: str) -> list[dict[str, Any]]:
-    """Score one run on one suite and keep the result: predictions first, then the row that vouches for them."""
+def score_cell(
+    cell: Cell, data: TaskData | None, scorer: Scorer, spec: TaskSpec, student: str, rule: VqaRule = "current"
+) -> dict[str, Scores]:
+    """The scores of one run on one suite: from its predictions where they are there, else the student answers first.
+
+    What is new is kept: predictions first, then the row of `results.jsonl` that vouches for them. Without data only
+    predictions that were scored by this metric version count.
+    """
+    if cell.suite.startswith("submission"):
+        raise UsageProblem(
+            f"{cell.suite} is an official test set without labels, not a suite.",
+            hint=f"madkit predict {cell.run.path.name} --split {cell.suite}",
+        )
+    answered = _answered(cell, student, data)
+    if answered is not None:
+        row, rows = answered
+        wanted = {"metric_version": METRIC_VERSION, **_rule_entry(spec, rule)}
+        if row["metric_version"] == METRIC_VERSION:
+            scores = score(spec, rows, rule)
+            if not any(
+                other.get("predictions_sha256") == row["predictions_sha256"]
+                and all(other.get(key) == value for key, value in wanted.items())
+                for other in _rows_of(cell.run)
+            ):
+                append_jsonl(cell.run.path / "results.jsonl", {**row, "metrics": _rounded(scores), **wanted})
+            return scores
     if data is None:
         raise NotFoundError(
             f"The workspace does not hold revision {cell.run.revision} of {cell.run.source}.",
@@ -224,9 +238,10 @@ def score_cell(cell: Cell, data: TaskData | None, scorer: Scorer, spec: TaskSpec
     examples = data.examples(cell.suite)
     started = time.perf_counter()
     with FileLock(cell.run.path / ".evaluate.lock", what=f"{cell.run.path.name} (another evaluation)"):
-        rows = scorer(cell.run.path / "student", examples, data.regions())
+        fresh = _again(answered[1], examples) if answered is not None else None
+        rows = fresh or scorer(cell.run.path / "student", examples, data.regions(cell.suite), spec)
         _check(rows, len(examples))
-        metrics = {name: round(one.percent, 4) for name, one in score(spec, rows).items()}
+        scores = score(spec, rows, rule)
         path = predictions_path(cell.run, cell.suite)
         write_text_atomic(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
         append_jsonl(
@@ -237,16 +252,55 @@ def score_cell(cell: Cell, data: TaskData | None, scorer: Scorer, spec: TaskSpec
                 "task": cell.run.task,
                 "source": cell.run.source,
                 "data_revision": cell.run.revision,
-                "metrics": metrics,
+                "metrics": _rounded(scores),
                 "n_examples": len(rows),
                 "student_digest": student,
-                "suite_digest": suite_digest(cell.run, cell.suite),
+                "suite_digest": suite_digest(cell.run, cell.suite, data),
                 "metric_version": METRIC_VERSION,
+                **_rule_entry(spec, rule),
                 "predictions_sha256": sha256_file(path),
                 "seconds": round(time.perf_counter() - started, 3),
             },
         )
-    return rows
+    return scores
+
+
+def _rule_entry(spec: TaskSpec, rule: VqaRule) -> dict[str, Any]:
+    return {"vqa_rule": rule} if spec.kind == "vqa" else {}
+
+
+def _rounded(scores: Mapping[str, Scores]) -> dict[str, float]:
+    return {name: round(one.percent, 4) for name, one in scores.items()}
+
+
+def _answered(cell: Cell, student: str, data: TaskData | None) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """The row and the predictions of a cell that this student has answered already, None where it has not."""
+    wanted: dict[str, Any] = {"schema": RESULT_SCHEMA, "suite": cell.suite, "student_digest": student}
+    if data is None:
+        wanted["data_revision"] = cell.run.revision
+    else:
+        wanted["suite_digest"] = suite_digest(cell.run, cell.suite, data)
+    path = predictions_path(cell.run, cell.suite)
+    for row in reversed(_rows_of(cell.run)):
+        if all(row.get(key) == value for key, value in wanted.items()):
+            if path.is_file() and sha256_file(path) == row.get("predictions_sha256"):
+                return row, read_jsonl(path)
+            return None
+    return None
+
+
+def _again(rows: Sequence[Mapping[str, Any]], examples: Sequence[Example]) -> list[dict[str, Any]] | None:
+    """Answers of an earlier metric version with this version's fields; None where they are of other examples."""
+    held = {str(row["id"]): row for row in rows}
+    if len(held) != len(examples):
+        return None
+    made = []
+    for example in examples:
+        row = held.get(example.id)
+        if row is None:
+            return None
+        made.append({**row, **prediction_row(example, row["logits"], row["prediction"])})
+    return made
 
 
 def _check(rows: Sequence[Mapping[str, Any]], n_examples: int) -> None:
@@ -261,10 +315,12 @@ def _check(rows: Sequence[Mapping[str, Any]], n_examples: int) -> None:
 
 
 def _default_scorer(device: str) -> Scorer:
-    def scorer(student: Path, examples: Sequence[Example], regions: RegionReader | None) -> list[dict[str, Any]]:
+    def scorer(
+        student: Path, examples: Sequence[Example], regions: RegionReader | None, spec: TaskSpec
+    ) -> list[dict[str, Any]]:
         from madkit.evaluate.predict import predict  # torch: only where there is something to score
 
-        return predict(student, examples, regions, device=device)
+        return predict(student, examples, regions, spec=spec, device=device)
 
     return scorer
 
@@ -273,18 +329,17 @@ def _sources(
     runs: Sequence[Run],
     scores: Mapping[tuple[Run, str], Any],
     data: Mapping[tuple[str, str], TaskData | None],
+    specs: Mapping[tuple[str, str], TaskSpec],
 ) -> tuple[Source, ...]:
-    from madkit.tasks.spec import get_task
-
     found: dict[tuple[str, str], Source] = {}
     for run in runs:
-        if run.table not in found:
+        if run.table not in found and run.table in specs:
             held = data[run.table]
             part = str(held.manifest.get("part", "")) if held is not None else ""
             found[run.table] = Source(
                 name=run.source,
                 task=run.task,
-                title=get_task(run.task).title,
+                title=specs[run.table].title,
                 is_mini=run.is_mini,
                 revision=run.revision,
                 suites=tuple(dict.fromkeys(suite for other, suite in scores if other.table == run.table)),

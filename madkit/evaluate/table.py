@@ -12,10 +12,11 @@ import numpy as np
 from madkit.core.errors import DataError
 from madkit.evaluate.grid import Group, Run, find_baseline
 from madkit.evaluate.metrics import FloatArray, Scores
-from madkit.evaluate.results import Difference, Row
+from madkit.evaluate.results import Breakdown, Difference, Row
 from madkit.evaluate.statistics import holm, mean_interval, paired_difference
 
 if TYPE_CHECKING:
+    from madkit.evaluate.vqa_metric import VqaRule
     from madkit.tasks.spec import TaskSpec
 
 # (run, suite) -> scores by metric; absent where the cell failed
@@ -26,9 +27,10 @@ def build_rows(
     groups: Sequence[Group],
     scores: ScoreTable,
     *,
-    spec_of: Callable[[str], TaskSpec],
+    spec_of: Callable[[Run], TaskSpec],
     baseline: str,
     resamples: int,
+    vqa_rule: VqaRule = "current",
     advance: Callable[[], None] = lambda: None,
 ) -> list[Row]:
     """One row per experiment, suite and metric, with the paired difference to the baseline arm and Holm's correction.
@@ -37,20 +39,62 @@ def build_rows(
     """
     rows: list[Row] = []
     for group in groups:
-        spec = spec_of(group.first.task)
+        spec = spec_of(group.first)
+        rule = vqa_rule if spec.kind == "vqa" else None
         against = find_baseline(group, groups, baseline)
         for suite in suites_of(group, scores):
             cells = {run.seed: scores[run, suite] for run in group.runs if (run, suite) in scores}
             theirs = {run.seed: scores[run, suite] for run in against.runs if (run, suite) in scores} if against else {}
+            headline = next(iter(next(iter(cells.values()))))
             for metric in next(iter(cells.values())):
                 ours = {seed: cell[metric] for seed, cell in cells.items()}
-                row = _row(group, spec, suite, metric, ours)
+                row = replace(_row(group, spec, suite, metric, ours), headline=metric == headline, vqa_rule=rule)
                 if against is not None and metric in spec.metrics:
                     other = {seed: cell[metric] for seed, cell in theirs.items()}
                     row = replace(row, difference=_difference(ours, other, against.label, resamples))
                 rows.append(row)
             advance()
     return _correct(rows)
+
+
+def build_breakdowns(
+    groups: Sequence[Group],
+    scores: ScoreTable,
+    *,
+    spec_of: Callable[[Run], TaskSpec],
+    vqa_rule: VqaRule = "current",
+) -> list[Breakdown]:
+    """The metrics of every experiment and suite by kind of question, where the benchmark names several kinds."""
+    found: list[Breakdown] = []
+    for group in groups:
+        spec = spec_of(group.first)
+        for suite in suites_of(group, scores):
+            cells = {run.seed: scores[run, suite] for run in group.runs if (run, suite) in scores}
+            for metric in spec.metrics:
+                by_seed = {seed: cell[metric].by_form() for seed, cell in sorted(cells.items()) if metric in cell}
+                kinds = next(iter(by_seed.values()), {})
+                if not kinds:
+                    continue
+                run = group.first
+                found.append(
+                    Breakdown(
+                        task=run.task,
+                        source=run.source,
+                        revision=run.revision,
+                        student=run.student,
+                        arm=run.arm,
+                        label=group.label,
+                        shots=run.shots,
+                        suite=suite,
+                        metric=metric,
+                        by="question type",
+                        seeds=tuple(by_seed),
+                        mean={kind: float(np.mean([one[kind][0] for one in by_seed.values()])) for kind in kinds},
+                        n_examples={kind: n for kind, (_, n) in kinds.items()},
+                        vqa_rule=vqa_rule if spec.kind == "vqa" else None,
+                    )
+                )
+    return found
 
 
 def suites_of(group: Group, scores: ScoreTable) -> list[str]:
@@ -81,7 +125,7 @@ def _row(group: Group, spec: TaskSpec, suite: str, metric: str, scores: Mapping[
         shots=run.shots,
         suite=suite,
         metric=metric,
-        headline=metric == spec.metric,
+        headline=False,  # the caller knows what the suite has
         chance=chance(spec, metric),
         mean=interval.mean,
         low=interval.low,

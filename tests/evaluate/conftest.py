@@ -15,7 +15,7 @@ from madkit.core.workspace import Workspace
 from madkit.evaluate import stage
 from madkit.evaluate.metrics import prediction_row
 from madkit.tasks.example import Example, ImageRef, Segment
-from madkit.tasks.spec import get_task
+from madkit.tasks.spec import TaskSpec, get_task
 
 
 def make_examples(task: str, suite: str, n: int = 60, per_image: int = 2) -> list[Example]:
@@ -59,6 +59,15 @@ class MadeUpData:
     names: tuple[str, ...] = ("test", "test-rendering")
     read: list[str] = field(default_factory=list)
     manifest: dict[str, Any] = field(default_factory=dict)
+    suite_revisions: dict[str, str] = field(default_factory=dict)
+    annotations: tuple[str, ...] = ()
+
+    @property
+    def spec(self) -> TaskSpec:
+        return get_task(self.task)
+
+    def suite_revision(self, suite: str) -> str:
+        return self.suite_revisions.get(suite, self.revision)
 
     def suites(self) -> list[str]:
         return list(self.names)
@@ -67,7 +76,7 @@ class MadeUpData:
         self.read.append(suite)
         return make_examples(self.task, suite, self.n)
 
-    def regions(self) -> None:
+    def regions(self, suite: str | None = None) -> None:
         return None
 
 
@@ -115,7 +124,7 @@ class MadeUpWorkspace:
     def find(self, workspace: Workspace, run: Any) -> MadeUpData | None:
         return self.data.get(run.table)
 
-    def scorer(self, student: Path, examples: Any, regions: Any) -> list[dict[str, Any]]:
+    def scorer(self, student: Path, examples: Any, regions: Any, spec: Any) -> list[dict[str, Any]]:
         about = json.loads((student / "config.json").read_text())
         suite = examples[0].id.rsplit("-", 1)[0]
         self.scored.append((student.parent.name, suite))
@@ -135,8 +144,8 @@ class MadeUpWorkspace:
             rows.append(prediction_row(example, np.eye(classes)[chosen].tolist(), chosen))
         return rows
 
-    def evaluate(self, protocol: str = "full") -> Any:
-        return stage.evaluate(self.workspace, protocol, scorer=self.scorer)
+    def evaluate(self, protocol: str = "full", **options: Any) -> Any:
+        return stage.evaluate(self.workspace, protocol, scorer=self.scorer, **options)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ def runs(made_up, monkeypatch):
     for arm in ("finetune", "affinity"):
         for seed in range(2):
             made_up.add_run(arm, seed)
-    monkeypatch.setattr(predict_module, "predict", lambda *arguments, device: made_up.scorer(*arguments))
+    monkeypatch.setattr(predict_module, "predict", lambda *arguments, spec, device: made_up.scorer(*arguments, spec))
     return made_up
 
 
@@ -50,7 +50,7 @@ def test_an_empty_workspace_is_one_sentence_and_what_to_type(tmp_path, capsys):
 
 
 def test_an_unknown_protocol_is_answered_with_the_nearest(tmp_path, capsys):
-    assert main(["evaluate", "--workspace", str(tmp_path), "--protocol", "ful"]) == 1
+    assert main(["evaluate", "--workspace", str(tmp_path), "--protocol", "ful"]) == 2
     assert "Did you mean 'full'" in capsys.readouterr().err
 
 

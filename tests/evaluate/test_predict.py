@@ -18,13 +18,17 @@ from madkit.students.student import Student, StudentIdentity
 from madkit.students.tokenizer import SPECIALS, StudentTokenizer
 from madkit.students.uniter import UniterConfig, UniterModel
 from madkit.tasks.data import open_task
-from madkit.tasks.spec import get_task
+from madkit.tasks.spec import custom_spec, get_task
 
 HEADS = {
     "vcr": HeadSpec("multiple-choice"),
     "snli-ve": HeadSpec("classification", ("neutral", "contradiction", "entailment")),  # not the task's own order
     "vqa": HeadSpec("vqa", ("yes", "no", "red", "2")),
 }
+
+
+def spec_of(examples):
+    return get_task(examples[0].task)
 
 
 @pytest.fixture(scope="module", params=sorted(HEADS))
@@ -53,7 +57,7 @@ def setting(request, tmp_path_factory):
 
 def test_batches_give_the_logits_of_one_example_alone(setting):
     folder, examples, regions = setting
-    rows = predict(folder, examples, regions, token_budget=900)
+    rows = predict(folder, examples, regions, spec=spec_of(examples), token_budget=900)
     student = load_student(folder)
     for example, row in zip(examples, rows, strict=True):
         encoded = encode_example(example, student.tokenizer, student.max_text_length)
@@ -74,7 +78,9 @@ def test_batches_give_the_logits_of_one_example_alone(setting):
 
 def test_the_budget_does_not_change_what_is_answered(setting):
     folder, examples, regions = setting
-    small, large = (predict(folder, examples, regions, token_budget=budget) for budget in (1, 10**6))
+    small, large = (
+        predict(folder, examples, regions, spec=spec_of(examples), token_budget=budget) for budget in (1, 10**6)
+    )
     assert [row["prediction"] for row in small] == [row["prediction"] for row in large]
 
 
@@ -84,15 +90,19 @@ def test_nan_weights_show_in_the_logits(setting, tmp_path):
     with torch.no_grad():
         next(student.head.parameters()).fill_(float("nan"))
     save_student(student, tmp_path / "broken")
-    assert all(row["logits"][0] != row["logits"][0] for row in predict(tmp_path / "broken", examples[:3], regions))
+    rows = predict(tmp_path / "broken", examples[:3], regions, spec=spec_of(examples))
+    assert all(row["logits"][0] != row["logits"][0] for row in rows)
 
 
 def test_a_student_of_another_task_is_refused(setting):
     folder, examples, regions = setting
-    kinds = {get_task(examples[0].task).kind}
-    other = next(example for task, example in OTHERS.items() if get_task(task).kind not in kinds)
+    spec = spec_of(examples)
+    other = next(get_task(task) for task in HEADS if get_task(task).kind != spec.kind)
     with pytest.raises(DataError, match="answers"):
-        predict(folder, [other], regions)
+        predict(folder, examples, regions, spec=other)
+    if spec.kind == "classification":
+        with pytest.raises(DataError, match="other classes"):
+            predict(folder, examples, regions, spec=custom_spec("mine", "classification", labels=("a", "b", "c")))
 
 
 def test_features_of_another_width_are_refused(setting):
@@ -102,19 +112,11 @@ def test_features_of_another_width_are_refused(setting):
         dim = regions.dim + 1
 
     with pytest.raises(DataError, match="region features"):
-        predict(folder, examples, Wide())
+        predict(folder, examples, Wide(), spec=spec_of(examples))
     with pytest.raises(DataError, match="no region features"):
-        predict(folder, examples, None)
+        predict(folder, examples, None, spec=spec_of(examples))
 
 
 def test_rows_are_plain_json(setting):
     folder, examples, regions = setting
-    json.dumps(predict(folder, examples[:2], regions), allow_nan=False)
-
-
-class _OfTask:
-    def __init__(self, task: str) -> None:
-        self.task = task
-
-
-OTHERS = {task: _OfTask(task) for task in HEADS}
+    json.dumps(predict(folder, examples[:2], regions, spec=spec_of(examples)), allow_nan=False)

@@ -126,10 +126,10 @@ def test_any_exception_of_a_student_costs_its_own_cell_only(made_up, monkeypatch
     pairs(made_up)
     plain = made_up.scorer
 
-    def scorer(student, examples, regions):
+    def scorer(student, examples, regions, spec):
         if "affinity" in str(student):
             raise RuntimeError("size mismatch\nand a long story")
-        return plain(student, examples, regions)
+        return plain(student, examples, regions, spec)
 
     monkeypatch.setattr(made_up, "scorer", scorer)
     results = made_up.evaluate("smoke")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -13,7 +13,7 @@ from madkit.evaluate.grid import shots_order
 from madkit.evaluate.report import plots, text
 from madkit.evaluate.report.gallery import GalleryItem, marked, picture
 from madkit.evaluate.report.svg import Drawing
-from madkit.evaluate.results import Results, Row, Source
+from madkit.evaluate.results import Breakdown, Results, Row, Source
 
 _COLOURS = 6
 
@@ -27,6 +27,18 @@ class _Level:
     suites: Markup
     forest: Markup | None
     rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """A table of kinds of question: a column per arm, a row per kind."""
+
+    suite: str
+    metric: str
+    shots: str
+    by: str
+    columns: tuple[str, ...]
+    lines: tuple[tuple[str, int, tuple[float | None, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,8 @@ class _Board:
     levels: tuple[_Level, ...]
     rows: tuple[Row, ...]
     n_questions: tuple[tuple[str, int, int], ...]
+    rule: str
+    kinds: tuple[_Kinds, ...]
 
 
 def render_page(results: Results, *, gallery: Sequence[GalleryItem] = (), title: str | None = None) -> str:
@@ -141,7 +155,7 @@ def _board(results: Results, source: Source, student: str, palette: dict[str, in
         legend=tuple((label, _chip(palette[label])) for label in labels),
         gains=_gains([row for row in headline if row.suite == first], levels),
         curves=tuple(
-            (suite, Markup(plots.low_shot(part, levels, palette)))
+            (_named(part[0], headline[0].metric).suite, Markup(plots.low_shot(part, levels, palette)))
             for suite in shown
             if (part := [row for row in headline if row.suite == suite])
         ),
@@ -150,12 +164,34 @@ def _board(results: Results, source: Source, student: str, palette: dict[str, in
         n_questions=tuple(
             dict.fromkeys((row.suite, row.n_examples, row.n_images) for row in headline),
         ),
+        rule=text.rule_words(rows[0].vqa_rule),
+        kinds=_kinds(results, source, student),
+    )
+
+
+def _kinds(results: Results, source: Source, student: str) -> tuple[_Kinds, ...]:
+    """The breakdowns of a section: one table per suite, metric and number of labels."""
+    tables: dict[tuple[str, str, str, str], list[Breakdown]] = {}
+    for one in results.breakdowns:
+        if (one.source, one.revision, one.student) == (source.name, source.revision, student):
+            tables.setdefault((one.suite, one.metric, one.shots, one.by), []).append(one)
+    return tuple(
+        _Kinds(
+            *key,
+            columns=tuple(one.label for one in columns),
+            lines=tuple(
+                (kind, columns[0].n_examples[kind], tuple(one.mean.get(kind) for one in columns))
+                for kind in columns[0].mean
+            ),
+        )
+        for key, columns in tables.items()
     )
 
 
 def _level(rows: Sequence[Row], shots: str, source: Source, palette: dict[str, int]) -> _Level:
     here = sorted((row for row in rows if row.shots == shots), key=lambda row: source.suites.index(row.suite))
-    headline = [row for row in here if row.headline]
+    usual = next((row.metric for row in here if row.headline), "")
+    headline = [_named(row, usual) for row in here if row.headline]
     compared = [row for row in headline if row.difference is not None]
     return _Level(
         shots=shots,
@@ -164,6 +200,11 @@ def _level(rows: Sequence[Row], shots: str, source: Source, palette: dict[str, i
         forest=_both(plots.forest, compared, palette) if compared else None,
         rows=tuple(here),
     )
+
+
+def _named(row: Row, metric: str) -> Row:
+    """The row with its metric in the suite's name where the suite lacks the section's `metric` (GD-VCR: Q->A only)."""
+    return row if row.metric == metric else replace(row, suite=f"{row.suite} ({text.arrows(row.metric)})")
 
 
 def _both(draw: Any, rows: Sequence[Row], palette: dict[str, int]) -> Markup:

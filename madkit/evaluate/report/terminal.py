@@ -48,7 +48,7 @@ def terminal(results: Results) -> RenderableType:
             if previous is not None and key != previous:
                 table.add_section()
             if key != previous:
-                suite = row.suite if row.headline else f"{row.suite}, {row.metric}"
+                suite = row.suite if row.metric == metric else f"{row.suite}, {row.metric}"
                 table.add_row(Text(suite, style="underline"))
             mark = "bold" if row.difference is not None and row.difference.significant else ""
             table.add_row(

@@ -61,6 +61,11 @@ def source_label(source: Source, sources: Sequence[Source]) -> str:
     return f"{name} @{source.revision[:8]}" if twice else name
 
 
+def rule_words(rule: str | None) -> str:
+    """The version of VQA's accuracy, for titles; nothing for other tasks."""
+    return f"VQA rule {rule}" if rule else ""
+
+
 def rows_of(results: Results, source: Source) -> list[Row]:
     """The rows of one table: one source and revision."""
     return [row for row in results.rows if (row.source, row.revision) == (source.name, source.revision)]
@@ -112,8 +117,9 @@ def tables(results: Results) -> list[tuple[Source, str, list[Row]]]:
     for source in results.sources:
         for _, group in groupby(rows_of(results, source), key=lambda row: (row.student, row.shots)):
             rows = sorted(group, key=_by_suite(results))
-            title = f"{source_label(source, results.sources)}, {shots_name(rows[0].shots)}, {rows[0].student}"
-            found.append((source, title, rows))
+            parts = [source_label(source, results.sources), shots_name(rows[0].shots), rows[0].student]
+            rule = rule_words(rows[0].vqa_rule)
+            found.append((source, ", ".join([*parts, rule] if rule else parts), rows))
     return found
 
 
@@ -144,13 +150,16 @@ def shots_name(shots: str) -> str:
 COLUMNS = [
     "protocol", "task", "source", "revision", "mini", "student", "teacher", "arm", "shots", "suite", "metric",
     "mean", "low", "high", "n_seeds", "n_examples", "n_images",
-    "baseline", "difference", "difference_low", "difference_high", "p", "p_holm", "seeds", "per_seed",
+    "baseline", "difference", "difference_low", "difference_high", "p", "p_holm", "seeds", "per_seed", "vqa_rule",
 ]
 # fmt: on
 
 
 def as_csv(results: Results) -> str:
-    """One line per row with numbers as they are; `seeds` and `per_seed` are space-separated."""
+    """One line per row with numbers as they are; `seeds` and `per_seed` are space-separated.
+
+    Behind them one line per kind of question, with the kind in the metric's name and nothing but its mean and size.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -178,8 +187,31 @@ def as_csv(results: Results) -> str:
                 *([gap.baseline, gap.mean, gap.low, gap.high, gap.p, gap.p_holm] if gap else [None] * 6),
                 " ".join(map(str, row.seeds)),
                 " ".join(f"{value:.4f}" for value in row.per_seed),
+                row.vqa_rule,
             ]
         )
+    known = {(source.name, source.revision): source for source in results.sources}
+    for one in results.breakdowns:
+        source = known[one.source, one.revision]
+        for kind, mean in one.mean.items():
+            cells: dict[str, object] = {
+                "protocol": results.protocol,
+                "task": one.task,
+                "source": one.source,
+                "revision": one.revision,
+                "mini": source.is_mini,
+                "student": one.student,
+                "arm": one.label,
+                "shots": one.shots,
+                "suite": one.suite,
+                "metric": f"{one.metric} ({one.by}: {kind})",
+                "mean": mean,
+                "n_seeds": len(one.seeds),
+                "n_examples": one.n_examples[kind],
+                "seeds": " ".join(map(str, one.seeds)),
+                "vqa_rule": one.vqa_rule,
+            }
+            writer.writerow([cells.get(column) for column in COLUMNS])
     return out.getvalue()
 
 
