@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from madkit.regions.butd_writer import write_butd_hdf5
 from madkit.regions.interface import RegionReader, Regions
-from madkit.regions.opening import open_regions
+from madkit.regions.names import NamedRegions, candidate_keys, match_images
+from madkit.regions.opening import detect_format, open_regions
 
-__all__ = ["RegionReader", "Regions", "open_regions", "write_butd_hdf5"]
+__all__ = [
+    "NamedRegions",
+    "RegionReader",
+    "Regions",
+    "candidate_keys",
+    "detect_format",
+    "match_images",
+    "open_regions",
+    "write_butd_hdf5",
+]

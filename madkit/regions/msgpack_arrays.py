@@ -26,7 +26,7 @@ def unpack_arrays(data: bytes, where: str) -> dict[str, NDArray[Any]]:
         DataError: the bytes are damaged, are no map, or hold an array of anything but numbers.
     """
     try:
-        import msgpack  # type: ignore[import-untyped]  # ships no types
+        import msgpack
     except ImportError:
         raise MadkitError(
             f"{where} is packed with msgpack, which is not installed.", hint='install it: pip install "madkit[lmdb]"'

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
-from madkit.core.registry import Registry
+from madkit.core.errors import UsageProblem
+from madkit.core.registry import Registry, suggest
+from madkit.regions.detect import detect_format
 from madkit.regions.interface import RegionReader
+
+__all__ = ["READERS", "detect_format", "open_regions"]
 
 READERS: Registry[type[RegionReader]] = Registry("region-file format")
 READERS.register("butd-hdf5", "madkit.regions.butd_hdf5:ButdHdf5Reader")
@@ -21,15 +26,26 @@ READERS.register("mmf-npy", "madkit.regions.mmf_npy:MmfNpyReader")
 
 
 def open_regions(format: str, path: Path, **options: Any) -> RegionReader:
-    """Open a file of region features.
+    """Open a file or folder of region features.
 
     Args:
-        format: the layout; "butd-hdf5" is the HDF5 of bottom-up-attention ports (fixed or adaptive number of boxes).
-        path: the file.
+        format: the layout, one of `READERS`; `detect_format` tells it from the files.
+        path: the file or folder.
+        **options: of the layout's reader. Where the layout has confidences: `min_confidence`, `min_boxes` and
+            `max_boxes`, UNITER's rule.
 
     Raises:
-        UsageProblem: an unknown layout.
+        UsageProblem: an unknown layout, or an option that its reader does not have.
         NotFoundError: the file, or one that belongs to it, does not exist.
         DataError: the file does not have that layout.
+        MadkitError: the layout needs a package that is not installed.
     """
-    return READERS.get(format)(path, **options)  # type: ignore[call-arg]
+    reader = READERS.get(format)
+    known = [name for name in inspect.signature(reader).parameters if name != "path"]
+    for name in options:
+        if name not in known:
+            raise UsageProblem(
+                f"Region files of the format {format!r} have no option {name!r}.{suggest(name, known)}",
+                hint=f"leave it out; options: {', '.join(known)}" if known else "leave it out",
+            )
+    return reader(path, **options)  # type: ignore[call-arg]  # the protocol says nothing of constructors
