@@ -36,6 +36,7 @@ COMMANDS: dict[str, CommandLine] = {
     ),
     "score": CommandLine("madkit.cli.score:score", "Score anyone's answers with the official metrics.", PIPELINE),
     "report": CommandLine("madkit.cli.report:report", "Print an evaluation's table in another format.", INSPECT),
+    "data": CommandLine("madkit.cli.data:app", "Import benchmarks and your own questions; list, show, check.", INSPECT),
     "teachers": CommandLine("madkit.cli.teachers:app", "List and describe teachers.", INSPECT),
     "cache": CommandLine("madkit.cli.cache:app", "List, inspect, verify and remove token caches.", INSPECT),
     "env": CommandLine("madkit.cli.env:env", "Print versions and hardware, ready to paste into an issue.", INSPECT),

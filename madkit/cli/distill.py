@@ -21,7 +21,10 @@ madkit distill --task vqa --arm mad --set mad.weight=0.3 --set optim.learning_ra
 
 
 def distill(
-    task: Annotated[str, typer.Option("--task", metavar="TASK", help="vcr, snli-ve, vqa or an imported data set.", show_default=False)],
+    task: Annotated[
+        str,
+        typer.Option("--task", metavar="TASK", help="vcr, snli-ve, vqa or an imported data set.", show_default=False),
+    ],
     shots: Annotated[
         str, typer.Option("--shots", metavar="SHOTS", help="Labelled questions: 1pct, 5pct, 10pct, a number, or full.")
     ] = "1pct",

@@ -30,6 +30,7 @@ SUBMISSIONS = ("submission", "submission-dev")
 
 # What people call the real data of a task, where it is not the task's own name.
 ALIASES = {"vqa-v2": "vqa"}
+NAMES = {folder: name for name, folder in ALIASES.items()}
 
 
 class TaskData:
@@ -132,17 +133,13 @@ class TaskData:
             if key not in self._regions:
                 from madkit.tasks.region_files import open_region_files
 
-                self._regions[key] = open_region_files(folder, self.manifest, self._all_images)
+                self._regions[key] = open_region_files(folder, self.manifest, lambda: self.image_files(key))
             return self._regions[key]
 
-    def _all_images(self) -> dict[str, str]:
-        """Image id -> file of every split and suite."""
-        found: dict[str, str] = {}
-        for home in (self.root, *(self.root / SUITES / name for name in self._added)):
-            images = self._stored_images(home)
-            for row in range(len(images)):
-                found[images.id(row)] = str(images.get(row)[0].path)
-        return found
+    def image_files(self, suite: str | None = None) -> dict[str, str]:
+        """Image id -> path of its file, of every image that came with the data, or of one added suite."""
+        images = self._stored_images(self.root if suite is None else self.root / SUITES / suite)
+        return {images.id(row): str(images.get(row)[0].path) for row in range(len(images))}
 
     def named_shots(self) -> list[str]:
         """Names of the imported id lists."""
@@ -202,7 +199,8 @@ def open_task(workspace: Workspace, name: str, *, build: bool = True, part: str 
         if not build:
             raise NotFoundError(
                 f"The workspace {workspace.root} holds no data for {name}.",
-                hint=f"make the embedded benchmark: madkit extract --teacher mini --task {name}",
+                hint=f"madkit data import {NAMES.get(name, name)} PATH, or, for the embedded benchmark, "
+                f"madkit extract --teacher mini --task {name}",
             )
         from madkit.tasks.mini.build import build_mini
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from madkit.core.errors import DataError
+from madkit.core.errors import DataError, UsageProblem
 from madkit.core.files import read_json, write_json_atomic
-from madkit.tasks.data import REGIONS
+from madkit.tasks.data import REGIONS, SUITES, TaskData
 
 if TYPE_CHECKING:
     from madkit.regions import RegionReader
+
+PIXELS = "regions-pixels.h5"
+GROUND_TRUTH = "ground-truth"
+_SHOWN = 5
 
 
 def open_region_files(
@@ -28,7 +33,7 @@ def open_region_files(
 
     listed = folder / REGIONS
     if listed.is_file():
-        return _open_parts(folder, _parts(listed), images())
+        return _open_parts(folder, _parts(listed), images())[0]
     own = manifest.get("regions")
     if own is None:
         return None
@@ -45,14 +50,30 @@ def _parts(path: Path) -> list[dict[str, Any]]:
     return parts
 
 
-def _open_parts(folder: Path, parts: list[dict[str, Any]], images: Mapping[str, str]) -> RegionReader:
+def _open_parts(
+    folder: Path, parts: Sequence[Mapping[str, Any]], images: Mapping[str, str]
+) -> tuple[RegionReader, list[str]]:
+    """One reader over the parts, and the ids of the images that none of them has.
+
+    Features of the annotated boxes come first and the detector's behind them, as UNITER reads VCR; otherwise each image
+    is in one part.
+    """
     from madkit.regions import NamedRegions, match_images, open_regions
 
-    readers = [open_regions(p["format"], folder / p["path"], **p.get("options", {})) for p in parts]
-    keys, _ = match_images(readers, images)
-    concat = any(p.get("role") == "ground-truth" for p in parts)
-    reader: RegionReader = NamedRegions(readers, keys, mode="concat" if concat else "first")
-    return reader
+    def reader_of(chosen: Sequence[Mapping[str, Any]]) -> tuple[RegionReader, list[str]]:
+        readers = [open_regions(p["format"], folder / p["path"], **p.get("options", {})) for p in chosen]
+        keys, missing = match_images(readers, images)
+        return NamedRegions(readers, keys), missing
+
+    annotated = [part for part in parts if part.get("role") == GROUND_TRUTH]
+    detected = [part for part in parts if part.get("role") != GROUND_TRUTH]
+    if not annotated or not detected:
+        return reader_of(parts)
+    first, missing_first = reader_of(annotated)
+    second, missing_second = reader_of(detected)
+    ours = {image: image for image in images}
+    both: RegionReader = NamedRegions([first, second], ours, mode="concat")
+    return both, sorted({*missing_first, *missing_second})
 
 
 def list_region_files(folder: Path) -> list[dict[str, Any]]:
@@ -61,6 +82,94 @@ def list_region_files(folder: Path) -> list[dict[str, Any]]:
     return _parts(path) if path.is_file() else []
 
 
-def write_region_files(folder: Path, parts: list[dict[str, Any]]) -> None:
-    """Keep the entries of a data set's region files: format, path, options, role."""
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """What attaching found: the parts, the width of the features, how many images have some, and some without."""
+
+    parts: list[dict[str, Any]]
+    dim: int
+    images: int
+    covered: int
+    without: list[str]
+
+
+def attach_regions(
+    data: TaskData,
+    paths: Sequence[Path],
+    *,
+    format: str | None = None,
+    ground_truth: Path | None = None,
+    suite: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    allow_missing: bool = False,
+) -> Attached:
+    """Say which files hold the region features of a data set; what was said before is replaced.
+
+    Args:
+        data: the data set.
+        paths: files or folders of any layout; together they hold the images.
+        format: their layout, found out by default.
+        ground_truth: features of the annotated boxes, which are put before the detected ones.
+        suite: an added suite with images of its own, whose features these are.
+        options: min_confidence, min_boxes, max_boxes of the detected boxes.
+        allow_missing: whether images may be without features.
+
+    Raises:
+        UsageProblem: no path, an unknown layout or suite.
+        DataError: a layout that cannot be told, images without features (count and the first five).
+    """
+    from madkit.regions import detect_format
+
+    folder = data.root if suite is None else data.root / SUITES / suite
+    if suite is not None and not folder.is_dir():
+        raise UsageProblem(f"{data.name} has no added suite {suite!r}.", hint=f"suites: {', '.join(data.suites())}")
+    if not paths and ground_truth is None:
+        raise UsageProblem("No region features are named.", hint="give their files or folders")
+    parts: list[dict[str, Any]] = []
+    for path in [*paths, *([ground_truth] if ground_truth else [])]:
+        full = path.expanduser().absolute()
+        annotated = path is ground_truth
+        entry: dict[str, Any] = {"format": format or detect_format(full), "path": str(full)}
+        if annotated:
+            entry["role"] = GROUND_TRUTH
+        elif options:
+            entry["options"] = dict(options)
+        parts.append(entry)
+    return _attach(data, folder, suite, parts, allow_missing=allow_missing)
+
+
+def _attach(
+    data: TaskData, folder: Path, suite: str | None, parts: list[dict[str, Any]], *, allow_missing: bool
+) -> Attached:
+    images = data.image_files(suite)
+    reader, missing = _open_parts(folder, parts, images)
+    if len(missing) == len(images) or (missing and not allow_missing):
+        shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        raise DataError(
+            f"{len(missing):,} of {len(images):,} images of {data.name} have no region features in "
+            f"{', '.join(part['path'] for part in parts)}: {shown}.",
+            hint="name all files with features (train, validation, test), or add --allow-missing",
+        )
     write_json_atomic(folder / REGIONS, {"parts": parts})
+    return Attached(parts, reader.dim, len(images), len(images) - len(missing), missing[:_SHOWN])
+
+
+def make_pixels(
+    data: TaskData, *, side: int, grid: int, workers: int, advance: Callable[[int], None] | None = None
+) -> Attached:
+    """Make pixel features of every image of a data set, from its boxes or a grid, and attach them.
+
+    They know nothing of objects; they make a data set without detector features usable, by the embedded student among
+    others. Raises DataError for images that cannot be read.
+    """
+    from madkit.regions.pixels import make_pixel_regions
+
+    seen: dict[str, tuple[Path, Any]] = {}
+    for name in [*data.splits(), *data.suites(), *data.submissions()]:
+        for example in data.examples(name):
+            known = seen.get(example.image.id)
+            if known is None or (not known[1] and example.boxes):
+                seen[example.image.id] = (example.image.path, example.boxes)
+    items = [(image, path, boxes or None) for image, (path, boxes) in seen.items()]
+    make_pixel_regions(data.root / PIXELS, items, side=side, grid=grid, workers=workers, advance=advance)
+    return _attach(data, data.root, None, [{"format": "butd-hdf5", "path": PIXELS}], allow_missing=False)

@@ -108,7 +108,11 @@ def write_dataset(
             missing.check()
         for name, writer in writers.items():
             if not writer.count:
-                raise DataError(f"The split {name} of {plan.source} has no examples left.", hint=_EMPTY)
+                cut_away = len(writers) > 1
+                raise DataError(
+                    f"The split {name} of {plan.source} has no examples{f' with a cut of {cut:g}' if cut_away else ''}.",
+                    hint="choose another share: --dev-cut 0.2" if cut_away else _EMPTY,
+                )
             digests[name] = writer.write()
             entries[name] = _entry(split, name, writer, folder, cut)
             if missing is not None and missing.left_out[split.name] and name == split.name:

@@ -1,0 +1,368 @@
+"""``madkit data``: bring in benchmarks and your own questions, look at them, check them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from madkit.cli.data_regions import app as regions_app
+from madkit.cli.options import JsonOption, WorkspaceOption
+from madkit.cli.output import emit, print_table
+
+if TYPE_CHECKING:
+    from madkit.tasks.data import TaskData
+
+EXAMPLES = """
+madkit data import vcr /data/vcr
+madkit data import custom questions.jsonl --kind multiple-choice --images photos
+madkit data show vcr --save examples.png
+madkit data check vcr
+"""
+
+app = typer.Typer(no_args_is_help=True, help="Import, list, show and check data.")
+app.add_typer(regions_app, name="regions", help="Region-feature files: add, check, convert, make.")
+
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="vcr, snli-ve, vqa or an imported data set.")]
+
+
+@app.command("import")
+def import_(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="vcr, gd-vcr, snli-ve, e-snli-ve, vqa-v2, vqa-cp-v2 or custom."),
+    ],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Folder with the owners' files, zipped or not; a file for custom.")
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="DIR", help="Folder or zip of the images.", show_default="found below PATH"),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option("--kind", metavar="KIND", help="custom: multiple-choice, classification or vqa."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="custom: how --task will call it.")
+    ] = None,
+    dev_cut: Annotated[
+        float,
+        typer.Option(
+            "--dev-cut",
+            metavar="SHARE",
+            min=0,
+            max=0.5,
+            help="Share of train that becomes the development split where the official one is reported as test.",
+        ),
+    ] = 0.05,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave out examples whose image is missing.")
+    ] = False,
+    workspace: WorkspaceOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Read a benchmark in the form in which its owners distribute it, and index it in the workspace.
+
+    The owners' files stay where they are; images and region features are read from there later. Every line is
+    checked; when one is wrong, nothing is imported. Importing the same files again changes nothing.
+    """
+    from madkit.core.workspace import Workspace
+    from madkit.tasks.describe import describe
+    from madkit.tasks.importing import ImportOptions
+    from madkit.tasks.importing.run import import_data
+
+    options = ImportOptions(images=images, allow_missing=allow_missing, dev_cut=dev_cut, name=dataset, kind=kind)
+    made = import_data(Workspace.at(workspace), name, path, options)
+    facts = None if made.data is None else describe(made.data)
+    suites = [str(one) for one in made.suites]
+
+    def human() -> None:
+        if facts is not None:
+            print(f"{'Unchanged' if made.unchanged else 'Imported'}: {facts['dataset']} ({facts['title']})")
+            _print_splits(facts)
+        for one in made.suites:
+            print(f"Suite {one.name} added to {one.parents[1].name}")
+        for note in made.notes:
+            print(f"Note: {note}")
+        print(made.data.root if made.data is not None else made.suites[0].parents[1])
+
+    document = {"unchanged": made.unchanged, "data": facts, "suites": suites, "notes": list(made.notes)}
+    emit(document, json_, human)
+
+
+@app.command("list")
+def list_(workspace: WorkspaceOption = None, json_: JsonOption = False) -> None:
+    """List the data sets of the workspace."""
+    from madkit.core.workspace import Workspace
+    from madkit.tasks.describe import dataset_rows
+
+    rows = dataset_rows(Workspace.at(workspace).require())
+
+    def human() -> None:
+        if not rows:
+            print("No data yet. Import some: madkit data import NAME PATH")
+            return
+        print_table(
+            ["data set", "task", "train", "dev", "test", "suites", "regions", "revision"],
+            [
+                [
+                    row["dataset"],
+                    row["task"],
+                    *(_count(row["questions"].get(split)) for split in ("train", "dev", "test")),
+                    len([suite for suite in row["suites"] if suite != "test"]),
+                    "yes" if row["regions"] else "no",
+                    row["revision"][:8],
+                ]
+                for row in rows
+            ],
+            right=range(2, 6),
+        )
+
+    emit({"datasets": rows}, json_, human)
+
+
+@app.command("show")
+def show(
+    task: TaskArgument,
+    split: Annotated[str, typer.Option("--split", metavar="SPLIT", help="A split or test suite.")] = "train",
+    number: Annotated[int, typer.Option("--number", "-n", metavar="N", min=0, help="Examples to show.")] = 4,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Which examples.")] = 0,
+    ids: Annotated[
+        list[str] | None, typer.Option("--id", metavar="ID", help="This example or question; may be repeated.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FILE.png", help="Draw the examples, boxes and all, on one page.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Print sizes, splits, label balance and a few examples of a data set; draw them with `--save`."""
+    from madkit.tasks.describe import describe
+    from madkit.tasks.picture import text_lines
+
+    data = _open(workspace, task)
+    facts = describe(data)
+    chosen = _chosen(data, split, number, seed, ids)
+    if save is not None:
+        _save(chosen, data, save)
+    texts = [text_lines(example, data.spec) for example in chosen]
+    examples = [[{"what": what, "text": text} for what, text in lines] for lines in texts]
+
+    def human() -> None:
+        print(f"{facts['dataset']}: {facts['title']}, task {facts['task']}, revision {facts['revision']}")
+        _print_splits(facts)
+        for note in facts["notes"]:
+            print(f"Note: {note}")
+        print(f"Region features: {_regions_line(facts)}")
+        if facts["id_lists"]:
+            print(f"Id lists: {', '.join(f'list:{name}' for name in facts['id_lists'])}")
+        for lines in texts:
+            print()
+            for what, text in lines:
+                print(f"{'*' if what == 'right choice' else ' '} {what + ': ' if what in _NAMED else ''}{text}")
+        if save is not None:
+            print(f"\n{save}")
+
+    emit({**facts, "examples": examples, "picture": None if save is None else str(save)}, json_, human)
+
+
+_NAMED = ("id", "label", "answers")
+
+
+@app.command("check")
+def check(
+    task: TaskArgument,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Hash every file and open every image and region entry.")
+    ] = False,
+    workspace: WorkspaceOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Compare a data set with the files that it came from: changed, missing, unreadable, out of place (exit 3)."""
+    from madkit.core.console import progress
+    from madkit.core.errors import VerificationFailed
+    from madkit.tasks.check import check_dataset
+
+    data = _open(workspace, task)
+    with progress(f"Checking {data.name}", 4, "parts") as bar:
+        findings = check_dataset(data, deep=deep, advance=bar.advance)
+    rows = [finding.as_row() for finding in findings]
+
+    def human() -> None:
+        print_table(
+            ["check", "looked at", "wrong"],
+            [[row["check"], _count(row["looked_at"]), _count(row["wrong"])] for row in rows],
+            right=(1, 2),
+        )
+        for row in rows:
+            for problem in row["first"]:
+                print(f"{row['check']}: {problem}")
+
+    wrong = sum(row["wrong"] for row in rows)
+    emit({"dataset": data.name, "revision": data.revision, "checks": rows, "wrong": wrong}, json_, human)
+    if wrong:
+        raise VerificationFailed(
+            f"{wrong:,} things are wrong with {data.name}.",
+            hint="put the files back as they were, or import them again",
+        )
+
+
+@app.command("shots")
+def shots(
+    task: TaskArgument,
+    shots: Annotated[
+        str | None,
+        typer.Option("--shots", metavar="SHOTS", help="Write this subset: 1pct, 200, full or list:NAME."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the subset.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to.", show_default="stdout")
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--import", metavar="FILE", help="Keep a list of question ids, for --shots list:NAME."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Of the imported list.", show_default="the file's")
+    ] = None,
+    workspace: WorkspaceOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Export the question ids of a low-shot subset, or import a list of them. Without either: the lists there are."""
+    import json
+
+    from madkit.core.errors import UsageProblem
+    from madkit.core.files import write_json_atomic
+    from madkit.tasks.id_lists import export_shots, import_shots
+
+    if shots is not None and source is not None:
+        raise UsageProblem("--shots exports and --import imports: give one of them.")
+    data = _open(workspace, task)
+    if source is not None:
+        kept, count = import_shots(data, source, name)
+        emit({"list": kept, "questions": count}, json_, lambda: print(f"{count:,} questions: --shots list:{kept}"))
+        return
+    if shots is None:
+        names = data.named_shots()
+        emit({"lists": names}, json_, lambda: print("\n".join(f"list:{one}" for one in names) or "No lists."))
+        return
+    document = export_shots(data, shots, seed)
+    if output is None:
+        print(json.dumps(document, indent=2))
+        return
+    write_json_atomic(output, document)
+    count = len(document["questions"])
+    emit({"questions": count, "file": str(output)}, json_, lambda: print(f"{count:,} questions\n{output}"))
+
+
+@app.command("suite")
+def suite(
+    task: TaskArgument,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[SHIFT]", help="Which; without it, those that fit the task are listed.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the small model, where one is trained.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=0, help="Compute threads.")] = 0,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=0, help="Train questions that the small model sees; 0 for all.")
+    ] = 0,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", metavar="N", min=1, help="Passes over them.", show_default="its own")
+    ] = None,
+    snli: Annotated[Path | None, typer.Option("--snli", metavar="PATH", help="snli-overlap: SNLI 1.0's files.")] = None,
+    workspace: WorkspaceOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Make a domain-shifted test suite from a data set; results on its other suites stay valid."""
+    from madkit.core.workspace import Workspace
+    from madkit.shifts import SHIFTS, ShiftOptions, make_shift
+
+    data = _open(workspace, task)
+    if name is None:
+        fitting = [shift for shift in SHIFTS.values() if shift.task == data.spec.name]
+        rows = [[shift.name, "yes" if shift.trains else "no", shift.about] for shift in fitting]
+        document: dict[str, Any] = {"shifts": [{"name": s.name, "about": s.about, "trains": s.trains} for s in fitting]}
+        emit(document, json_, lambda: print_table(["shift", "trains a model", "what it makes"], rows))
+        return
+    options = ShiftOptions(seed=seed, device=device, threads=threads, limit=limit, epochs=epochs, snli=snli)
+    made = make_shift(Workspace.at(workspace), data, name, options)
+    found = [{"kind": m.kind, "name": m.name, "path": str(m.path), "counts": dict(m.counts)} for m in made]
+
+    def human() -> None:
+        for one in made:
+            counts = ", ".join(f"{what} {count:,}" for what, count in one.counts.items())
+            print(f"{one.kind} {one.name}: {counts}")
+            print(one.path)
+
+    emit({"made": found}, json_, human)
+
+
+def _open(workspace: Path | None, task: str) -> TaskData:
+    from madkit.core.workspace import Workspace
+    from madkit.tasks.data import open_task
+
+    return open_task(Workspace.at(workspace), task, build=False, part="auto")
+
+
+def _chosen(data: TaskData, split: str, number: int, seed: int, ids: list[str] | None) -> list[Any]:
+    from madkit.core.errors import NotFoundError
+    from madkit.core.registry import suggest
+    from madkit.core.seeds import permutation
+
+    examples = data.examples(split)
+    if not ids:
+        places = permutation(len(examples), "show", seed)[:number].tolist()
+        return [examples[place] for place in sorted(places)]
+    found = [example for example in examples if example.id in ids or example.question_id in ids]
+    missing = set(ids) - {one for example in found for one in (example.id, example.question_id)}
+    if missing:
+        first = sorted(missing)[0]
+        near = suggest(first, [example.question_id for example in examples[:5000]])
+        raise NotFoundError(f"{data.name} has no example {first!r} in {split}.{near}")
+    return found
+
+
+def _save(chosen: list[Any], data: TaskData, path: Path) -> None:
+    from madkit.core.errors import UsageProblem
+    from madkit.core.files import write_bytes_atomic
+    from madkit.tasks.picture import contact_sheet, draw_example
+
+    if path.suffix.lower() != ".png":
+        raise UsageProblem(f"Pictures are saved as PNG, and {path.name} is named otherwise.", hint="--save FILE.png")
+    if not chosen:
+        raise UsageProblem("There are no examples to draw.", hint="-n 4 draws four")
+    from io import BytesIO
+
+    buffer = BytesIO()
+    contact_sheet([draw_example(example, data.spec) for example in chosen]).save(buffer, "PNG", optimize=True)
+    write_bytes_atomic(path, buffer.getvalue())
+
+
+def _print_splits(facts: dict[str, Any]) -> None:
+    rows = []
+    for name, split in facts["splits"].items():
+        total = sum(split["balance"].values())
+        shares = ", ".join(f"{label} {100 * count / total:.0f} %" for label, count in split["balance"].items())
+        if facts["kind"] == "multiple-choice" and total:
+            shares = " / ".join(f"{100 * count / total:.0f}" for count in split["balance"].values()) + " %"
+        rows.append([name, split.get("official", ""), _count(split["questions"]), _count(split["images"]), shares])
+    print_table(["split", "owners' name", "questions", "images", "labels"], rows, right=(2, 3))
+    left = [
+        f"{name}: {count:,} left out ({why})"
+        for name, split in facts["splits"].items()
+        for why, count in split.get("left_out", {}).items()
+    ]
+    print("\n".join(left), end="\n" if left else "")
+
+
+def _regions_line(facts: dict[str, Any]) -> str:
+    if not facts["regions"]:
+        return f"none. Add some: madkit data regions add {facts['dataset']} PATH"
+    return ", ".join(f"{entry['format']} {entry['path']}" for entry in facts["regions"])
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"

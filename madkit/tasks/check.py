@@ -1,0 +1,166 @@
+"""`madkit data check`: does what was imported still agree with the files it came from, and are they all readable?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from madkit.core import archives
+from madkit.core.archives import Listing
+from madkit.core.errors import MadkitError
+from madkit.core.seeds import permutation
+from madkit.tasks.data import TaskData
+from madkit.tasks.example import Example
+from madkit.tasks.importing.write import sha256_of
+
+_SHOWN = 5
+Advance = Callable[[int], None]
+
+
+@dataclass(slots=True)
+class Finding:
+    """One check: what was looked at, how many were looked at, and what was wrong (a few of them)."""
+
+    what: str
+    looked_at: int = 0
+    wrong: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def complain(self, problem: str) -> None:
+        """Count one more thing that is wrong."""
+        self.wrong += 1
+        if len(self.first) < _SHOWN:
+            self.first.append(problem)
+
+    def as_row(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"check": self.what, "looked_at": self.looked_at, "wrong": self.wrong, "first": list(self.first)}
+
+
+def check_dataset(
+    data: TaskData, *, deep: bool = False, sample: int = 200, advance: Advance | None = None
+) -> list[Finding]:
+    """Check a data set against its files.
+
+    Owners' files are compared by size (by SHA-256 with `deep`), every image is looked for and a sample is decoded (all
+    with `deep`), every example is read and its tags and boxes are compared, and the region features of every image are
+    looked for and a sample is read (all with `deep`).
+
+    Args:
+        data: the data set.
+        deep: look at everything instead of a sample.
+        sample: images and region entries to open where not `deep`.
+        advance: called with 1 for each check that is done.
+    """
+    findings = [_source_files(data, deep)]
+    done = advance or (lambda _: None)
+    done(1)
+    names = [*data.splits(), *(name for name in data.suites() if name != "test"), *data.submissions()]
+    examples, images = _examples(data, names)
+    findings += examples
+    done(1)
+    findings.append(_image_files(images.values()))
+    chosen = _sample(sorted(images), len(images) if deep else sample, data.revision)
+    findings.append(_decoding([images[name] for name in chosen]))
+    done(1)
+    findings += _regions(data, images, deep, sample)
+    done(1)
+    return findings
+
+
+def _source_files(data: TaskData, deep: bool) -> Finding:
+    finding = Finding("owners' files" + (" (SHA-256)" if deep else " (size)"))
+    for entry in data.manifest["splits"].values():
+        for file in entry.get("files", []):
+            finding.looked_at += 1
+            path = data.root / file["path"]
+            if not archives.exists(path):
+                finding.complain(f"{path} is gone")
+            elif archives.size_of(path) != file["bytes"] or (deep and sha256_of(path) != file["sha256"]):
+                finding.complain(f"{path} has changed since the import")
+    return finding
+
+
+def _examples(data: TaskData, names: Sequence[str]) -> tuple[list[Finding], dict[str, Path]]:
+    readable, tags = Finding("examples"), Finding("tags and boxes")
+    images: dict[str, Path] = {}
+    for name in names:
+        try:
+            for example in data.examples(name):
+                readable.looked_at += 1
+                images[example.image.id] = example.image.path
+                _check_tags(example, name, tags)
+                if example.label is None and example.answers is None and data.labelled(name):
+                    readable.complain(f"{name}: {example.id} has no label")
+        except MadkitError as error:
+            readable.complain(f"{name}: {error.message}")
+    return [readable, tags], images
+
+
+def _check_tags(example: Example, split: str, finding: Finding) -> None:
+    for segment in (*example.context, *example.candidates):
+        for tag in segment.tags:
+            finding.looked_at += 1
+            if not 0 <= tag.start < tag.end <= len(segment.text) or max(tag.boxes) >= len(example.boxes):
+                finding.complain(f"{split}: {example.id} has a tag outside its text or its boxes")
+
+
+def _image_files(paths: Iterable[Path]) -> Finding:
+    finding, listing = Finding("image files"), Listing()
+    for path in paths:
+        finding.looked_at += 1
+        if not listing.exists(path):
+            finding.complain(f"{path} is missing")
+    return finding
+
+
+def _decoding(paths: Sequence[Path]) -> Finding:
+    from PIL import Image
+
+    finding = Finding("images decoded")
+    for path in paths:
+        finding.looked_at += 1
+        try:
+            with Image.open(BytesIO(archives.read_bytes(path))) as image:
+                image.load()
+        except MadkitError as error:
+            finding.complain(error.message)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            finding.complain(f"{path} cannot be decoded ({error})")
+    return finding
+
+
+def _regions(data: TaskData, images: dict[str, Path], deep: bool, sample: int) -> list[Finding]:
+    covered, sound = Finding("images with region features"), Finding("region features read")
+    try:
+        reader = data.regions()
+    except MadkitError as error:
+        covered.complain(error.message)
+        return [covered]
+    if reader is None:
+        return []
+    known = set(reader.ids())
+    for name in images:
+        covered.looked_at += 1
+        if name not in known:
+            covered.complain(f"{name} has none")
+    for name in _sample(sorted(known & images.keys()), len(images) if deep else sample, data.revision):
+        sound.looked_at += 1
+        try:
+            regions = reader.get(name)
+            if not len(regions.boxes) or not np.isfinite(regions.features).all():
+                sound.complain(f"{name} has no usable regions")
+        except MadkitError as error:
+            sound.complain(error.message)
+    return [covered, sound]
+
+
+def _sample(names: Sequence[str], count: int, revision: str) -> list[str]:
+    if count >= len(names):
+        return list(names)
+    return [names[place] for place in permutation(len(names), "check", revision)[:count].tolist()]
