@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
+from pathlib import Path
 
-from madkit.core.errors import DataError
+from madkit.core.errors import UsageProblem
 from madkit.students.heads import HeadSpec
+from madkit.tasks.answer_vocabulary import MIN_QUESTIONS, answer_vocabulary, read_answer_file
 from madkit.tasks.example import Example
 from madkit.tasks.spec import TaskSpec
 
-# An answer is a class where it is the most frequent one of at least this many training questions: the rule of the
-# published vocabularies of about 3,100 answers.
-MIN_QUESTIONS = 9
 
-
-def head_for(spec: TaskSpec, train: Sequence[Example]) -> HeadSpec:
+def head_for(
+    spec: TaskSpec, train: Iterable[Example], *, answers: Path | None = None, min_questions: int = MIN_QUESTIONS
+) -> HeadSpec:
     """The head of a task. VQA's answers come from the whole train split: they define the task, whatever the shots.
 
-    Raises DataError where no answer is frequent enough.
+    Args:
+        spec: the task.
+        train: the train split, read for VQA only.
+        answers: a file with VQA's answers in the order of the outputs, in place of those found in `train`
+            (`read_answer_file` lists the formats): a published head fits no other list.
+        min_questions: of how many questions an answer has to be the main one.
+
+    Raises:
+        UsageProblem: `answers` for another task than VQA.
+        NotFoundError: there is no file `answers`.
+        DataError: no answer is frequent enough, or the file is no list of answers.
     """
+    if answers is not None and spec.kind != "vqa":
+        raise UsageProblem(f"{spec.title} has no answer list.", hint="leave out the setting 'answers'")
     if spec.kind == "multiple-choice":
         return HeadSpec("multiple-choice")
     if spec.kind == "classification":
         return HeadSpec("classification", spec.labels)
-    return HeadSpec("vqa", answer_vocabulary(train))
-
-
-def answer_vocabulary(train: Sequence[Example], min_questions: int = MIN_QUESTIONS) -> tuple[str, ...]:
-    """Answers that are the most frequent one of at least `min_questions` questions, the most frequent first."""
-    counts: Counter[str] = Counter()
-    for example in train:
-        if example.answers:
-            best = max(example.answers.values())
-            counts[min(answer for answer, score in example.answers.items() if score == best)] += 1
-    kept = [answer for answer, n in counts.items() if n >= min_questions]
-    if not kept:
-        raise DataError(f"No answer is the most frequent one of {min_questions} or more training questions.")
-    return tuple(sorted(kept, key=lambda answer: (-counts[answer], answer)))
+    if answers is not None:
+        return HeadSpec("vqa", read_answer_file(answers))
+    # The most frequent answer first: runs of earlier versions, whose heads had this order, stay comparable.
+    return HeadSpec("vqa", answer_vocabulary(train, min_questions=min_questions, order="frequency"))

@@ -114,6 +114,10 @@ class DistillConfig(StrictModel):
     confidence: ConfidenceConfig = Field(default_factory=ConfidenceConfig)
     pre_phase: PrePhaseConfig | None = None
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, on CUDA devices")
+    answers: str | None = Field(None, description="VQA only: file with the head's answers; none: from the train split")
+    answer_match: Literal["normalized", "raw"] = Field(
+        "normalized", description="VQA only: how annotators' answers are found among the head's (tasks.soft_targets)"
+    )
     permute_teacher: bool = Field(False, description="control: every image is given another image's teacher tokens")
 
     @property

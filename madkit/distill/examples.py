@@ -23,6 +23,7 @@ from madkit.students.heads import HeadSpec
 from madkit.students.inputs import EncodedExample, boxes_to_regions, encode_example
 from madkit.students.interface import StudentInputs
 from madkit.students.student import Student
+from madkit.tasks.answer_vocabulary import AnswerMatch, positions_of, soft_targets
 from madkit.tasks.example import Example
 
 
@@ -58,9 +59,13 @@ class ExampleSet:
         *,
         threads: int = 2,
         labelled: bool = True,
+        answer_match: AnswerMatch = "normalized",
         progress: Progress | None = None,
     ) -> None:
-        """Encode `examples`. Raises RunError or DataError where they do not fit the student."""
+        """Encode `examples`; `answer_match` is explained at `tasks.answer_vocabulary.soft_targets`.
+
+        Raises RunError or DataError where they do not fit the student.
+        """
         if regions is None:
             raise RunError(
                 "This data has no region features, which the student reads.",
@@ -76,7 +81,7 @@ class ExampleSet:
             raise RunError("There are no examples to read.")
         self.examples = list(examples)
         self.ids = [example.id for example in self.examples]
-        self.target = _targets(self.examples, student.head_spec) if labelled else None
+        self.target = _targets(self.examples, student.head_spec, answer_match) if labelled else None
         counts = {max(1, len(example.candidates)) for example in self.examples}
         if len(counts) != 1:
             raise DataError(f"The examples have different numbers of candidates ({sorted(counts)}).")
@@ -224,17 +229,16 @@ def _read_regions(reader: RegionReader, image_ids: Sequence[str], threads: int) 
         return list(workers.map(reader.get, image_ids))
 
 
-def _targets(examples: Sequence[Example], head: HeadSpec) -> Tensor:
+def _targets(examples: Sequence[Example], head: HeadSpec, match: AnswerMatch) -> Tensor:
     """[n] long labels, or [n, K] soft scores. Raises DataError for an example without a label."""
     if head.kind == "vqa":
-        place = {answer: column for column, answer in enumerate(head.outputs)}
+        positions = positions_of(head.outputs)
         scores = torch.zeros(len(examples), len(head.outputs))
         for row, example in enumerate(examples):
             if example.answers is None:
                 raise DataError(f"The example {example.id} has no answers to learn from.")
-            for answer, score in example.answers.items():
-                if answer in place:
-                    scores[row, place[answer]] = score
+            for position, score in soft_targets(example, positions, match=match).items():
+                scores[row, position] = score
         return scores
     for example in examples:
         if example.label is None:

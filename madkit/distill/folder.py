@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from madkit.core.environment import environment
-from madkit.core.files import digest_of, read_json, write_json_atomic, write_text_atomic
+from madkit.core.files import digest_of, read_json, sha256_file, write_json_atomic, write_text_atomic
 from madkit.core.workspace import Workspace
 from madkit.distill.config import DistillConfig
 
@@ -19,6 +19,8 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 # What does not change the numbers of a run does not change its folder either.
 _OUTSIDE_DIGEST = ("checkpoint", "description")
+# Keys that came later. Their defaults are what runs did before, so these are in no digest: old runs keep their folders.
+_LATER = {"answers": None, "answer_match": "normalized"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,11 @@ class RunIdentity:
 
     def digest(self, config: DistillConfig) -> str:
         """16 hex digits over the identity and the configuration."""
-        values = config.model_dump(mode="json")
-        return digest_of([asdict(self), {key: value for key, value in values.items() if key not in _OUTSIDE_DIGEST}])
+        values = {key: value for key, value in config.model_dump(mode="json").items() if key not in _OUTSIDE_DIGEST}
+        if config.answers is not None:
+            values["answers"] = sha256_file(Path(config.answers))
+        values = {key: value for key, value in values.items() if key not in _LATER or value != _LATER[key]}
+        return digest_of([asdict(self), values])
 
 
 def slug(name: str) -> str:

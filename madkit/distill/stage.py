@@ -141,7 +141,7 @@ class _Run:
         self.train: Sequence[Example] = data.examples("train")
         self.labelled = labelled_examples(data, shots, seed)
         self.config = resolve(config, task=task, n_examples=len(self.labelled), seed=seed)
-        self.head: HeadSpec = head_for(data.spec, self.train)
+        self.head: HeadSpec = head_for(data.spec, self.train, answers=Path(config.answers) if config.answers else None)
         self.cache: TokenCache | None = choose_cache(workspace, data, teacher) if self.config.needs_cache else None
         folder = student_folder(student)
         self.identity = RunIdentity(
@@ -229,7 +229,14 @@ class _Run:
         student = self._student()
         dev_examples = sample_questions(self.data.examples("dev"), config.eval.limit)
         with progress("Encoding", len(self.labelled) + len(dev_examples), "examples") as shown:
-            examples = ExampleSet(self.labelled, student, self.data.regions(), threads=self.threads, progress=shown)
+            examples = ExampleSet(
+                self.labelled,
+                student,
+                self.data.regions(),
+                threads=self.threads,
+                answer_match=config.answer_match,
+                progress=shown,
+            )
             held = ExampleSet(
                 dev_examples, student, self.data.regions(), threads=self.threads, labelled=False, progress=shown
             )

@@ -10,77 +10,28 @@ The normalisation keeps the official one's oddities, because numbers are compare
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 from madkit.core.errors import UsageProblem
+from madkit.tasks.vqa_normalization import CONTRACTIONS as CONTRACTIONS
+from madkit.tasks.vqa_normalization import normalise_words, plain, strip_punctuation
 
 VqaRule = Literal["current", "pre2021"]
 RULES: tuple[VqaRule, ...] = ("current", "pre2021")
-
-# Period, apostrophe, colon, $, %, # and & are not among them.
-_SIGNS = ';/[]"{}()=+\\_-><@`,?!'
-_DIGIT_COMMA_DIGIT = re.compile(r"[0-9],[0-9]")
-# The official expression has a mistyped look-behind that is always true: what is left is "no digit follows".
-_LOOSE_PERIOD = re.compile(r"\.(?![0-9])")
-_MAX_PERIODS = 32  # the official call passes a flag (value 32) where the number of replacements stands
-
-_NUMBERS = {"none": "0"} | {
-    word: str(number)
-    for number, word in enumerate(
-        ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-    )
-}
-_ARTICLES = frozenset({"a", "an", "the"})
-
-_CONTRACTED = """
-ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
-he's how'd how'll how's I'd've I'm I've isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
-needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll
-somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd
-there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll
-what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't
-would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-"""
-
-
-def _misspellings() -> dict[str, str]:
-    """Each contraction with one of its apostrophes left out -> the contraction, plus the table's three exceptions."""
-    table: dict[str, str] = {}
-    for word in _CONTRACTED.split():
-        for position, character in enumerate(word):
-            if character == "'":
-                table[word[:position] + word[position + 1 :]] = word
-    return table | {"let's": "let's", "she's": "she's", "somebody'd": "somebodyd"}
-
-
-CONTRACTIONS: Mapping[str, str] = _misspellings()
-
-
-def _strip_punctuation(text: str) -> str:
-    thousands = _DIGIT_COMMA_DIGIT.search(text) is not None
-    result = text
-    for sign in _SIGNS:
-        if sign in text:
-            loose = thousands or f"{sign} " in text or f" {sign}" in text
-            result = result.replace(sign, "" if loose else " ")
-    return _LOOSE_PERIOD.sub("", result, count=_MAX_PERIODS)
-
-
-def _normalise_words(text: str) -> str:
-    words = (_NUMBERS.get(word, word) for word in text.lower().split())
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
-
-
-def _plain(text: str) -> str:
-    return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def _check_rule(rule: str) -> None:
     if rule not in RULES:
         raise UsageProblem(f"There is no VQA rule {rule!r}.", hint=f"use one of: {', '.join(RULES)}")
+
+
+@lru_cache(maxsize=1 << 18)
+def _normalised(text: str) -> str:
+    """Both steps of the normalisation; kept, because the same answers are given again and again."""
+    return normalise_words(strip_punctuation(text))
 
 
 def normalize_vqa_answer(text: str, rule: VqaRule = "current") -> str:
@@ -91,7 +42,7 @@ def normalize_vqa_answer(text: str, rule: VqaRule = "current") -> str:
     answers, see `vqa_accuracy`. Raises UsageProblem for an unknown rule.
     """
     _check_rule(rule)
-    return _normalise_words(_strip_punctuation(_plain(text)))
+    return _normalised(plain(text))
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str | Mapping[str, Any]], rule: VqaRule = "current") -> float:
@@ -112,15 +63,19 @@ def vqa_accuracy(prediction: str, answers: Sequence[str | Mapping[str, Any]], ru
         raise UsageProblem("VQA accuracy needs the annotators' answers, but there are none.")
     given = [answer if isinstance(answer, str) else str(answer["answer"]) for answer in answers]
     if rule == "current":
-        given = [_plain(answer) for answer in given]
-        guess = _plain(prediction)
+        given = [plain(answer) for answer in given]
+        guess = plain(prediction)
         if len(set(given)) > 1:
-            given = [_normalise_words(_strip_punctuation(answer)) for answer in given]
-            guess = _normalise_words(_strip_punctuation(guess))
+            given = [_normalised(answer) for answer in given]
+            guess = _normalised(guess)
     else:
         guess = normalize_vqa_answer(prediction)
         if len(set(given)) > 1:
-            given = [_strip_punctuation(answer) for answer in given]
+            given = [strip_punctuation(answer) for answer in given]
+    if all(isinstance(original, str) for original in answers):
+        equal = given.count(guess)
+        others = {True: min(1.0, (equal - 1) / 3), False: min(1.0, equal / 3)}
+        return sum(others[answer == guess] for answer in given) / len(given)
     entries = [
         (answer, position) if isinstance(original, str) else {**original, "answer": answer}
         for position, (answer, original) in enumerate(zip(given, answers, strict=True))
