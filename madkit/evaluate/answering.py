@@ -80,7 +80,7 @@ def answer(
     from madkit.evaluate.predict import predict  # torch: only where there is something to answer
 
     rows = predict(found.path / "student", examples, data.regions(split), spec=spec, device=device)
-    where = f"{found.path.name} on {data.source} {split}"
+    where = f"The answers of {found.path.name} on {data.source} {split}"
     n = write_submission(path, rows, examples, spec, form, raw=raw, where=where)
     return Answered(path, form, found.path, spec.name, data.source, split, n)
 

@@ -94,7 +94,7 @@ def score_file(
         name = example.question_id if given.kind == "vcr" else example.id
         asked[name] = None
         questions[example.question_id] = questions.get(example.question_id, False) or name in given.choices
-    check_submission(given.choices, asked, where=f"{file} and {data.source} {split}", subset=subset)
+    check_submission(given.choices, asked, where=f"{file} does not fit {data.source} {split}", subset=subset)
     if not given.choices:
         raise DataError(f"{file} answers nothing.", hint="give the file with the answers")
     metrics: dict[str, Value] = {}

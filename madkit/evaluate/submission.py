@@ -114,7 +114,7 @@ def check_submission(found: Iterable[str], expected: Iterable[str], *, where: st
 
     Raises DataError naming how many ids are missing, answered twice, or not of the split, and the first of them.
     """
-    counts = Counter(found)
+    counts = Counter(iter(found))  # of a mapping, Counter would take the values
     asked = dict.fromkeys(expected)
     problems = [
         f"{len(ids):,} {words} ({', '.join(ids[:_SHOWN])}{', ...' if len(ids) > _SHOWN else ''})"
@@ -126,10 +126,9 @@ def check_submission(found: Iterable[str], expected: Iterable[str], *, where: st
         if ids
     ]
     if problems:
-        hint = "a file with fewer questions is taken with --subset" if problems[0].endswith("missing") else None
         raise DataError(
-            f"{where}: of {len(asked):,} questions and {sum(counts.values()):,} answers, {'; '.join(problems)}.",
-            hint=hint or "answer every question of the split once",
+            f"{where}: {'; '.join(problems)}, of {len(asked):,} that are asked.",
+            hint="answer every question once; madkit score takes a part of them with --subset",
         )
 
 

@@ -168,3 +168,11 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUpWorkspace:
     made = MadeUpWorkspace(tmp_path / "workspace")
     monkeypatch.setattr(stage, "find_data", made.find)
     return made
+
+
+@pytest.fixture(scope="session", params=["snli-ve", "vcr", "vqa"])
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of each task on a tiny part of the embedded benchmark; its student has random weights."""
+    from .tiny_runs import make_tiny_run  # torch: not for the tests without a student
+
+    return make_tiny_run(tmp_path_factory.mktemp("tiny"), request.param)

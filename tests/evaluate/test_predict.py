@@ -3,56 +3,25 @@
 from __future__ import annotations
 
 import json
-import re
 
 import pytest
 import torch
 
 from madkit.core.errors import DataError
-from madkit.core.workspace import Workspace
 from madkit.evaluate.predict import predict
-from madkit.students.heads import HeadSpec, TaskHead
 from madkit.students.inputs import collate, encode_example
 from madkit.students.load import load_student, save_student
-from madkit.students.student import Student, StudentIdentity
-from madkit.students.tokenizer import SPECIALS, StudentTokenizer
-from madkit.students.uniter import UniterConfig, UniterModel
-from madkit.tasks.data import open_task
-from madkit.tasks.spec import custom_spec, get_task
-
-HEADS = {
-    "vcr": HeadSpec("multiple-choice"),
-    "snli-ve": HeadSpec("classification", ("neutral", "contradiction", "entailment")),  # not the task's own order
-    "vqa": HeadSpec("vqa", ("yes", "no", "red", "2")),
-}
+from madkit.tasks.spec import TASKS, custom_spec, get_task
 
 
 def spec_of(examples):
     return get_task(examples[0].task)
 
 
-@pytest.fixture(scope="module", params=sorted(HEADS))
-def setting(request, tmp_path_factory):
+@pytest.fixture
+def setting(tiny):
     """(folder of a student, examples, region features) of each task."""
-    torch.set_num_threads(1)
-    base = tmp_path_factory.mktemp("predict")
-    data = open_task(Workspace.at(base / "workspace"), request.param, part="tiny")
-    examples = data.examples("test")[:24]
-    words = sorted(
-        {word for one in examples for text in one.texts() for word in re.findall(r"\w+|[^\w\s]", text.lower())}
-    )
-    (base / "vocab.txt").write_text("\n".join([*SPECIALS, *words]) + "\n")
-    tokenizer = StudentTokenizer(base / "vocab.txt", lowercase=True)
-    config = UniterConfig(
-        vocab_size=len(tokenizer), hidden_size=16, layers=2, heads=2, intermediate_size=32, max_positions=64,
-        region_dim=data.regions().dim, tag_gain=1.0,
-    )  # fmt: skip
-    torch.manual_seed(1)
-    student = Student(
-        UniterModel(config), TaskHead(16, HEADS[request.param]), tokenizer, StudentIdentity("tiny", "uniter", "-")
-    )
-    save_student(student, base / "student")
-    return base / "student", examples, data.regions()
+    return tiny.run / "student", tiny.data.examples("test")[:24], tiny.data.regions()
 
 
 def test_batches_give_the_logits_of_one_example_alone(setting):
@@ -97,7 +66,7 @@ def test_nan_weights_show_in_the_logits(setting, tmp_path):
 def test_a_student_of_another_task_is_refused(setting):
     folder, examples, regions = setting
     spec = spec_of(examples)
-    other = next(get_task(task) for task in HEADS if get_task(task).kind != spec.kind)
+    other = next(other for other in TASKS.values() if other.kind != spec.kind)
     with pytest.raises(DataError, match="answers"):
         predict(folder, examples, regions, spec=other)
     if spec.kind == "classification":
