@@ -45,15 +45,16 @@ SHIFTS: dict[str, Shift] = {
         Shift(
             "hypothesis-hard",
             "snli-ve",
-            "the pairs that a classifier of the hypothesis alone gets wrong (suite test-hypothesis-hard)",
-            "madkit.shifts.hypothesis:build",
+            "the pairs that a classifier of the hypothesis alone gets wrong (suite test-hypothesis-hard) and "
+            "the others (test-hypothesis-easy)",
+            "madkit.shifts.hypothesis_hard:build",
             trains=True,
         ),
         Shift(
             "snli-overlap",
             "snli-ve",
             "the dev and test pairs that lie in SNLI's train split (a list of pairIDs)",
-            "madkit.shifts.overlap:build",
+            "madkit.shifts.snli_overlap:build",
         ),
     )
 }
