@@ -60,14 +60,12 @@ def _refuse_ports(corners: NDArray[np.float32], sides: NDArray[np.float32], wher
         return
     if _close(sides[:, ::-1], true):
         raise DataError(
-            f"{where}: the columns 4 and 5 of 'norm_bb' are height and width, they must be width and height.",
-            hint="swap the two columns: norm_bb[:, [0, 1, 2, 3, 5, 4]]",
+            f"{where}: the columns of 'norm_bb' must be x1, y1, x2, y2, width, height, but 4 and 5 are height and width "
+            "(or the corners are y1, x1, y2, x2).",
+            hint="find out which pair is swapped, and swap it back: norm_bb[:, [0, 1, 2, 3, 5, 4]] for the first",
         )
     if _close(sides, corners[:, 2:]):
         raise DataError(f"{where}: the columns 2 and 3 of 'norm_bb' are width and height, they must be x2 and y2.")
-    turned = corners[:, [1, 0, 3, 2]]
-    if _close(sides, turned[:, 2:] - turned[:, :2]):
-        raise DataError(f"{where}: the corners in 'norm_bb' are y1, x1, y2, x2, they must be x1, y1, x2, y2.")
 
 
 def _close(left: NDArray[np.float32], right: NDArray[np.float32]) -> bool:
