@@ -37,11 +37,12 @@ class MilvlgNpzReader(KeyedReader):
             if key not in record:
                 raise DataError(f"{where}: the array '{key}' is missing.")
         size = image_size(record["image_w"], record["image_h"], where)
-        boxes = record["bbox"]
-        if "num_bbox" in record and record["num_bbox"].size == 1 and int(record["num_bbox"].item()) != len(boxes):
-            raise DataError(f"{where}: 'num_bbox' is {record['num_bbox'].item()}, but there are {len(boxes)} boxes.")
         confidence = _confidence(read_npz_object(path, "info", where), where)
-        return self._selection.apply(from_pixels(boxes, record["x"], confidence, size, where), where)
+        regions = from_pixels(record["bbox"], record["x"], confidence, size, where)
+        claimed, count = record.get("num_bbox"), len(regions.boxes)
+        if claimed is not None and claimed.size == 1 and claimed.item() != count:
+            raise DataError(f"{where}: 'num_bbox' is {claimed.item()}, but there are {count} boxes.")
+        return self._selection.apply(regions, where)
 
 
 def _confidence(info: Any, where: str) -> NDArray[Any] | None:
