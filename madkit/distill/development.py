@@ -12,6 +12,7 @@ from madkit.distill.examples import ExampleSet
 from madkit.distill.loop import Look
 from madkit.distill.order import BucketOrder, Indices
 from madkit.students.student import Student
+from madkit.tasks.answer_vocabulary import positions_of, soft_targets
 from madkit.tasks.example import Example
 from madkit.tasks.spec import TaskSpec
 
@@ -70,9 +71,10 @@ def score(spec: TaskSpec, examples: Sequence[Example], chosen: Sequence[int] | A
     """Metrics in percent: accuracy, soft accuracy (VQA), or Q->A, QA->R and Q->AR (VCR)."""
     right: dict[str, list[float]] = {}
     both: dict[str, list[float]] = {}
+    positions = positions_of(outputs)
     for example, choice in zip(examples, chosen, strict=True):
         if spec.kind == "vqa":
-            value = (example.answers or {}).get(outputs[int(choice)], 0.0)
+            value = soft_targets(example, positions).get(int(choice), 0.0)
         else:
             value = float(int(choice) == example.label)
         right.setdefault(example.subtask, []).append(value)

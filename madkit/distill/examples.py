@@ -69,7 +69,8 @@ class ExampleSet:
         if regions is None:
             raise RunError(
                 "This data has no region features, which the student reads.",
-                hint="import them beside the data (manifest.json, key 'regions').",
+                hint="add a detector's: madkit data regions add TASK PATH; or make pixel features: "
+                "madkit data regions make TASK",
             )
         if regions.dim != student.region_dim:
             raise RunError(

@@ -106,7 +106,8 @@ def distill(
     if student is None:
         if not data.is_mini:
             raise UsageProblem(
-                f"{data.source} is a real benchmark, so a student has to be named.", hint="add --student NAME or FOLDER"
+                f"{data.source} is not the embedded benchmark, so a student has to be named.",
+                hint=f"add --student NAME or FOLDER; --student {MINI_STUDENT} is there to try things out",
             )
         student = MINI_STUDENT
     run = _Run(workspace, data, data.spec.name, shots, str(student), teacher, seed, config, threads or 2, accelerator)
@@ -140,7 +141,7 @@ class _Run:
         self.accelerator = accelerator
         self.train: Sequence[Example] = data.examples("train")
         self.labelled = labelled_examples(data, shots, seed)
-        self.config = resolve(config, task=task, n_examples=len(self.labelled), seed=seed)
+        self.config = resolve(config, task=data.spec.kind, n_examples=len(self.labelled), seed=seed)
         self.head: HeadSpec = head_for(data.spec, self.train, answers=Path(config.answers) if config.answers else None)
         self.cache: TokenCache | None = choose_cache(workspace, data, teacher) if self.config.needs_cache else None
         folder = student_folder(student)

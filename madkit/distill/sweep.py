@@ -144,7 +144,7 @@ def _plan(workspace: Workspace, spec: RunSpec, part: str) -> _Plan:
     steps = config.optim.steps
     if steps is None:
         labelled = labelled_examples(data, spec.shots, spec.seed)
-        steps = resolve(config, task=data.spec.name, n_examples=len(labelled), seed=spec.seed).optim.steps
+        steps = resolve(config, task=data.spec.kind, n_examples=len(labelled), seed=spec.seed).optim.steps
     return _Plan(data.source, config.pre_phase.steps if config.pre_phase is not None else 0, steps or 0)
 
 

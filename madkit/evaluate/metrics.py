@@ -71,7 +71,9 @@ def score_prediction(example: Example, prediction: Any, rule: VqaRule = "current
 
             return float(vqa_accuracy(prediction, example.annotations, rule))
         if example.answers is not None and rule == "current":
-            return float(example.answers.get(prediction, 0.0))
+            from madkit.tasks.answer_vocabulary import soft_targets
+
+            return soft_targets(example, {prediction: 0}).get(0, 0.0)
         return None
     if example.label is None:
         return None
