@@ -48,5 +48,5 @@ def head_for(
 
 
 def least_questions(spec: TaskSpec, questions: int) -> int:
-    """Of how many of the train `questions` an answer has to be the main one: 9 as published, less for small own data."""
+    """Of how many of the train questions an answer has to be the main one: 9 as published, less for small own data."""
     return MIN_QUESTIONS if spec.name in TASKS else min(MIN_QUESTIONS, max(1, questions // _QUESTIONS_EACH))

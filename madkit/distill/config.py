@@ -127,9 +127,7 @@ class DistillConfig(StrictModel):
 
 
 def resolve(config: DistillConfig, *, task: str, n_examples: int, seed: int) -> DistillConfig:
-    """`config` with every open value filled: the number of steps from the size of the subset, the rates by the kind of the
-    `task`, the seeds.
-    """
+    """`config` with every open value filled: steps from the size of the subset, rates by the task's kind, seeds."""
     optim = config.optim
     if optim.steps is None:
         per_epoch = math.ceil(n_examples / min(optim.batch_size, n_examples))
