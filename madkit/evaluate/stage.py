@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -94,11 +94,13 @@ def evaluate(
                 data[run.table] = None
                 problems.append(Problem(run.source, error.message, error.hint))
     specs: dict[tuple[str, str], TaskSpec] = {}
+    described = {run.table: run.spec for run in runs if run.spec is not None}
 
     cells: list[Cell] = []
     for run in runs:
         try:
-            specs[run.table] = spec_of(run, data[run.table])
+            # a run that says what the task is speaks for the others on the same data
+            specs[run.table] = spec_of(replace(run, spec=described.get(run.table)), data[run.table])
             cells.extend(Cell(run, suite) for suite in _suites(run, data[run.table], wanted))
         except MadkitError as error:
             problems.append(Problem(run.path.name, error.message, error.hint))

@@ -87,7 +87,7 @@ def scores_of(found) -> dict[str, float]:
     return {name: one.score for name, one in found.metrics.items()}
 
 
-# -- VCR ----------------------------------------------------------------------------------------------------------------
+# -- VCR --------------------------------------------------------------------------------------------------------------
 
 
 def test_vcr_metrics_of_a_truth_made_by_hand(place, tmp_path, capsys):
@@ -98,7 +98,7 @@ def test_vcr_metrics_of_a_truth_made_by_hand(place, tmp_path, capsys):
     assert {name: one["score"] for name, one in document["metrics"].items()} == {
         "Q->AR": 40.0, "Q->A": 60.0, "QA->R": 80.0,
     }  # fmt: skip
-    assert list(document["metrics"])[0] == "Q->AR"
+    assert next(iter(document["metrics"])) == "Q->AR"
     assert (document["questions"], document["answered"], document["vqa_rule"]) == (5, 5, None)
 
 
@@ -138,7 +138,7 @@ def test_a_file_for_a_split_without_labels_is_checked(place, tmp_path, capsys):
     assert "1 missing (test-10)" in capsys.readouterr().err
 
 
-# -- VQA ----------------------------------------------------------------------------------------------------------------
+# -- VQA --------------------------------------------------------------------------------------------------------------
 
 
 def test_golden_vectors_through_the_whole_command(place, tmp_path, capsys):
@@ -181,7 +181,7 @@ def test_people_see_the_rule_and_the_types(place, tmp_path, capsys):
     assert max(map(len, out.splitlines())) <= 80
 
 
-# -- SNLI-VE ------------------------------------------------------------------------------------------------------------
+# -- SNLI-VE ----------------------------------------------------------------------------------------------------------
 
 
 def pair_lines(answers, key="pairID", value="label") -> str:
@@ -217,36 +217,47 @@ def test_a_csv_of_predictions(place, tmp_path):
     assert scores_of(score_file(place, file, "snli-ve"))["accuracy"] == 50.0
 
 
-# -- bad files ----------------------------------------------------------------------------------------------------------
+# -- bad files --------------------------------------------------------------------------------------------------------
+
+
+FOUR = "annot_id,answer_0,answer_1,answer_2,answer_3"
 
 
 @pytest.mark.parametrize(
     ("task", "text", "words"),
     [
         ("vqa", "", "is empty"),
-        ("vqa", '[{"question_id": 1000, "answer": "a"}, {"question_id": 1000, "answer": "b"}]', "entry 2: 1000 is answered twice, first in entry 1"),
+        (
+            "vqa",
+            '[{"question_id": 1000, "answer": "a"}, {"question_id": 1000, "answer": "b"}]',
+            "entry 2: 1000 is answered twice, first in entry 1",
+        ),
         ("vqa", '[{"question_id": 1000, "answer": 2}]', "entry 1: 'answer' must be the answer as a string"),
         ("vqa", '[{"answer": "2"}]', "entry 1: there is no id"),
         ("vqa", '[{"question_id": 1000}]', "entry 1: nothing is answered for 1000"),
         ("vqa", '[{"question_id": 1000, "answer": "a"', "truncated"),
         ("vqa", '[{"question_id": 7, "answer": "a"}]', r"40 missing \(1000, .*1 not of this split \(7\)"),
         ("vqa", "[]", "40 missing"),
-        ("snli-ve", '{"pairID": "0.jpg#0", "label": 1}\n', "line 1: 'label' must be one of contradiction, entailment, neutral"),
-        ("snli-ve", '{"pairID": "0.jpg#0", "label": "neutral"}\n{"pairID"', "line 2: the last line is not complete JSON"),
+        (
+            "snli-ve",
+            '{"pairID": "0.jpg#0", "label": 1}\n',
+            "line 1: 'label' must be one of contradiction, entailment, neutral, found 1",
+        ),
+        ("snli-ve", '{"id": "0.jpg#0", "label": "neutral"}\n{"id"', "line 2: the last line is not complete JSON"),
         ("snli-ve", "x,y\n1,2\n", "line 1: neither JSON nor a CSV with an id"),
         ("snli-ve", "id,prediction\n0.jpg#0,neutral,1\n", "line 2: 3 values for 2 columns"),
-        ("vcr", '{"id": "val-0/answer", "prediction": 7}\n', "has 4 choices, and the answer is 7"),
+        ("vcr", '{"id": "val-0/answer", "prediction": 7}\n', "val-0/answer has 4 choices, and the answer is 7"),
         ("vcr", '{"id": "val-0/answer", "prediction": 1.5}\n', "must be the number of a choice"),
         ("vcr", "annot_id,answer_0,answer_1\nval-0,1,2\n", "line 1: 2 of VCR's 4 score columns are missing: answer_2"),
-        ("vcr", "annot_id,answer_0,answer_1,answer_2,answer_3\nval-0,1,2,x,3\n", "line 2: 'answer_2' must be a number, found 'x'"),
-        ("vcr", "annot_id,answer_0,answer_1,answer_2,answer_3\nval-0,1,2,nan,3\n", "line 2: 'answer_2' is nan"),
-        ("vcr", "annot_id,answer_0,answer_1,answer_2,answer_3\nval-0,1,2,3,4\nval-0,1,2,3,4\n", "line 3: val-0 is answered twice, first on line 2"),
+        ("vcr", f"{FOUR}\nval-0,1,2,x,3\n", "line 2: 'answer_2' must be a number, found 'x'"),
+        ("vcr", f"{FOUR}\nval-0,1,2,nan,3\n", "line 2: 'answer_2' is nan"),
+        ("vcr", f"{FOUR}\nval-0,1,2,3,4\nval-0,1,2,3,4\n", "line 3: val-0 is answered twice, first on line 2"),
     ],
-)  # fmt: skip
+)
 def test_bad_files_are_one_sentence_with_the_place(place, tmp_path, task, text, words):
     file = write(tmp_path / "bad.txt", text)
     with pytest.raises(MadkitError, match=words) as caught:
-        score_file(place, file, task, subset="choices" in words)
+        score_file(place, file, task, subset="choices," in words)
     assert str(file) in caught.value.message
     assert caught.value.hint
     assert "\n" not in caught.value.message

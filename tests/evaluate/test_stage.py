@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from madkit.core.errors import MadkitError, StoppedResumable
-from madkit.core.files import read_jsonl
+from madkit.core.errors import ConfigError, DataError, MadkitError, StoppedResumable
+from madkit.core.files import read_jsonl, sha256_file
+from madkit.evaluate import stage
 from madkit.evaluate.results import SCHEMA, Results
+from madkit.tasks.spec import custom_spec
 
 
 def pairs(made_up, seeds=3, **values):
@@ -230,6 +232,149 @@ def test_stopped_between_cells_it_keeps_what_is_done(made_up, monkeypatch):
     assert len(made_up.scored) == 3
     made_up.evaluate()
     assert len(made_up.scored) == 8  # the rest, and nothing twice
+
+
+def vqa_runs(made_up):
+    return pairs(made_up, seeds=1, task="vqa", source="mini-vqa")
+
+
+def test_the_older_rule_scores_the_same_answers_without_a_student(made_up):
+    folder = vqa_runs(made_up)[0]
+    now = made_up.evaluate("smoke")
+    scored = len(made_up.scored)
+    before = made_up.evaluate("smoke", vqa_rule="pre2021")
+    assert len(made_up.scored) == scored
+    assert {row.vqa_rule for row in now.rows} == {"current"}
+    assert {row.vqa_rule for row in before.rows} == {"pre2021"}
+    lines = [json.loads(line) for line in (folder / "predictions" / "test.jsonl").read_text().splitlines()]
+    # only where all ten say "red" is "red" right by the older rule
+    right = [line["prediction"] == "red" and line["form"] == "is the" for line in lines]
+    row = row_of(before, arm="finetune", metric="accuracy")
+    assert row.mean == pytest.approx(100 * sum(right) / len(right))
+    assert row_of(now, arm="finetune", metric="accuracy").mean > row.mean
+    kept = [(row["vqa_rule"], row["metrics"]["accuracy"]) for row in read_jsonl(folder / "results.jsonl")]
+    assert kept == [
+        ("current", pytest.approx(now.rows[0].mean, abs=1e-4)),
+        ("pre2021", pytest.approx(row.mean, abs=1e-4)),
+    ]
+    made_up.data.clear()  # both outlive the data
+    assert made_up.evaluate("smoke", vqa_rule="pre2021").rows == before.rows
+    assert made_up.evaluate("smoke").rows == now.rows
+    assert len(read_jsonl(folder / "results.jsonl")) == 2
+
+
+def test_kinds_of_question_are_told_beside_the_rows_and_not_tested(made_up):
+    vqa_runs(made_up)
+    results = made_up.evaluate("smoke")
+    assert [(one.arm, one.by, one.metric) for one in results.breakdowns] == [
+        ("finetune", "question type", "accuracy"),
+        ("affinity", "question type", "accuracy"),
+    ]
+    one = results.breakdowns[0]
+    assert one.n_examples == {"is the": 20, "what is": 40}
+    row = row_of(results, arm="finetune", metric="accuracy")
+    assert (20 * one.mean["is the"] + 40 * one.mean["what is"]) / 60 == pytest.approx(row.mean)
+    assert not any("what is" in row.metric for row in results.rows)
+
+
+def test_an_older_metric_version_is_scored_again_from_the_answers(made_up):
+    folder = vqa_runs(made_up)[0]
+    results = made_up.evaluate("smoke")
+    path, rows = folder / "results.jsonl", read_jsonl(folder / "results.jsonl")
+    predictions = folder / "predictions" / "test.jsonl"
+    old = [json.loads(line) for line in predictions.read_text().splitlines()]
+    for line in old:
+        del line["score_pre2021"], line["form"]
+        line["score"] = 0.0
+    predictions.write_text("".join(json.dumps(line) + "\n" for line in old))
+    digest = sha256_file(predictions)
+    path.write_text(json.dumps({**rows[0], "metric_version": 1, "predictions_sha256": digest}) + "\n")
+    scored = len(made_up.scored)
+    assert made_up.evaluate("smoke").rows == results.rows
+    assert len(made_up.scored) == scored
+
+
+def test_a_suite_added_later_or_made_anew_is_scored_alone(made_up):
+    folders = pairs(made_up, seeds=1)
+    data = made_up.data["mini-snli-ve", "aaaa000011112222"]
+    data.names = ("test",)
+    made_up.evaluate()
+    assert len(made_up.scored) == 2
+    data.names = ("test", "test-hypothesis-hard")
+    data.suite_revisions = {"test-hypothesis-hard": "1111"}
+    results = made_up.evaluate()
+    assert made_up.scored[2:] == [(folder.name, "test-hypothesis-hard") for folder in folders]
+    assert {row.suite for row in results.rows} == {"test", "test-hypothesis-hard"}
+    data.suite_revisions = {"test-hypothesis-hard": "2222"}
+    made_up.evaluate()
+    assert len(made_up.scored) == 6
+    made_up.evaluate()
+    assert len(made_up.scored) == 6
+
+
+def test_official_test_sets_without_labels_are_no_suites(made_up, tmp_path):
+    pairs(made_up, seeds=1)
+    protocol = tmp_path / "mine.yaml"
+    protocol.write_text("suites: [test, submission]\n")
+    results = made_up.evaluate(str(protocol))
+    assert {row.suite for row in results.rows} == {"test"}
+    assert len(results.problems) == 2
+    assert "without labels" in results.problems[0]["error"]
+    assert results.problems[0]["hint"].startswith("madkit predict mini-uniter-finetune-1pct-s0-00000000 --split")
+
+
+def test_a_users_own_task_needs_the_data_or_the_runs_description(made_up):
+    spec = custom_spec("birds", "multiple-choice", n_candidates=4)
+    made_up.add_data("birds", "birds", own_spec=spec)
+    values = {"task": "birds", "source": "birds", "is_mini": False}
+    made_up.add_run("finetune", 0, spec=spec.to_dict(), **values)
+    made_up.add_run("affinity", 0, **values)
+    before = made_up.evaluate("smoke")
+    assert {(row.metric, row.chance, row.headline) for row in before.rows} == {("accuracy", 25.0, True)}
+    assert before.sources[0].title == "birds"
+    assert {cell["task"] for cell in before.missing} <= {"birds"}
+    made_up.data.clear()
+    after = made_up.evaluate("smoke")
+    assert [row.per_seed for row in after.rows] == [row.per_seed for row in before.rows]
+    assert not after.problems
+
+
+def test_an_unknown_task_without_data_is_one_problem(made_up):
+    pairs(made_up, seeds=1)
+    made_up.add_run("mad", 0, task="birds", source="birds", is_mini=False)
+    results = made_up.evaluate("smoke")
+    (problem,) = results.problems
+    assert "says what the task 'birds' is" in problem["error"]
+    assert {row.task for row in results.rows} == {"snli-ve"}
+
+
+def test_data_that_cannot_be_opened_is_said_once_and_costs_no_other_table(made_up, monkeypatch):
+    pairs(made_up, seeds=2)
+    for seed in range(2):
+        made_up.add_run("mad", seed, task="vqa", source="vqa", is_mini=False)
+    plain = made_up.find
+
+    def find(workspace, run):
+        if run.source == "vqa":
+            raise DataError("manifest.json has schema 1.", hint="import it again")
+        return plain(workspace, run)
+
+    monkeypatch.setattr(stage, "find_data", find)
+    results = made_up.evaluate("smoke")
+    assert sum(problem["error"] == "manifest.json has schema 1." for problem in results.problems) == 1
+    assert {row.task for row in results.rows} == {"snli-ve"}
+
+
+def test_protocols_may_name_data_sets_and_wrong_names_are_suggested(made_up, tmp_path):
+    pairs(made_up, seeds=1)
+    made_up.add_data("vqa", "vqa-cp-v2")
+    made_up.add_run("finetune", 0, task="vqa", source="vqa-cp-v2", is_mini=False)
+    protocol = tmp_path / "mine.yaml"
+    protocol.write_text("tasks: [vqa-cp-v2]\nsuites: [test]\n")
+    assert {row.source for row in made_up.evaluate(str(protocol)).rows} == {"vqa-cp-v2"}
+    protocol.write_text("tasks: [vqa-pc-v2]\n")
+    with pytest.raises(ConfigError, match="Did you mean 'vqa-cp-v2'"):
+        made_up.evaluate(str(protocol))
 
 
 def test_the_document_is_json_and_comes_back_as_it_was(made_up):
