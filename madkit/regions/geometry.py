@@ -92,7 +92,8 @@ def check_absolute(pixels: NDArray[np.floating], width: float, height: float, wh
                 "width and height (or x and y) are swapped.",
                 hint="open the file under the name of the layout that it really has",
             )
-        if _fits(np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], axis=1), sides):
+        as_sizes = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], axis=1)
+        if (corners[:, 2:] < corners[:, :2]).any() and _fits(as_sizes, sides):
             raise DataError(
                 f"{where}: the columns of the boxes look like x, y, width, height and not like x1, y1, x2, y2."
             )

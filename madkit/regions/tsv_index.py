@@ -84,10 +84,10 @@ def open_index(path: Path, *, folder: Path | None = None, advance: Advance | Non
         if found is not None:
             return found
     if advance is not None or stamp[0][0] < _SHOWN_FROM_BYTES:
-        ids, rows, columns = _scan(path, advance or _nothing)
+        ids, rows, columns = _scan(path, stamp[0][0], advance or _nothing)
     else:
         with progress(f"Indexing {path.name}", -(-stamp[0][0] // 10**6), "MB") as bar:
-            ids, rows, columns = _scan(path, _Megabytes(bar.advance))
+            ids, rows, columns = _scan(path, stamp[0][0], _Megabytes(bar.advance))
     built = TsvIndex(ids, rows[0], rows[1], rows[2], columns, True, None)
     if _stamp(path)[0] != stamp[0]:
         raise DataError(f"{path} changed while it was read.", hint="run the command again when it is complete")
@@ -141,14 +141,14 @@ def _nothing(_: int) -> None:
     pass
 
 
-def _scan(path: Path, advance: Advance) -> tuple[tuple[str, ...], NDArray[np.int64], int]:
-    """(ids, [3, rows] starts, lengths and lines, number of columns) of a file read from start to end."""
+def _scan(path: Path, size: int, advance: Advance) -> tuple[tuple[str, ...], NDArray[np.int64], int]:
+    """(ids, [3, rows] starts, lengths and lines, number of columns) of the first `size` bytes of a file."""
     rows = _Rows(path)
     position = 0
     with path.open("rb", buffering=0) as file:
         if hasattr(os, "posix_fadvise"):  # not on macOS
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        while chunk := file.read(_CHUNK_BYTES):
+        while chunk := file.read(min(_CHUNK_BYTES, size - position)):
             rows.feed(chunk, position)
             position += len(chunk)
             advance(len(chunk))
@@ -255,7 +255,7 @@ def _save(index: TsvIndex, places: list[Path], stamp: Stamp, path: Path) -> TsvI
 def _load(place: Path, stamp: Stamp) -> TsvIndex | None:
     """The index at a place, None where there is none, it is damaged, or belongs to another state of the file."""
     try:
-        with np.load(place, allow_pickle=False) as content:
+        with place.open("rb") as file, np.load(file, allow_pickle=False) as content:
             facts, head = content["facts"].tolist(), content["head"].tobytes()
             if [facts[0], *facts[2:]] != [_VERSION, *stamp[0]] or head != stamp[1]:
                 return None
