@@ -7,7 +7,7 @@ import pytest
 from madkit.core.errors import DataError
 from madkit.evaluate.metrics import prediction_row, score
 from madkit.tasks.example import Example, ImageRef
-from madkit.tasks.spec import get_task
+from madkit.tasks.spec import custom_spec, get_task
 
 
 def example(task: str, name: str, **values) -> Example:
@@ -100,3 +100,37 @@ def test_hidden_answers_empty_suites_and_doubles_are_refused():
     twice = prediction_row(example("snli-ve", "a", label=1), [0.0] * 3, 1)
     with pytest.raises(DataError, match="'a' is in the suite twice"):
         score(get_task("snli-ve"), [twice, twice])
+
+
+def test_a_vcr_suite_without_rationales_has_the_metric_of_its_answers():
+    rows = [row for row in vcr_rows([True, False], [True, True]) if row["subtask"] == "answer"]
+    found = score(get_task("vcr"), rows)
+    assert {name: one.percent for name, one in found.items()} == {"Q->A": 50.0}
+
+
+def test_kinds_of_question_are_counted_where_there_are_several():
+    def rows(forms):
+        examples = [example("snli-ve", str(i), label=1, form=form) for i, form in enumerate(forms)]
+        return [prediction_row(one, [0, 0, 0], i % 2) for i, one in enumerate(examples)]
+
+    found = score(get_task("snli-ve"), rows(["a", "b", "b", "b", ""]))["accuracy"].by_form()
+    assert found == {"a": (0.0, 1), "b": (pytest.approx(200 / 3), 3)}
+    assert score(get_task("snli-ve"), rows(["a", "a", ""]))["accuracy"].by_form() == {}
+
+
+def test_soft_scores_have_no_older_rule():
+    rows = [prediction_row(example("vqa", "q", answers={"red": 0.6}), [1.0], "red")]
+    assert score(get_task("vqa"), rows)["accuracy"].percent == pytest.approx(60)
+    with pytest.raises(DataError, match="soft scores in place of the annotators' answers"):
+        score(get_task("vqa"), rows, "pre2021")
+
+
+def test_the_rule_is_vqas_alone():
+    rows = vcr_rows([True, False], [True, True])
+    assert score(get_task("vcr"), rows, "pre2021")["Q->A"].percent == 50.0
+
+
+def test_multiple_choice_of_ones_own_has_one_metric():
+    spec = custom_spec("birds", "multiple-choice", n_candidates=3)
+    rows = [prediction_row(example("birds", str(i), label=2), [0, 0, 1], pick) for i, pick in enumerate((2, 2, 0, 2))]
+    assert {name: one.percent for name, one in score(spec, rows).items()} == {"accuracy": 75.0}

@@ -220,6 +220,74 @@ def test_csv_has_a_line_per_row_and_the_numbers_as_they_are(results):
         assert len(line["per_seed"].split()) == row.n_seeds
 
 
+@pytest.fixture
+def of_vqa(made_up) -> Results:
+    made_up.add_data("vqa", "mini-vqa")
+    for arm in ("finetune", "affinity"):
+        for seed in range(2):
+            made_up.add_run(arm, seed, task="vqa", source="mini-vqa")
+    return made_up.evaluate(vqa_rule="pre2021")
+
+
+def test_the_vqa_rule_stands_in_every_form(of_vqa):
+    from rich.console import Console
+
+    words = "VQA rule pre2021"
+    console = Console(width=80, file=io.StringIO())
+    console.print(terminal(of_vqa))
+    text = console.file.getvalue()
+    assert words in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert words in markdown(of_vqa)
+    assert words in latex(of_vqa)
+    assert words in Page(render_page(of_vqa)).text
+    assert {line["vqa_rule"] for line in csv.DictReader(io.StringIO(as_csv(of_vqa)))} == {"pre2021"}
+    assert {row["vqa_rule"] for row in of_vqa.document()["rows"]} == {"pre2021"}
+
+
+def test_other_tasks_name_no_rule(results):
+    assert "VQA rule" not in Page(render_page(results)).text
+    assert {line["vqa_rule"] for line in csv.DictReader(io.StringIO(as_csv(results)))} == {""}
+
+
+def test_kinds_of_question_are_a_folded_table_and_lines_of_the_csv(of_vqa, results):
+    page = Page(render_page(of_vqa))
+    assert "Table: by question type" in page.text
+    assert "is the 20" in page.text
+    assert "Table: by question type" not in Page(render_page(results)).text
+    lines = list(csv.DictReader(io.StringIO(as_csv(of_vqa))))
+    kinds = [line for line in lines if "question type" in line["metric"]]
+    assert len(lines) == len(of_vqa.rows) + len(kinds)
+    assert {line["metric"] for line in kinds} == {
+        "accuracy (question type: is the)",
+        "accuracy (question type: what is)",
+    }
+    one = of_vqa.breakdowns[0]
+    line = next(line for line in kinds if (line["arm"], line["suite"]) == (one.label, one.suite))
+    assert float(line["mean"]) == one.mean["is the"]
+    assert line["p"] == line["low"] == ""
+
+
+def test_a_suite_with_answers_alone_stands_under_its_own_metric(made_up):
+    data = made_up.add_data("vcr", "vcr", names=("test", "test-gd-vcr"))
+    plain = data.examples
+    data.examples = lambda suite: [one for one in plain(suite) if suite == "test" or one.subtask == "answer"]
+    for arm in ("finetune", "affinity"):
+        for seed in range(2):
+            made_up.add_run(arm, seed, task="vcr", source="vcr", is_mini=False)
+    results = made_up.evaluate()
+    assert not results.problems
+    assert {(row.suite, row.metric) for row in results.rows if row.headline} == {
+        ("test", "Q->AR"),
+        ("test-gd-vcr", "Q->A"),
+    }
+    text = Page(render_page(results)).text
+    assert "gd vcr (Q\N{RIGHTWARDS ARROW}A)" in text
+    assert "test-gd-vcr" in markdown(results)
+    assert latex(results)
+    assert terminal(results)
+
+
 def test_markdown_tables_have_equal_columns_and_escape_pipes(results):
     rows = tuple(replace(row, label=row.label + "|*x*") for row in results.rows)
     for line in markdown(replace(results, rows=rows)).splitlines():
