@@ -19,9 +19,10 @@ class ShiftOptions:
     Attributes:
         seed: of everything that is drawn, and of the small model where one is trained.
         device: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:1", ...
-        threads: compute threads on a CPU; 0 leaves the library's choice.
+        threads: compute threads on a CPU; 0 leaves the shift's choice.
         limit: how many questions of the training split the small model sees, 0 for all.
         epochs: passes over them; None takes the shift's own number.
+        only_wrong: mask the wrong choices alone (masked suites).
         snli: SNLI's own files (a folder or a zip), for the overlap list.
     """
 
@@ -30,6 +31,7 @@ class ShiftOptions:
     threads: int = 0
     limit: int = 0
     epochs: int | None = None
+    only_wrong: bool = False
     snli: Path | None = None
 
 

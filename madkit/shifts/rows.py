@@ -6,7 +6,7 @@ the split has (a development split is cut from train, and questions whose images
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,17 @@ from madkit.tasks.formats.vcr_metadata import MetadataFiles
 PlacedRow = tuple[Place, Row]
 
 
-def raw_rows(data: TaskData, split: str) -> Iterator[PlacedRow]:
+def raw_rows(data: TaskData, split: str, *, wanted: Collection[str] | None = None) -> Iterator[PlacedRow]:
     """The lines of a split as they stand in the owner's file, with their places, in the file's order.
+
+    `wanted`: the annot_ids to yield, where not all of the split's are meant.
 
     Raises:
         NotFoundError: the data has no such split, or the owner's file is gone.
         DataError: the file has changed since the import.
     """
-    # A derived data set may hold the questions of another one's split under a name of its own.
-    wanted = {example.question_id for example in data.examples(split)}
+    if wanted is None:
+        wanted = {example.question_id for example in data.examples(split)}
     for path in _files(data, split):
         for place, row in iter_json_lines(path):
             if row.get("annot_id") in wanted:
