@@ -27,6 +27,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
 _AFTER_VALUE = frozenset(" \t\n\r,]}:")
 _LITERALS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
+_CUT_NUMBER = re.compile(r"\.|[eE][+-]?")  # what is left of a number whose end is missing
 _UNTERMINATED = "Unterminated string"
 _FOREIGN = ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"), (codecs.BOM_UTF16_LE, "UTF-16"),
             (codecs.BOM_UTF16_BE, "UTF-16"))  # fmt: skip
@@ -92,6 +93,7 @@ class JsonList:
                     Place(self.path).fail(f"'{key}' must be a list, found {found}")
                 yield from window.entries(key)
             elif window.peek() == "[":
+                self.wrapper.pop(key, None)
                 for _ in window.entries(key):
                     pass
             else:
@@ -171,6 +173,8 @@ class _Window:
         try:
             text, used = codecs.utf_8_decode(data, "strict", self._ended)
         except UnicodeDecodeError as error:
+            if error.reason == "unexpected end of data":
+                self.fail("", truncated=True)
             byte = self._read - len(data) + error.start + 1
             where = f"{self._list}[{self._number}] or a later entry, " if self._list is not None else ""
             Place(self._path).fail(
@@ -207,7 +211,7 @@ class _Window:
         """Go past one character. Raises DataError with `problem` where another one stands."""
         found = self.peek()
         if found != character:
-            self.fail(problem, truncated=not found)
+            self.fail(problem, truncated=self._is_cut())
         if step:
             self.step()
 
@@ -261,15 +265,16 @@ class _Window:
                 if comma is not None and comma.end() < len(self._text):
                     self._at = comma.end()
                     continue
-                following = self.peek()
-                if following == "]":
+                if self.peek() == "]":
                     break
-                if following != ",":
-                    self.fail("Expecting ',' delimiter", truncated=not following)
-                self._at += 1
+                self.need(",", "Expecting ',' delimiter")
                 self.peek()
         self.step()
         self._list = None
+
+    def _is_cut(self) -> bool:
+        """Whether the file ends here, or within the number that was just read."""
+        return not self.peek() or (self._ended and _CUT_NUMBER.fullmatch(self._text, self._at) is not None)
 
     # -- errors -----------------------------------------------------------------------------------------------------
 
