@@ -100,7 +100,7 @@ def test_real_rows_with_height_and_width_exchanged_are_refused(real: Path) -> No
 
 @pytest.mark.parametrize(
     ("missing", "problem"),
-    [(104, "'features' holds 294834 bytes; 36 boxes with 2048 float32 each need 294912"), (100, "no valid base64")],
+    [(104, "'features' holds 294834 bytes; 36 boxes with 2048 float32 each need 294912"), (101, "no valid base64")],
 )
 def test_a_real_file_that_was_cut_off_is_refused_on_opening(real: Path, missing: int, problem: str) -> None:
     cut = real.with_name("cut.tsv")
