@@ -179,20 +179,32 @@ def _member(path: Path) -> tuple[_Zip, str]:
 def walk(root: Path, *, skip: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """Every file below a folder, sorted by folder, with the members of its zips as virtual paths.
 
-    `root` may be a zip, or one file. Hidden files are left out, as are folders for which `skip` is true. A damaged zip
-    is a DataError that names it.
+    `root` may be a zip, or one file. Hidden files are left out, as are folders for which `skip` is true. Links to
+    folders are followed, but no folder is entered through itself. A damaged zip is a DataError that names it.
     """
     if root.is_file():
         yield from _members(root) if root.suffix.lower() == ".zip" else [root]
         return
-    for folder, names, files in os.walk(root):
+    for folder, names, files in os.walk(root, followlinks=True):
         here = Path(folder)
-        names[:] = sorted(name for name in names if not name.startswith(_HIDDEN) and not (skip and skip(here / name)))
+        names[:] = sorted(
+            name
+            for name in names
+            if not name.startswith(_HIDDEN) and not (skip and skip(here / name)) and not _leads_back(here / name)
+        )
         for name in sorted(files):
             if name.startswith(_HIDDEN):
                 continue
             path = here / name
             yield from _members(path) if path.suffix.lower() == ".zip" else [path]
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a folder is a link to itself or to one that it lies in: following it would never end."""
+    if not folder.is_symlink():
+        return False
+    target = folder.resolve()
+    return any(target in (real := parent.resolve(), *real.parents) for parent in folder.parents)
 
 
 def _members(path: Path) -> list[Path]:
