@@ -21,11 +21,10 @@ Places = tuple[tuple[int, str], ...]  # (number of the part, key in it)
 Key = str | Places
 Mode = Literal["first", "concat"]
 
-_ENDINGS = (".npz", ".npy", ".json", ".jpg", ".jpeg", ".png")
-_COCO = re.compile(r"coco_(train2014|val2014|test2014|test2015|train2017|val2017|test2017)_0*(\d+)")
-_COCO_PARTS = ("train2014", "val2014", "test2015")
-_NUMBER = re.compile(r"0*(\d{1,12})")
-_VCR_FRAME = re.compile(r"\d\d\.\d\d\.\d\d\.\d+-\d\d\.\d\d\.\d\d\.\d+@\d+$")
+_ENDINGS = frozenset(("npz", "npy", "json", "jpg", "jpeg", "png"))
+_COCO = re.compile(r"coco_((?:train|val|test)20\d\d)_0*(\d+)", re.ASCII)
+_NUMBERED = ("coco_train2014_", "coco_val2014_", "coco_test2015_", "flickr30k_")
+_VCR_FRAME = re.compile(r"@\d+$")
 _VCR_FOLDER = "vcr1images/"
 _NAMED = 5  # in a message
 
@@ -46,27 +45,34 @@ def candidate_keys(image_id: str, image_file: str) -> tuple[str, ...]:
 
 def _bare_names(image_id: str, image_file: str) -> list[str]:
     """Names without ending, in lower case."""
-    names: dict[str, None] = {}
-    path = _bare(image_file)
+    own, path = _bare(image_id), _bare(image_file)
     stem = path.rpartition("/")[2]
-    for name in (_bare(image_id), path, stem):
-        if not name:
+    names = {own: None, path: None, stem: None}
+    names.pop("", None)
+    coco = False
+    for name in (stem, own):  # a file name that says the part of COCO settles it for the id
+        match = _COCO.fullmatch(name) if name.startswith("coco_") else None
+        if match is not None:
+            coco = True
+            number = match[2]
+            padded = number.zfill(12)
+            names[f"coco_{match[1]}_{padded}"] = None
+        elif name.isdecimal() and name.isascii() and len(name) <= 12:
+            number = name.lstrip("0") or "0"
+            padded = number.zfill(12)
+            if not coco:
+                for prefix in _NUMBERED:
+                    names[prefix + padded] = None
+                names[f"flickr30k_{number}"] = None
+        else:
             continue
-        names[name] = None
-        coco = _COCO.fullmatch(name)
-        number = coco or _NUMBER.fullmatch(name)
-        if number is not None:
-            digits = number.group(number.lastindex or 0)
-            padded = f"{int(digits):012d}"
-            parts = (coco.group(1),) if coco else () if _COCO.fullmatch(stem) else _COCO_PARTS
-            names.update(dict.fromkeys((digits, padded, *(f"coco_{part}_{padded}" for part in parts))))
-            if coco is None:
-                names.update(dict.fromkeys((f"flickr30k_{padded}", f"flickr30k_{digits}")))
+        names[number] = names[padded] = None
     if _VCR_FRAME.search(stem):
         names[f"{_VCR_FOLDER}{path.removeprefix(_VCR_FOLDER)}"] = None
         for kind in ("vcr", "vcr_gt"):
             names[f"{kind}_{stem}"] = None
-            names.update(dict.fromkeys(f"{kind}_{split}_{stem}" for split in ("train", "val", "test")))
+            for split in ("train", "val", "test"):
+                names[f"{kind}_{split}_{stem}"] = None
     return list(names)
 
 
@@ -74,12 +80,10 @@ def _bare(name: str) -> str:
     """A name in lower case without the endings of images and of their records (".jpg.npz" is both)."""
     name = name.casefold()
     for _ in range(2):
-        for ending in _ENDINGS:
-            if name.endswith(ending):
-                name = name[: -len(ending)]
-                break
-        else:
+        front, _, ending = name.rpartition(".")
+        if ending not in _ENDINGS:
             break
+        name = front
     return name
 
 
@@ -96,12 +100,10 @@ class _Keys:
             if found and name != f"{_VCR_FOLDER}{behind}":  # an absolute path of the machine that ran the detector
                 self._bare.setdefault(f"{_VCR_FOLDER}{behind}", []).append(key)
 
-    def matching(self, image_id: str, image_file: str, names: Sequence[str]) -> list[str]:
-        """The keys that fit an image: its own id or file name alone where one is there, else all that fit."""
-        for own in (image_id, image_file):
-            if own in self.exact:
-                return [own]
-        found = {key for name in names for key in self._bare.get(name, ())}
+    def matching(self, names: Sequence[str]) -> list[str]:
+        """The keys that have one of these bare names."""
+        bare = self._bare
+        found = {key for name in names if name in bare for key in bare[name]}
         return sorted(found)
 
 
@@ -124,13 +126,20 @@ def match_images(
         DataError: a part has several keys that fit one image, or one key that fits several images; it names them.
     """
     found: dict[str, list[tuple[int, str]]] = {image_id: [] for image_id in images}
-    names = {image_id: _bare_names(image_id, file) for image_id, file in images.items()}
+    names: dict[str, list[str]] = {}  # of images that no part has under the data set's own name
     listed = [_Keys(part.ids()) for part in parts]
     for number, keys in enumerate(listed):
         several: list[str] = []
         owner: dict[str, str] = {}
         for image_id, file in images.items():
-            matching = keys.matching(image_id, file, names[image_id])
+            own = image_id if image_id in keys.exact else file if file in keys.exact else None
+            if own is None:
+                forms = names.get(image_id)
+                if forms is None:
+                    forms = names[image_id] = _bare_names(image_id, file)
+                matching = keys.matching(forms)
+            else:
+                matching = [own]
             if len(matching) > 1:
                 several.append(f"image {image_id!r} fits {_few(matching)}")
             elif matching:
