@@ -60,6 +60,9 @@ def import_(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave out examples whose image is missing.")
     ] = False,
+    without_images: Annotated[
+        bool, typer.Option("--without-images", help="The images are not at hand; only region features will be used.")
+    ] = False,
     workspace: WorkspaceOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -73,7 +76,14 @@ def import_(
     from madkit.tasks.importing import ImportOptions
     from madkit.tasks.importing.run import import_data
 
-    options = ImportOptions(images=images, allow_missing=allow_missing, dev_cut=dev_cut, name=dataset, kind=kind)
+    options = ImportOptions(
+        images=images,
+        allow_missing=allow_missing,
+        without_images=without_images,
+        dev_cut=dev_cut,
+        name=dataset,
+        kind=kind,
+    )
     made = import_data(Workspace.at(workspace), name, path, options)
     facts = None if made.data is None else describe(made.data)
     suites = [str(one) for one in made.suites]

@@ -14,6 +14,7 @@ from madkit.tasks.example import Example, ImageRef, Segment
 from madkit.tasks.formats.json_stream import JsonList, read_wrapper
 from madkit.tasks.formats.source_lines import Advance, Place, check_files, many_small_objects, need_string
 from madkit.tasks.formats.vqa_entries import N_ANSWERS, Annotation, Entry, need_id, need_object, read_annotations
+from madkit.tasks.index.columns import soft_scores
 
 # Score of an answer that n of the ten annotators gave: the mean of min(1, k/3) over the ten ways to leave one out.
 SOFT_SCORES: tuple[float, ...] = (0.0, 0.3, 0.6, 0.9) + (1.0,) * (N_ANSWERS - 3)
@@ -114,14 +115,6 @@ def read_vqa(
             files.setdefault(example.image.path, Entry(questions, "questions", number))
         check_files(files, "images")
     return examples
-
-
-def soft_scores(answers: Sequence[str]) -> dict[str, float]:
-    """The score of each distinct string among ten annotators' answers, in order of appearance."""
-    counts: dict[str, int] = {}
-    for answer in answers:
-        counts[answer] = counts.get(answer, 0) + 1
-    return {answer: SOFT_SCORES[count] for answer, count in counts.items()}
 
 
 class _References:

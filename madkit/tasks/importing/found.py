@@ -19,12 +19,14 @@ class FoundFiles:
 
     Args:
         root: a folder, a zip, or a single file. Raises NotFoundError where it does not exist.
-        images: where the images are, if the user said so; looked in before anything else.
+        images: where the images are, if the user said so; nowhere else is looked then.
+        without_images: whether a folder that holds no image will do, because none will be opened.
     """
 
-    def __init__(self, root: Path, images: Path | None = None) -> None:
+    def __init__(self, root: Path, images: Path | None = None, *, without_images: bool = False) -> None:
         self.root = root
         self.images = images
+        self.without_images = without_images
         if not root.exists():
             raise NotFoundError(f"There is nothing at {root}.", hint="give the folder that holds the downloaded files")
         if images is not None and not archives.is_folder(images):
@@ -100,7 +102,7 @@ class FoundFiles:
         for place in dict.fromkeys(places):
             if len(place.parts) - len(self.root.parts) <= _DEPTH and archives.exists(place / relative):
                 return place
-        return None
+        return (self.images or self.root) if self.without_images else None
 
 
 def _below(folder: Path) -> list[Path]:

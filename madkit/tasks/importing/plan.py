@@ -49,7 +49,8 @@ class ImportPlan:
     `task` is the task's name and `source` what stands in tables. `cut_dev`: whether the development split is cut from
     train, because the owners' labelled evaluation split is reported as "test"; `cut_group` says what stays together.
     `suites` are added to the data set `attach_to` when the workspace holds it. `spec` describes a user's own task.
-    `images_root` is where most images lie; paths are stored relative to it.
+    `images_root` is where most images lie; paths are stored relative to it. `prepare`, where images have to be written
+    first, puts them into the data set's own folder, which it is given, and returns the plan that reads them there.
     """
 
     task: str
@@ -63,19 +64,22 @@ class ImportPlan:
     cut_group: Callable[[Example], str] = image_of
     spec: TaskSpec | None = None
     notes: list[str] = field(default_factory=list)
+    prepare: Callable[[Path], ImportPlan] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
     """What the user said besides the path.
 
-    `images`: folder or zip of the images. `allow_missing`: leave examples without image file out instead of failing.
+    `images`: folder or zip of the images. `without_images`: they are not at hand and not looked for, only their region
+    features will be used. `allow_missing`: leave examples without image file out instead of failing.
     `dev_cut`: share of the train images that becomes the development split where one has to be cut; 0 for none.
     `name`, `kind`: of a user's own task.
     """
 
     images: Path | None = None
     allow_missing: bool = False
+    without_images: bool = False
     dev_cut: float = 0.05
     name: str | None = None
     kind: str | None = None

@@ -57,7 +57,7 @@ def import_data(workspace: Workspace, name: str, path: Path, options: ImportOpti
     if options.images is not None:
         options = replace(options, images=options.images.expanduser().absolute())
     info(f"Looking through {path}")
-    plan = importer(FoundFiles(path, options.images), options)
+    plan = importer(FoundFiles(path, options.images, without_images=options.without_images), options)
     home = workspace.data / _folder_name(name, plan)
     data, unchanged = None, False
     if plan.splits:
@@ -86,13 +86,20 @@ def _folder_name(name: str, plan: ImportPlan) -> str:
 def _make(home: Path, plan: ImportPlan, options: ImportOptions) -> bool:
     """Write the data set beside its place, then move it there. Returns whether the same content was there already."""
     cut = options.dev_cut
-    if plan.cut_dev and not cut:
-        plan = _dev_is_test(plan)
     with _scratch(home) as folder, StopSignals() as stop:
+        if plan.prepare is not None:
+            plan = plan.prepare(folder)
+        if plan.cut_dev and not cut:
+            plan = _dev_is_test(plan)
         with progress(f"Reading {plan.source}", total_bytes(plan.splits) // _MB, "MB") as bar:
             meter = _Meter(bar.advance, stop)
             manifest = write_dataset(
-                folder, plan, dev_cut=cut, allow_missing=options.allow_missing, advance=meter.advance
+                folder,
+                plan,
+                dev_cut=cut,
+                allow_missing=options.allow_missing,
+                check_images=not options.without_images,
+                advance=meter.advance,
             )
         old = read_json(home / MANIFEST) if (home / MANIFEST).is_file() else None
         same = isinstance(old, dict) and old.get("revision") == manifest["revision"]
@@ -141,7 +148,7 @@ def _scratch(home: Path) -> Iterator[Path]:
 
 def _keep(home: Path, folder: Path, *, same: bool) -> None:
     """Carry over what was added before: region files always, suites and id lists where they still fit."""
-    for file in home.glob("regions*.json"):
+    for file in home.glob("regions*"):
         shutil.copy2(file, folder / file.name)
     for name in (SUITES, SHOTS):
         if not (home / name).is_dir():
@@ -175,7 +182,7 @@ def _attach(workspace: Workspace, plan: ImportPlan, options: ImportOptions) -> l
     for suite in plan.suites:
         missing = MissingImages(allow=options.allow_missing)
         found = suite.choose(data) if suite.choose is not None else suite.read(lambda _: None)
-        examples = [one for one in found if missing.has(one, suite.name)]
+        examples = [one for one in found if options.without_images or missing.has(one, suite.name)]
         missing.check()
         if not examples:
             warn(f"The suite {suite.name} has no examples, so it is not made.")

@@ -57,8 +57,14 @@ def plan(files: FoundFiles, options: ImportOptions) -> ImportPlan:
         splits=splits,
         images_root=images,
         cut_dev="train" in found,
+        cut_group=film_of,
         notes=[f"{official}.jsonl is not there, so there is no split '{_OFFICIAL[official]}'" for official in missing],
     )
+
+
+def film_of(example: Example) -> str:
+    """The folder of the example's image: one film, or one clip. The owners' splits share no film either."""
+    return example.image.id.rpartition("/")[0]
 
 
 def reader(annotations: Path, images: Path, *, conditioned: bool = False, region: str | None = None) -> Read:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from madkit.core.files import digest_of, write_json_atomic
 from madkit.tasks.data import MANIFEST, SCHEMA
 from madkit.tasks.example import Example
 from madkit.tasks.formats.source_lines import many_small_objects
-from madkit.tasks.importing.plan import Advance, ImportPlan, SplitPlan
+from madkit.tasks.importing.plan import Advance, ImportPlan, SplitPlan, image_of
 from madkit.tasks.index.images import ImageTable
 from madkit.tasks.index.writer import ExampleWriter
 
@@ -98,14 +98,12 @@ def write_dataset(
     cut = dev_cut if plan.cut_dev else 0.0
     for split in plan.splits:
         names = [split.name] + (["dev"] if split.name == "train" and cut else [])
-        writers = {name: ExampleWriter(folder, name, images) for name in names}
-        for example in split.read(advance or (lambda _: None)):
-            if missing is not None and not missing.has(example, split.name):
-                continue
-            held = len(writers) > 1 and in_cut(plan.cut_group(example), cut)
-            writers["dev" if held else split.name].add(example)
+        writers = _read(split, names, folder, images, plan.cut_group, cut, missing, advance)
         if missing is not None:
             missing.check()
+        if plan.cut_group is not image_of and not all(writer.count for writer in writers.values()):
+            # too few groups to cut between (one film): questions about one image still stay together
+            writers = _read(split, names, folder, images, image_of, cut, missing, None)
         for name, writer in writers.items():
             if not writer.count:
                 cut_away = len(writers) > 1
@@ -136,6 +134,25 @@ def write_dataset(
     return manifest
 
 
+def _read(
+    split: SplitPlan,
+    names: list[str],
+    folder: Path,
+    images: ImageTable,
+    group: Callable[[Example], str],
+    cut: float,
+    missing: MissingImages | None,
+    advance: Advance | None,
+) -> dict[str, ExampleWriter]:
+    writers = {name: ExampleWriter(folder, name, images) for name in names}
+    for example in split.read(advance or (lambda _: None)):
+        if missing is not None and not missing.has(example, split.name):
+            continue
+        held = len(writers) > 1 and in_cut(group(example), cut)
+        writers["dev" if held else split.name].add(example)
+    return writers
+
+
 _EMPTY = "check that the files and the folder of the images belong together"
 _ORDER = ("train", "dev", "test")
 
@@ -148,7 +165,7 @@ def _entry(split: SplitPlan, name: str, writer: ExampleWriter, folder: Path, cut
     held_out = name != split.name
     official = split.official
     if held_out:
-        official = f"{cut:.3g} of {split.official}"
+        official = f"{100 * cut:.3g} % of {split.official}"
     elif split.name == "train" and cut:
         official = f"{split.official} without dev"
     return {

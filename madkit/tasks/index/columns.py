@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
+from functools import lru_cache
 
 NO_LABEL = -1  # in the column `label`
 
@@ -24,8 +25,9 @@ def leave_one_out(count: int, annotators: int) -> float:
     return round(value, 10)
 
 
-def soft_scores(annotations: Sequence[str]) -> dict[str, float]:
-    """Answer -> soft score of the annotators' raw answers, in the order in which they come."""
+@lru_cache(maxsize=4)  # whoever reads an example asks, and then whoever writes it
+def soft_scores(annotations: tuple[str, ...]) -> Mapping[str, float]:
+    """Answer -> soft score of the annotators' raw answers, in the order in which they come. Not to be changed."""
     table = _table(len(annotations))
     return {answer: table[count] for answer, count in Counter(annotations).items()}
 

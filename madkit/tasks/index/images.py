@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from madkit.tasks.example import Example, ImageRef
 from madkit.tasks.index.files import open_batch, write_batch
+from madkit.tasks.index.strings import Strings, integers, offsets
 
 NAME = "images"
 Box = tuple[float, float, float, float]
@@ -80,12 +81,10 @@ class StoredImages:
     def __init__(self, path: Path, root: Path) -> None:
         batch = open_batch(path)
         self._root = root
-        self._ids = batch.column("id")
-        self._paths = batch.column("path")
-        self._width = batch.column("width").to_numpy()
-        self._height = batch.column("height").to_numpy()
+        self._ids, self._paths = Strings(batch.column("id")), Strings(batch.column("path"))
+        self._width, self._height = integers(batch.column("width")), integers(batch.column("height"))
         boxes = batch.column("boxes")
-        self._offsets = boxes.offsets.to_numpy()
+        self._offsets = offsets(boxes)
         self._boxes = boxes.values.to_numpy()
         self._made: dict[int, tuple[ImageRef, tuple[Box, ...], int, int]] = {}
 
@@ -94,7 +93,7 @@ class StoredImages:
 
     def id(self, row: int) -> str:
         """The image id of a row."""
-        return str(self._ids[row].as_py())
+        return self._ids[row]
 
     def get(self, row: int) -> tuple[ImageRef, tuple[Box, ...], int, int]:
         """(image, boxes, width, height) of a row."""
@@ -102,6 +101,6 @@ class StoredImages:
         if made is None:
             flat = self._boxes[self._offsets[row] : self._offsets[row + 1]].tolist()
             boxes = tuple(zip(*(iter(flat),) * 4, strict=True))
-            image = ImageRef(self.id(row), self._root / self._paths[row].as_py())
-            made = self._made[row] = (image, boxes, int(self._width[row]), int(self._height[row]))
+            image = ImageRef(self._ids[row], self._root / self._paths[row])
+            made = self._made[row] = (image, boxes, self._width[row], self._height[row])
         return made

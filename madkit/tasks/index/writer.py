@@ -18,21 +18,16 @@ from madkit.tasks.index.files import write_batch
 from madkit.tasks.index.images import ImageTable
 
 
-class _Strings:
-    """Distinct strings, numbered in the order in which they come."""
+class _Strings(dict[str, int]):
+    """Distinct strings, numbered in the order in which they come: `strings[text]` is the number of a text."""
 
-    def __init__(self) -> None:
-        self._rows: dict[str, int] = {}
-
-    def row_of(self, text: str) -> int:
-        return self._rows.setdefault(text, len(self._rows))
-
-    def values(self) -> list[str]:
-        return list(self._rows)
+    def __missing__(self, text: str) -> int:
+        number = self[text] = len(self)
+        return number
 
     def column(self, rows: array[int]) -> pa.Array:
         return pa.DictionaryArray.from_arrays(
-            pa.array(np.frombuffer(rows, dtype=np.int32)), pa.array(self.values(), pa.string())
+            pa.array(np.frombuffer(rows, dtype=np.int32)), pa.array(list(self), pa.string())
         )
 
 
@@ -88,7 +83,7 @@ class ExampleWriter:
         self._question_ids.append(None if example.question_id == example.id else example.question_id)
         self._image.append(self._images.row_of(example))
         for number, segment in enumerate((*example.context, *example.candidates)):
-            self._segments.append(self._texts.row_of(segment.text))
+            self._segments.append(self._texts[segment.text])
             if segment.tags:
                 self._add_tags(number, segment)
         self._segment_ends.append(len(self._segments))
@@ -98,7 +93,7 @@ class ExampleWriter:
         self._contexts.append(len(example.context))
         self._labels.append(NO_LABEL if example.label is None else example.label)
         for name, strings in self._kinds.items():
-            self._kind_rows[name].append(strings.row_of(getattr(example, name)))
+            self._kind_rows[name].append(strings[getattr(example, name)])
         self._add_answers(example)
         self.balance[example.answer_type or ("" if example.label is None else str(example.label))] += 1
 
@@ -108,17 +103,16 @@ class ExampleWriter:
                 self._tags.extend((number, tag.start, tag.end, box))
 
     def _add_answers(self, example: Example) -> None:
-        self._main.append(self._answers.row_of(example.main_answer))
-        row_of = self._answers.row_of
-        self._given.extend([row_of(answer) for answer in example.annotations])
+        rows, answers, given = self._answers, example.answers, example.annotations
+        self._main.append(rows[example.main_answer])
+        self._given.extend([rows[answer] for answer in given])
         self._given_ends.append(len(self._given))
-        self._answered.append(example.answers is not None)
+        self._answered.append(answers is not None)
         # Scores that follow from the annotators' answers are not stored a second time.
-        if example.answers is not None and (
-            not example.annotations or example.answers != soft_scores(example.annotations)
-        ):
-            for answer, score in example.answers.items():
-                self._soft.append(row_of(answer))
+        follows = bool(given) and (answers is soft_scores(given) or answers == soft_scores(given))
+        if answers is not None and not follows:
+            for answer, score in answers.items():
+                self._soft.append(rows[answer])
                 self._soft_values.append(score)
         self._soft_ends.append(len(self._soft))
 
@@ -144,10 +138,10 @@ class ExampleWriter:
 
     def _digest(self) -> str:
         digest = hashlib.sha256(f"{TAG_FIELDS}".encode())
-        for strings in (self._ids, [one or "" for one in self._question_ids], self._texts.values()):
+        for strings in (self._ids, [one or "" for one in self._question_ids], list(self._texts)):
             _update(digest, strings)
         for table in (self._answers, *self._kinds.values()):
-            _update(digest, table.values())
+            _update(digest, list(table))
         columns: list[array[Any]] = [
             *(self._contexts, self._segments, self._segment_ends, self._tags, self._tag_ends, self._labels, self._main),
             *(self._given, self._given_ends, self._answered, self._soft, self._soft_values, self._soft_ends),
