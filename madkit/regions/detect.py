@@ -17,6 +17,7 @@ from madkit.regions.numpy_files import npz_names
 _LOOKED_AT = 20_000  # files of a folder
 _LONGEST_LINE = 1 << 26  # bytes of a TSV's row; one with 100 boxes has 1.1 MB
 _COLUMNS = {10: "lxmert-tsv", 6: "butd-tsv"}
+_INDEX = ".madkit-index.npz"  # as `tsv_index` calls them
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
@@ -126,11 +127,11 @@ def _of_folder(path: Path) -> str:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Files below a folder, without hidden ones and without databases."""
+    """Files below a folder, without hidden ones, databases and the indexes that madkit keeps beside TSVs."""
     for folder, names, files in os.walk(root):
         here = Path(folder)
         names[:] = sorted(name for name in names if name[0] != "." and not (here / name / DATA_FILE).is_file())
-        yield from (here / name for name in sorted(files) if name[0] != ".")
+        yield from (here / name for name in sorted(files) if name[0] != "." and not name.endswith(_INDEX))
 
 
 def _is_vl_bert(path: Path) -> bool:
