@@ -35,7 +35,12 @@ def predict(
     ] = "test",
     format_: Annotated[
         Format | None,
-        typer.Option("--format", help="How to write it.", show_default="jsonl; submission: the official one"),
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="jsonl, csv, vcr-csv, vqa-json or snli-ve-jsonl.",
+            show_default="jsonl; submission: the official one",
+        ),
     ] = None,
     output: Annotated[
         Path | None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from sys import intern
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -180,10 +181,10 @@ def _joined(spec: TaskSpec, rows: Sequence[Mapping[str, Any]]) -> dict[str, Scor
 
 def _collect(metric: str, rows: Sequence[Mapping[str, Any]], key: str = "score") -> Scores:
     rows = sorted(rows, key=lambda row: str(row["question_id"]))
-    units = tuple(str(row["question_id"]) for row in rows)
+    units = tuple(intern(str(row["question_id"])) for row in rows)  # runs on one suite share their names
     if len(set(units)) != len(units):
         twice = next(unit for position, unit in enumerate(units[1:]) if unit == units[position])
         raise DataError(f"Question {twice!r} is in the suite twice, so its score would count twice.")
     values = np.array([float(row[key]) for row in rows], dtype=np.float64)
-    forms = tuple(str(row.get("form") or "") for row in rows)
-    return Scores(metric, units, tuple(str(row["image"]) for row in rows), values, forms)
+    forms = tuple(intern(str(row.get("form") or "")) for row in rows)
+    return Scores(metric, units, tuple(intern(str(row["image"])) for row in rows), values, forms)

@@ -90,10 +90,12 @@ def score_file(
     examples = data.examples(split)
     asked: dict[str, None] = {}
     questions: dict[str, bool] = {}  # whether it is answered
-    for example in examples:
-        name = example.question_id if given.kind == "vcr" else example.id
-        asked[name] = None
-        questions[example.question_id] = questions.get(example.question_id, False) or name in given.choices
+    with progress("Comparing ids", len(examples), "examples") as bar:
+        for example in examples:
+            name = example.question_id if given.kind == "vcr" else example.id
+            asked[name] = None
+            questions[example.question_id] = questions.get(example.question_id, False) or name in given.choices
+            bar.advance()
     check_submission(given.choices, asked, where=f"{file} does not fit {data.source} {split}", subset=subset)
     if not given.choices:
         raise DataError(f"{file} answers nothing.", hint="give the file with the answers")
