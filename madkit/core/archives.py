@@ -40,11 +40,7 @@ class _Zip:
         with self.lock:
             try:
                 return self.file.read(self.members[member])
-            except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-                raise _broken_member(self.path, member, error) from None
-            except RuntimeError as error:  # a password is needed
-                raise _broken_member(self.path, member, error) from None
-            except NotImplementedError as error:
+            except Exception as error:  # BadZipFile, zlib.error, EOFError, a password: a damaged archive raises many
                 raise _broken_member(self.path, member, error) from None
 
 
