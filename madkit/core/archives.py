@@ -30,11 +30,13 @@ class _Zip:
         self.lock = threading.Lock()
         try:
             self.file = zipfile.ZipFile(path)
-        except zipfile.BadZipFile:
+            self.members = {info.filename: info for info in self.file.infolist() if not info.is_dir()}
+        except PermissionError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}).", hint="check its permissions") from None
+        except Exception:  # BadZipFile, or whatever else a damaged directory of members leads to
             raise DataError(
                 f"{path} is no readable zip: it is damaged, or its download was cut off.", hint="download it again"
             ) from None
-        self.members = {info.filename: info for info in self.file.infolist() if not info.is_dir()}
 
     def read(self, member: str) -> bytes:
         with self.lock:
