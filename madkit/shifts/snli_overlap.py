@@ -12,7 +12,7 @@ import io
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -36,11 +36,11 @@ _COLUMNS = ("pairID", "in_snli_train", "text_in_snli_train")
 
 
 def build(workspace: Workspace, data: TaskData, options: ShiftOptions) -> list[Made]:
-    """Write `lists/snli-overlap-dev.tsv` and `-test.tsv` below the data's folder, and `snli-overlap.json` with the counts.
+    """Write `lists/snli-overlap-dev.tsv` and `-test.tsv` below the data's folder; `snli-overlap.json` has the counts.
 
     Each row of a list is a pair of SNLI-VE: its pairID, whether that id is in SNLI's train split ("yes" or "no"), and
     whether its premise and hypothesis are there together ("" where the premise is not known: SNLI-VE's index holds no
-    premises, so they are taken from SNLI's dev and test files where those lie beside the train file).
+    premises, so they are taken from the owner's files, or from SNLI's dev and test files beside the train file).
 
     Raises NotFoundError without SNLI's train file, DataError for lines that break SNLI's format and for data whose
     pairIDs are not SNLI's.
@@ -58,9 +58,10 @@ def build(workspace: Workspace, data: TaskData, options: ShiftOptions) -> list[M
     if done is not None:
         info(f"The overlap of {data.source} with SNLI is listed already; nothing to do.")
         return done
-    seen = _read(files)
-    found = {split: [_row(one.id, seen) for one in data.examples(split)] for split in SPLITS if split in data.splits()}
-    if not any(row.known for rows in found.values() for row in rows):
+    splits = [split for split in SPLITS if split in data.splits()]
+    seen = _read(files, [path for split in splits for path in _own_files(data, split)])
+    found = {split: [_row(one.id, seen) for one in data.examples(split)] for split in splits}
+    if not any(row.pair in seen.snli_ids for rows in found.values() for row in rows):
         raise DataError(
             f"No dev or test pair of {data.source} has the pairID of a pair of SNLI.",
             hint="import SNLI-VE from snli_ve_*.jsonl or from SNLI itself: other forms of it have no pairIDs",
@@ -80,30 +81,37 @@ def build(workspace: Workspace, data: TaskData, options: ShiftOptions) -> list[M
 
 def _find(data: TaskData, options: ShiftOptions) -> dict[str, Path]:
     """SNLI's files by split: where the user says, else those that the data was imported from."""
-    if options.snli is not None:
+    where, named = "", None
+    if options.snli is None:
+        paths = [path for split in data.manifest["splits"] for path in _own_files(data, split)]
+    else:
         root = options.snli.expanduser().absolute()
+        where = f" below {root}"
         if not root.exists():
             raise NotFoundError(f"There is nothing at {root}.", hint=_hint(data))
-        beside = root.parent if root.is_file() and root.suffix.lower() != ".zip" else root
-        paths: Iterable[Path] = archives.walk(beside)
-    else:
-        root = data.root
-        split_entries: Iterable[dict[str, Any]] = data.manifest["splits"].values()
-        paths = [data.root / str(file["path"]) for entry in split_entries for file in entry.get("files", ())]
-        paths = [path for path in paths if archives.exists(path)]
-    wanted = {_NAME.format(part): part for part in _PARTS}
-    found: dict[str, Path] = {}
+        if root.is_file() and root.suffix.lower() != ".zip":
+            named = root  # the train file, whatever its name; the others may lie beside it
+            beside = [root.with_name(_NAME.format(part)) for part in _PARTS[1:]]
+            paths = [path for path in beside if path.is_file()]
+        else:
+            paths = list(archives.walk(root))
+    found = {} if named is None else {"train": named}
     for path in paths:
-        part = wanted.get(path.name)
-        if part is not None:
-            found.setdefault(part, path)
-    if options.snli is not None and root.is_file() and root.suffix.lower() != ".zip":
-        found["train"] = root  # whatever the user named it
+        for part in _PARTS:
+            if path.name == _NAME.format(part):
+                found.setdefault(part, path)
     if "train" not in found:
-        where = f" below {root}" if options.snli is not None else ""
-        raise NotFoundError(f"The overlap needs SNLI's own {_NAME.format('train')}, which is not there{where}.",
-                            hint=_hint(data))  # fmt: skip
+        raise NotFoundError(
+            f"The overlap needs SNLI's own {_NAME.format('train')}, which is not there{where}.", hint=_hint(data)
+        )
     return {part: found[part] for part in _PARTS if part in found}
+
+
+def _own_files(data: TaskData, split: str) -> list[Path]:
+    """The owner's JSONL files of a split that are still there."""
+    files = data.manifest["splits"][split].get("files", ())
+    paths = [data.root / str(file["path"]) for file in files]
+    return [path for path in paths if path.suffix.lower() == ".jsonl" and archives.exists(path)]
 
 
 def _hint(data: TaskData) -> str:
@@ -112,8 +120,9 @@ def _hint(data: TaskData) -> str:
 
 @dataclass(slots=True)
 class _Seen:
-    """What SNLI's files hold: ids of train pairs, digests of their sentences, and the latter of every known id."""
+    """What the files hold: SNLI's pairIDs, those of its train split, digests of sentences (train's, and by pairID)."""
 
+    snli_ids: set[str] = field(default_factory=set)
     train_ids: set[str] = field(default_factory=set)
     train_texts: set[bytes] = field(default_factory=set)
     texts: dict[str, bytes] = field(default_factory=dict)
@@ -124,43 +133,36 @@ class _Row:
     pair: str
     in_train: bool
     text_in_train: bool | None
-    known: bool
 
 
-def _read(files: dict[str, Path]) -> _Seen:
+def _read(snli: dict[str, Path], own: list[Path]) -> _Seen:
     seen = _Seen()
-    total = sum(archives.size_of(path) for path in files.values())
-    with progress("Reading SNLI", total // 1_000_000, unit="MB") as bar:
-        told = read = 0
-
-        def advance(n: int) -> None:
-            nonlocal told, read
-            read += n
-            if read // 1_000_000 > told:
-                bar.advance(read // 1_000_000 - told)
-                told = read // 1_000_000
-
-        for part, path in files.items():
-            for pair, text in _pairs(path, advance):
+    own = [path for path in own if path not in snli.values()]
+    total = sum(archives.size_of(path) for path in (*snli.values(), *own))
+    with progress("Reading SNLI", total, unit="bytes") as bar:
+        for part, path in snli.items():
+            for pair, text in _pairs(path, bar.advance, strict=True):
+                seen.snli_ids.add(pair)
                 seen.texts[pair] = text
                 if part == "train":
                     seen.train_ids.add(pair)
                     seen.train_texts.add(text)
+        for path in own:
+            for pair, text in _pairs(path, bar.advance, strict=False):
+                seen.texts.setdefault(pair, text)
     return seen
 
 
-def _pairs(path: Path, advance: Advance) -> Iterator[tuple[str, bytes]]:
-    """(pairID, digest of premise and hypothesis) of every line."""
+def _pairs(path: Path, advance: Advance, *, strict: bool) -> Iterator[tuple[str, bytes]]:
+    """(pairID, digest of premise and hypothesis) of every line; lines that lack one are passed over unless `strict`."""
     for place, row in iter_json_lines(path, advance):
-        texts = [row.get(key) for key in ("sentence1", "sentence2")]
-        for key, text in zip(("sentence1", "sentence2"), texts, strict=True):
-            if not isinstance(text, str):
-                place.fail(f"the key '{key}' is missing or no string")
-        joined = "\n".join(normalised(str(text)) for text in texts)
-        yield (
-            need_string(row, "pairID", place),
-            blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=12).digest(),
-        )
+        lacking = [key for key in ("sentence1", "sentence2") if not isinstance(row.get(key), str)]
+        if lacking and strict:
+            place.fail(f"the key '{lacking[0]}' is missing or no string")
+        if not lacking:
+            both = "\n".join(normalised(row[key]) for key in ("sentence1", "sentence2"))
+            digest = blake2b(both.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+            yield need_string(row, "pairID", place), digest
 
 
 def normalised(text: str) -> str:
@@ -171,7 +173,7 @@ def normalised(text: str) -> str:
 
 def _row(pair: str, seen: _Seen) -> _Row:
     text = seen.texts.get(pair)
-    return _Row(pair, pair in seen.train_ids, None if text is None else text in seen.train_texts, text is not None)
+    return _Row(pair, pair in seen.train_ids, None if text is None else text in seen.train_texts)
 
 
 def _counts(rows: list[_Row]) -> dict[str, int]:

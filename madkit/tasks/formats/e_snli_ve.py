@@ -170,6 +170,8 @@ def _csv_problem(error: csv.Error) -> str:
     text = str(error)
     if "unexpected end of data" in text or "field larger" in text:
         return "a quotation mark that opens here is never closed, so the file is truncated or damaged"
+    if "new-line character" in text:
+        return "a carriage return stands outside quotation marks"
     if "NUL" in text:
         return "the row holds a NUL byte"
     return f"the row is not valid CSV ({text})"
