@@ -62,7 +62,8 @@ def _blocks(count: int, first: int, draw: random.Random) -> Iterator[list[tuple[
     image, left, number = first, 0, 0
     for _ in range(count):
         if not left:
-            image, left, number = image + draw.randrange(1, 13), draw.randrange(3, 9) if count > 1 else 1, 0
+            # train's images have odd numbers, val's even ones: COCO's parts share none
+            image, left, number = image + 2 * draw.randrange(1, 7), draw.randrange(3, 9) if count > 1 else 1, 0
         block.append(entry(image, image * 1000 + number))
         left, number = left - 1, number + 1
         if len(block) == _BLOCK:

@@ -248,6 +248,7 @@ class _Window:
             return
         tail = self._text[error.pos :].rstrip()
         cut = unterminated or not tail or any(literal.startswith(tail) for literal in _LITERALS)
+        cut = cut or _CUT_NUMBER.fullmatch(tail) is not None
         if "\\u" in error.msg and len(tail) < 12 and '"' not in tail[1:]:
             cut = True
         self._at = len(self._text) if cut else error.pos

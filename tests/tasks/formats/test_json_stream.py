@@ -71,7 +71,26 @@ def test_a_file_cut_anywhere_is_called_truncated(
 
 
 @pytest.mark.parametrize(
-    "end", ["1", "1.", "1e", "1.5e+", "-", "t", "nul", "-Inf", '"a', '"\\', '"\\u12', '"\\ud83d\\u', "[", '{"a"', "é"]
+    "end",
+    [
+        "1",
+        "1.",
+        "1e",
+        "1.5e+",
+        "-",
+        "t",
+        "nul",
+        "-Inf",
+        '"a',
+        '"\\',
+        '"\\u12',
+        '"\\ud83d\\u',
+        "[",
+        "[1.",
+        '{"a": 1e+',
+        '{"a"',
+        "é",
+    ],
 )
 @pytest.mark.parametrize("chunk", [1, 3, 1 << 20])
 def test_a_file_cut_within_a_value_is_called_truncated(tmp_path: Path, end: str, chunk: int) -> None:

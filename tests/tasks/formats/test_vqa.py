@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from madkit.core.errors import DataError
-from madkit.tasks.formats.vqa import SOFT_SCORES, read_vqa
+from madkit.tasks.formats.vqa import SOFT_SCORES, iter_vqa, read_vqa
 
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "vqa_v2"
 
@@ -66,6 +67,63 @@ def test_bare_lists_with_coco_split(tmp_path: Path) -> None:
     assert [e.image.path.name for e in examples] == ["COCO_train2014_000000000009.jpg", "COCO_val2014_000000000008.jpg"]
 
 
+def test_the_main_answer_is_the_files_own(tmp_path: Path) -> None:
+    files = write(tmp_path, [question()], [annotation(multiple_choice_answer="the net")])
+    assert read_vqa(*files, tmp_path)[0].main_answer == "the net"
+    bare = {key: value for key, value in annotation().items() if key != "multiple_choice_answer"}
+    assert read_vqa(*write(tmp_path, [question()], [bare]), tmp_path)[0].main_answer == ""
+    assert read_vqa(files[0], None, tmp_path)[0].main_answer == ""
+
+
+def test_the_order_of_the_annotations_does_not_matter_and_ids_may_be_those_of_v1(tmp_path: Path) -> None:
+    ids = [90, 93, 91, 92]
+    annotations = [annotation(number, [str(number)] * 10) for number in sorted(ids)]
+    examples = read_vqa(*write(tmp_path, [question(number) for number in ids], annotations), tmp_path)
+    assert [(e.id, e.annotations[0]) for e in examples] == [(str(number), str(number)) for number in ids]
+
+
+def test_questions_come_one_by_one_and_bytes_are_told(tmp_path: Path) -> None:
+    files = write(tmp_path, [question(1), question(1)], [annotation(1)])
+    told: list[int] = []
+    examples = iter_vqa(*files, tmp_path, advance=told.append)
+    assert next(examples).id == "1"
+    assert sum(told) == sum(path.stat().st_size for path in files)
+    with pytest.raises(DataError, match="used before"):
+        next(examples)
+
+
+def test_images_of_several_folders(tmp_path: Path) -> None:
+    files = write(
+        tmp_path,
+        [question(1, coco_split="train2014"), question(2, coco_split="val2014", image_id=8)],
+        [annotation(1), annotation(2, image_id=8)],
+        wrapped=False,
+    )
+    folders = {"train2014": tmp_path / "train2014.zip" / "train2014", "val2014": tmp_path / "v"}
+    assert [e.image.path for e in iter_vqa(*files, folders)] == [
+        folders["train2014"] / "COCO_train2014_000000000009.jpg",
+        folders["val2014"] / "COCO_val2014_000000000008.jpg",
+    ]
+    with pytest.raises(DataError, match=r"questions\[1\]: an image of 'val2014' is meant, but .* from train2014"):
+        list(iter_vqa(*files, {"train2014": tmp_path}))
+
+
+def test_the_part_of_coco_may_stand_behind_the_questions(tmp_path: Path) -> None:
+    asked = tmp_path / "questions.json"
+    asked.write_text(json.dumps({"questions": [question()], "data_subtype": "val2014"}))
+    assert read_vqa(asked, None, tmp_path)[0].image.path.name == "COCO_val2014_000000000009.jpg"
+
+
+def test_files_inside_a_zip(tmp_path: Path) -> None:
+    files = write(tmp_path, [question()], [annotation()])
+    inside = []
+    for path in files:
+        with zipfile.ZipFile(path.with_suffix(".zip"), "w") as archive:
+            archive.write(path, path.name)
+        inside.append(path.with_suffix(".zip") / path.name)
+    assert list(iter_vqa(*inside, tmp_path)) == read_vqa(*files, tmp_path)
+
+
 def test_without_annotations_and_test_dev_images(tmp_path: Path) -> None:
     asked, _ = write(tmp_path, [question()], [], subtype="test-dev2015")
     (example,) = read_vqa(asked, None, tmp_path)
@@ -104,8 +162,15 @@ def test_optional_fields_and_own_pattern(tmp_path: Path) -> None:
         ([question(1)], [annotation(1, ["a"] * 9)], r"annotations\[0\]: 'answers' must have 10 entries, found 9"),
         ([question(1)], [{**annotation(1), "answers": [{}] * 10}], "must have a string under 'answer'"),
         ([question(1)], [{**annotation(1), "answers": ["a"] * 10}], "must have a string under 'answer'"),
-        ([question(1)], [annotation(1, answer_type=3)], "must be strings"),
+        ([question(1)], [annotation(1, answer_type=3)], r"'answer_type' must be a string, found a number"),
         ([question(1)], ["x"], r"annotations\[0\]: an object is needed, found a string"),
+        ([question(1)], [annotation(1, multiple_choice_answer=["net"])], "'multiple_choice_answer' must be a string"),
+        ([question(1)], [{**annotation(1), "answers": {"a": 1}}], "'answers' must be a list, found an object"),
+        ([question(1)], [{**annotation(1), "answers": [{"answer": 2}] * 10}], "must have a string under 'answer'"),
+        ([question(-1)], [annotation(-1)], r"annotations\[0\]: 'question_id' is -1, and ids start at 0"),
+        ([question(1, image_id=True)], [annotation(1)], "'image_id' must be an integer, found a boolean"),
+        ([{"image_id": 9, "question": "Why?"}], [annotation(1)], r"questions\[0\]: the key 'question_id' is missing"),
+        ([question(1)], [], r"1 questions have no annotation"),
         (["x"], [], r"questions\[0\]: an object is needed, found a string"),
     ],
 )
@@ -118,10 +183,10 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     asked, answered = write(tmp_path, [question()], [annotation()])
     whole = answered.read_bytes()
     answered.write_bytes(whole[:-3])
-    with pytest.raises(DataError, match=r"annotations\.json, line 1: .*truncated"):
+    with pytest.raises(DataError, match=r"annotations\.json, line 1, annotations\[0\]: .*truncated"):
         read_vqa(asked, answered, tmp_path)
-    answered.write_bytes(b"{} x")
-    with pytest.raises(DataError, match=r"annotations\.json, line 1: not valid JSON \(Extra data at column 4\)"):
+    answered.write_bytes(b'{"annotations": []} x')
+    with pytest.raises(DataError, match=r"annotations\.json, line 1: not valid JSON \(Extra data at column 21\)"):
         read_vqa(asked, answered, tmp_path)
     answered.write_bytes(b"{}")
     with pytest.raises(DataError, match=r"annotations\.json: the key 'annotations' is missing"):

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from madkit.core.errors import UsageProblem
+from madkit.core.files import digest_of
+from madkit.distill.answers import head_for
+from madkit.distill.arms import load_arm
+from madkit.distill.examples import _targets
+from madkit.distill.folder import RunIdentity
+from madkit.students.heads import HeadSpec
+from madkit.tasks.example import Example, ImageRef, Segment
+from madkit.tasks.index.columns import soft_scores
+from madkit.tasks.spec import get_task
+
+IDENTITY = RunIdentity("vqa", "vqa", "r", False, "s", "d", "finetune", "full", 0, None, None, "e")
+
+
+def question(main: str, given: list[str]) -> Example:
+    return Example(
+        id="1",
+        task="vqa",
+        question_id="1",
+        image=ImageRef("1", Path("1.jpg")),
+        context=(Segment("Why?"),),
+        answers=soft_scores(tuple(given)),
+        annotations=tuple(given),
+        main_answer=main,
+    )
+
+
+TRAIN = [question("a dog", ["a dog"] * 6 + ["dog"] * 4)] * 9 + [question("yes", ["yes"] * 10)] * 12
+
+
+def test_heads_of_the_tasks() -> None:
+    assert head_for(get_task("vcr"), []) == HeadSpec("multiple-choice")
+    assert head_for(get_task("snli-ve"), []).outputs == ("contradiction", "entailment", "neutral")
+    assert head_for(get_task("vqa"), TRAIN) == HeadSpec("vqa", ("yes", "dog"))
+    assert head_for(get_task("vqa"), TRAIN, min_questions=10).outputs == ("yes",)
+
+
+def test_a_given_list_keeps_its_order(tmp_path: Path) -> None:
+    path = tmp_path / "ans2label.json"
+    path.write_text(json.dumps({"dog": 1, "": 0, "yes": 2}))
+    assert head_for(get_task("vqa"), TRAIN, answers=path).outputs == ("", "dog", "yes")
+    with pytest.raises(UsageProblem, match="no answer list"):
+        head_for(get_task("vcr"), [], answers=path)
+
+
+def test_targets_by_either_way_of_matching() -> None:
+    head = HeadSpec("vqa", ("yes", "dog"))
+    assert torch.equal(_targets(TRAIN[:1], head, "normalized"), torch.tensor([[0.0, 1.0]]))
+    twice = question("dog", ["a dog"] * 7 + ["dog"] * 3)
+    assert torch.equal(_targets([twice], head, "raw"), torch.tensor([[0.0, 0.9]]))
+
+
+def test_only_a_given_list_changes_the_digest_of_a_run(tmp_path: Path) -> None:
+    """Runs that were made before there was the setting keep their folders; the list counts by its content."""
+    config = load_arm("finetune", {})
+    values = config.model_dump(mode="json")
+    earlier = {k: v for k, v in values.items() if k not in ("checkpoint", "description", "answers", "answer_match")}
+    identity = {name: getattr(IDENTITY, name) for name in RunIdentity.__dataclass_fields__}
+    assert IDENTITY.digest(config) == digest_of([identity, earlier])
+    digests = {IDENTITY.digest(config), IDENTITY.digest(config.model_copy(update={"answer_match": "raw"}))}
+    for name, content in (("a.json", '["x"]'), ("b.json", '["x"]'), ("c.json", '["y"]')):
+        (tmp_path / name).write_text(content)
+        digests.add(IDENTITY.digest(config.model_copy(update={"answers": str(tmp_path / name)})))
+    assert len(digests) == 4
