@@ -90,11 +90,13 @@ def score_file(
     examples = data.examples(split)
     asked: dict[str, None] = {}
     questions: dict[str, bool] = {}  # whether it is answered
+    official = data.spec.kind == "vqa"  # its evaluation needs the annotators' answers, which not all files have
     with progress("Comparing ids", len(examples), "examples") as bar:
         for example in examples:
             name = example.question_id if given.kind == "vcr" else example.id
             asked[name] = None
             questions[example.question_id] = questions.get(example.question_id, False) or name in given.choices
+            official = official and bool(example.annotations)
             bar.advance()
     check_submission(given.choices, asked, where=f"{file} does not fit {data.source} {split}", subset=subset)
     if not given.choices:
@@ -104,7 +106,7 @@ def score_file(
     if data.labelled(split):
         with progress("Scoring", len(examples), "examples") as bar:
             pairs = _pairs(given, examples, file, bar.advance)
-            score_pairs = _official_vqa if examples[0].annotations else _by_rows
+            score_pairs = _official_vqa if official else _by_rows
             metrics, by_kind = score_pairs(pairs, data.spec, vqa_rule)
     return Scored(
         file=str(file),

@@ -3,8 +3,19 @@ from __future__ import annotations
 import pytest
 
 from madkit.core.errors import NotFoundError
-from madkit.evaluate.grid import arm_order, find_baseline, find_runs, group_runs, missing_cells, shots_order
+from madkit.distill.config import DistillConfig
+from madkit.distill.folder import RunFolder, RunIdentity
+from madkit.evaluate.grid import (
+    arm_order,
+    find_baseline,
+    find_runs,
+    group_runs,
+    missing_cells,
+    read_run,
+    shots_order,
+)
 from madkit.evaluate.protocol import Protocol
+from madkit.tasks.spec import custom_spec
 
 
 def groups_of(made_up, **protocol):
@@ -113,3 +124,26 @@ def test_orders():
         "full",
     ]
     assert sorted(["mine", "mad", "finetune"], key=arm_order) == ["finetune", "mad", "mine"]
+
+
+def test_the_manifest_of_a_run_describes_its_task_and_the_name_does_not_depend_on_it(made_up):
+    spec = custom_spec("birds", "classification", labels=("owl", "tit"))
+    identity = RunIdentity(
+        task="birds", source="birds", data_revision="0" * 16, is_mini=False, student="s", student_digest="1" * 16,
+        arm="finetune", shots="1pct", seed=0, teacher=None, cache_key=None, examples="2" * 16,
+    )  # fmt: skip
+    config = DistillConfig(arm="finetune")
+    folder = RunFolder.of(made_up.workspace, identity, config, spec.to_dict())
+    assert folder.path == RunFolder.of(made_up.workspace, identity, config).path
+    folder.finish({})
+    run = read_run(folder.path)
+    assert run is not None
+    assert run.spec == spec
+
+
+def test_a_run_with_a_damaged_description_is_said_so(made_up):
+    folder = made_up.add_run(spec={"name": "birds"})
+    runs, problems, _ = find_runs(made_up.workspace, Protocol())
+    assert not runs
+    assert folder.name in problems[0].where
+    assert "damaged" in problems[0].error

@@ -14,6 +14,8 @@ from madkit.core.errors import MadkitError
 from madkit.core.workspace import Workspace
 from madkit.evaluate.score_file import score_file
 from madkit.evaluate.submission import ANSWER_COLUMNS, VCR_COLUMNS
+from madkit.tasks.importing import ImportOptions
+from madkit.tasks.importing.run import import_data
 
 from .owners_files import ANSWERS, RATIONALES, import_snli_ve, import_vcr, import_vqa
 
@@ -273,3 +275,32 @@ def test_files_tasks_and_splits_that_are_not_there(place, tmp_path, capsys):
     assert main(["score", str(file), "--task", "vqa", "--split", "tset", *where]) == 2
     assert "Did you mean 'test'" in capsys.readouterr().err
     assert main(["score", str(file), "--task", "vqa", "--vqa-rule", "2020", *where]) == 2
+
+
+# -- tasks of ones own -----------------------------------------------------------------------------------------------
+
+
+def test_a_task_of_ones_own_with_few_and_many_annotators(place, tmp_path):
+    """Where some questions have soft scores alone, all are scored as evaluate scores them."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.jpg").write_bytes(b"not looked into")
+    given = {"a": ["red"] * 10, "b": ["red"] * 3 + ["blue"] * 7, "c": ["red"], "d": {"red": 0.25, "blue": 1.0}}
+    rows = [
+        {
+            "id": name,
+            "split": "test",
+            "image": "1.jpg",
+            "question": "What?",
+            "answers": answers,
+            "form": "many" if name < "c" else "few",
+        }
+        for name, answers in given.items()
+    ]
+    path = write(tmp_path / "colours.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    import_data(place, "custom", path, ImportOptions(kind="vqa", images=tmp_path / "images"))
+    file = write(tmp_path / "r.json", [{"question_id": name, "answer": "red"} for name in given])
+    found = score_file(place, file, "colours")
+    assert scores_of(found)["accuracy"] == pytest.approx(100 * (1 + 0.9 + 1 + 0.25) / 4)
+    assert found.by_kind["accuracy"]["few"].score == pytest.approx(62.5)
+    with pytest.raises(MadkitError, match="2 of 4 examples have soft scores"):
+        score_file(place, file, "colours", vqa_rule="pre2021")

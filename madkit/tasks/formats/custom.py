@@ -387,7 +387,7 @@ class LineReader:
         if not given:
             place.fail("'answers' is empty")
         if len(given) >= _FEW:
-            return soft_scores(given), tuple(given)
+            return soft_scores(tuple(given)), tuple(given)
         self.few_answers += 1
         return {answer: round(count / len(given), 6) for answer, count in Counter(given).items()}, ()
 
