@@ -72,6 +72,7 @@ def from_pixels(
 def _count(boxes: NDArray[Any], features: NDArray[Any], where: str) -> int:
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise DataError(f"{where}: boxes of shape {boxes.shape}, not [n, 4].")
-    if features.ndim != 2 or len(features) != len(boxes) or features.shape[1] == 0:
+    # without boxes, files that say the length of a feature only by the number of bytes do not say it
+    if features.ndim != 2 or len(features) != len(boxes) or (features.shape[1] == 0 and len(boxes)):
         raise DataError(f"{where}: {len(boxes)} boxes, but features of shape {features.shape}.")
     return len(boxes)

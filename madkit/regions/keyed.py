@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from madkit.core.errors import DataError, NotFoundError
 from madkit.core.registry import suggest
@@ -43,10 +46,19 @@ class KeyedReader(ABC):
         self._selection = Selection(min_confidence, min_boxes, max_boxes)
         self._ids = self._list_ids()
         if not self._ids:
-            raise DataError(f"{path} holds no region features.", hint=f"{self._expects}")
-        self._dim = int(self._read(self._ids[0]).features.shape[1])
+            raise DataError(f"{path} holds no region features.", hint=f"it should hold {self._expects}")
+        self._dim = self._find_dim()
 
     _expects: str  # what the store should look like, for the hint of an error
+
+    def _find_dim(self) -> int:
+        for image_id in self._ids:
+            dim = int(self._read(image_id).features.shape[1])
+            if dim:
+                return dim
+        raise DataError(
+            f"{self._path}: none of the {len(self._ids):,} images has a box.", hint=f"it should hold {self._expects}"
+        )
 
     @abstractmethod
     def _list_ids(self) -> list[str]:
@@ -82,6 +94,8 @@ class KeyedReader(ABC):
             near = suggest(image_id, self._ids[:_SUGGEST_AMONG])
             raise NotFoundError(f"{self._path} has no image {image_id!r}.{near}")
         regions = self._read(image_id)
+        if not len(regions.boxes):
+            return replace(regions, features=np.zeros((0, self._dim), dtype=np.float32))
         if regions.features.shape[1] != self._dim:
             raise DataError(
                 f"{self._where(image_id)}: features of length {regions.features.shape[1]}, "

@@ -116,6 +116,10 @@ class ObjectTsvReader(KeyedReader):
         confidence = None
         if "objects_conf" in cells:
             confidence = decode_floats(cells["objects_conf"], "objects_conf", count, 1, where)
+            if (
+                count and not confidence.any()
+            ):  # no detector says 0 of all; who has no confidences fills the column with zeros
+                confidence = None
         return from_pixels(boxes, features, confidence, size, where)
 
 

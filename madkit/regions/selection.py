@@ -56,6 +56,8 @@ class Selection:
             return regions
         count = len(regions.boxes)
         confidence = regions.confidence
+        if not count:
+            return regions
         if confidence is None:
             if self.min_confidence is None and count <= (self.max_boxes or count):
                 return regions

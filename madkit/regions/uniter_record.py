@@ -60,8 +60,8 @@ def _refuse_ports(corners: NDArray[np.float32], sides: NDArray[np.float32], wher
         return
     if _close(sides[:, ::-1], true):
         raise DataError(
-            f"{where}: the columns of 'norm_bb' must be x1, y1, x2, y2, width, height, but 4 and 5 are height and width "
-            "(or the corners are y1, x1, y2, x2).",
+            f"{where}: the columns of 'norm_bb' must be x1, y1, x2, y2, width, height, "
+            "but 4 and 5 are height and width (or the corners are y1, x1, y2, x2).",
             hint="find out which pair is swapped, and swap it back: norm_bb[:, [0, 1, 2, 3, 5, 4]] for the first",
         )
     if _close(sides, corners[:, 2:]):

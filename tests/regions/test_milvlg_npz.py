@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -51,6 +51,7 @@ def save(path: Path, content: dict[str, Any]) -> Path:
     size=st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
     seed=st.integers(0, 99),
 )
+@settings(max_examples=40)
 def test_random_records_are_read_back_as_numpy_reads_them(
     tmp_path_factory: pytest.TempPathFactory, shares: Any, size: tuple[int, int], seed: int
 ) -> None:
@@ -156,6 +157,7 @@ def test_impossible_content_is_named_with_its_file(
 
 
 @given(where=st.floats(0, 1), byte=st.integers(1, 255), cut=st.booleans())
+@settings(max_examples=60)
 def test_damage_is_a_data_error_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, where: float, byte: int, cut: bool
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -46,6 +46,7 @@ def save(folder: Path, name: str, content: Image) -> None:
     seed=st.integers(0, 99),
     order=st.sampled_from(["C", "F"]),
 )
+@settings(max_examples=40)
 def test_random_records_are_read_back_as_numpy_reads_them(
     tmp_path_factory: pytest.TempPathFactory, shares: Any, size: tuple[int, int], seed: int, order: Any
 ) -> None:
@@ -147,6 +148,7 @@ def test_features_without_boxes(tmp_path: Path) -> None:
 
 
 @given(where=st.floats(0, 1), byte=st.integers(1, 255), cut=st.booleans(), info=st.booleans())
+@settings(max_examples=60)
 def test_damage_is_a_data_error_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, where: float, byte: int, cut: bool, info: bool
 ) -> None:

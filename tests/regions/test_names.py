@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from madkit.core.errors import DataError, NotFoundError, UsageProblem
@@ -114,6 +114,7 @@ def test_what_only_looks_alike_is_missing(image: tuple[str, str], key: str) -> N
     form=st.sampled_from(["{}", "{:012d}", "COCO_val2014_{:012d}", "coco_val2014_{:012d}.npz"]),
     known=st.sets(st.integers(0, 29)),
 )
+@settings(max_examples=40)
 def test_every_number_finds_its_own_record(numbers: list[int], form: str, known: set[int]) -> None:
     there = [n for i, n in enumerate(numbers) if i not in known]
     images = {str(n): f"COCO_val2014_{n:012d}.jpg" for n in numbers}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -68,6 +68,7 @@ def test_without_boxes_the_whole_image_and_a_grid() -> None:
     side=st.integers(1, 5),
     grid=st.integers(1, 4),
 )
+@settings(max_examples=50)
 def test_any_box_of_any_image(size: tuple[int, int], box: tuple[float, ...], side: int, grid: int) -> None:
     width, height = size
     image = picture(width, height)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -44,6 +44,7 @@ shares = st.integers(0, 1000).map(lambda n: n / 2048)  # exact in float16, below
     data=st.data(),
     dtype=st.sampled_from(["float16", "float32", ">f4", "float64"]),
 )
+@settings(max_examples=40)
 def test_random_records_are_read_back_as_numpy_reads_them(
     tmp_path_factory: pytest.TempPathFactory, corners: Any, data: st.DataObject, dtype: str
 ) -> None:
@@ -194,6 +195,7 @@ def test_no_folder_or_nothing_in_it(tmp_path: Path) -> None:
 
 
 @given(where=st.floats(0, 1), byte=st.integers(1, 255), cut=st.booleans())
+@settings(max_examples=60)
 def test_damage_is_a_data_error_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, where: float, byte: int, cut: bool
 ) -> None:
