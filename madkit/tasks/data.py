@@ -192,7 +192,7 @@ def open_task(workspace: Workspace, name: str, *, build: bool = True, part: str 
     name = check_task_name(workspace, name)
     imported = workspace.data / name
     if (imported / MANIFEST).is_file():
-        return TaskData(imported)
+        return TaskData(imported, task=name if name in TASKS else None)
     source = f"mini-{name}"
     folder = _mini_folder(workspace, source, part)
     if not (folder / MANIFEST).is_file():

@@ -132,7 +132,7 @@ def _questions(examples: Sequence[Example]) -> dict[str, _Question]:
 
 
 def _facts(examples: Sequence[Example]) -> Iterator[tuple[str, str, str]]:
-    """(question, image, stratum) of every example; from the columns where there are some, which is five times faster."""
+    """(question, image, stratum) of every example; from the columns where there are some, which is much faster."""
     if isinstance(examples, ExampleTable):
         for row in range(len(examples)):
             yield examples.question_id(row), examples.image_id(row), examples.stratum(row)

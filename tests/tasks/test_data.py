@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,22 +12,38 @@ import pytest
 from madkit.core.errors import DataError, NotFoundError, UsageProblem
 from madkit.core.workspace import Workspace
 from madkit.regions import write_butd_hdf5
-from madkit.tasks.data import TaskData, open_task
+from madkit.tasks.data import TaskData, datasets_to_extract, find_dataset, open_task
+from madkit.tasks.example import Example, ImageRef, Segment
+from madkit.tasks.importing.plan import ImportPlan, SplitPlan
+from madkit.tasks.importing.write import write_dataset
+from madkit.tasks.spec import custom_spec
+from madkit.tasks.suites import finished_suite, write_suite
 
-PAIR = {"Flickr30K_ID": "7", "gold_label": "neutral", "sentence2": "A dog."}
+
+def example(identity: str, image: str = "7", label: int | None = 2) -> Example:
+    ref = ImageRef(image, Path("img") / f"{image}.png")
+    return Example(identity, "snli-ve", identity, ref, (Segment("A dog."),), label=label)
 
 
-def make(folder: Path, source: str = "snli-ve", task: str = "snli-ve", **more: Any) -> dict[str, Any]:
-    """A tiny SNLI-VE data set with one shifted suite."""
+def make(folder: Path, source: str = "snli-ve", task: str = "snli-ve", **more: Any) -> None:
+    """A tiny SNLI-VE data set with one shifted suite and one official test set."""
     folder.mkdir(parents=True)
-    entries = {}
-    for split in ("test-rendering", "dev", "test", "train"):
-        lines = [{**PAIR, "pairID": f"{split}{i}"} for i in range(3)] + [{**PAIR, "pairID": "x", "gold_label": "-"}]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        entries[split] = {"format": "snli-ve", "annotations": f"{split}.jsonl", "images": "img", "extension": ".png"}
-    manifest = {"schema": 1, "task": task, "source": source, "revision": "0" * 16, "splits": entries} | more
+
+    def split(name: str) -> SplitPlan:
+        rows = [
+            replace(
+                example(f"{name}{i}", label=None if name == "submission" else 2),
+                image=ImageRef("7", folder / "img/7.png"),
+            )
+            for i in range(3)
+        ]
+        return SplitPlan(name, name, lambda _: iter(rows), (), labelled=name != "submission")
+
+    names = ("test-rendering", "dev", "test", "train", "submission")
+    plan = ImportPlan(task, source, source, [split(name) for name in names], folder)
+    write_dataset(folder, plan, check_images=False, revision="0" * 16)
+    manifest = json.loads((folder / "manifest.json").read_text()) | more
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    return manifest
 
 
 @pytest.fixture
@@ -49,7 +66,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str, str]]:
     return calls
 
 
-def test_imported_data_comes_first(workspace: Workspace, built: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_imported_data_comes_first(workspace: Workspace, built: list[Any]) -> None:
     make(workspace.data / "snli-ve")
     data = open_task(workspace, "snli-ve")
     assert (data.source, data.is_mini, data.spec.name, data.revision) == ("snli-ve", False, "snli-ve", "0" * 16)
@@ -59,7 +76,8 @@ def test_imported_data_comes_first(workspace: Workspace, built: list[Any], capsy
     assert [e.id for e in examples] == ["test-rendering0", "test-rendering1", "test-rendering2"]
     assert examples[0].image.path == data.root / "img" / "7.png"
     assert data.examples("test-rendering") is examples
-    assert "1 pairs left out" in capsys.readouterr().err
+    assert data.submissions() == ["submission"]
+    assert (data.labelled("test"), data.labelled("submission")) == (True, False)
     assert not built
 
 
@@ -103,48 +121,78 @@ def test_an_unknown_suite_is_answered_with_the_nearest_name(workspace: Workspace
         open_task(workspace, "snli-ve").examples("test-render")
 
 
-def test_vcr_and_vqa_entries(tmp_path: Path) -> None:
-    folder = tmp_path / "d"
-    folder.mkdir()
-    line = {
-        "objects": ["person"],
-        "img_fn": "a.png",
-        "metadata_fn": "a.json",
-        "question": ["Is", [0], "in", "?"],
-        "answer_choices": [["a"], ["b"], ["c"], ["d"]],
-        "answer_label": 0,
-        "annot_id": "train-0",
-    }
-    (folder / "v.jsonl").write_text(json.dumps(line))
-    (folder / "a.json").write_text(json.dumps({"boxes": [[0, 0, 5, 5, 1]], "width": 9, "height": 9}))
-    (folder / "q.json").write_text(json.dumps([{"question_id": 1, "image_id": 2, "question": "Why?"}]))
-    answers = [{"answer": "x"}] * 10
-    (folder / "a2.json").write_text(json.dumps([{"question_id": 1, "answers": answers}]))
-    vqa = {"format": "vqa", "questions": "q.json", "images": "i", "pattern": "{subset}_{id:03d}.png", "subset": "t"}
-    manifest = {
-        "schema": 1,
-        "task": "vcr",
-        "source": "vcr",
-        "revision": "1",
-        "splits": {
-            "train": {"format": "vcr", "annotations": "v.jsonl", "images": "."},
-            "test": vqa,
-            "test-b": {**vqa, "annotations": "a2.json"},
-            "test-c": {"format": "csv"},
-            "test-d": {"format": "vcr", "images": "."},
-        },
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    data = TaskData(folder)
-    assert data.examples("train")[0].boxes == ((0, 0, 5, 5),)
-    assert data.examples("test")[0].answers is None
-    assert data.examples("test-b")[0].answers == {"x": 1.0}
-    assert data.examples("test-b")[0].image.path == folder / "i" / "t_002.png"
-    assert data.regions() is None
-    with pytest.raises(DataError, match="test-c: unknown format 'csv'"):
-        data.examples("test-c")
-    with pytest.raises(DataError, match="test-d: the key 'annotations' is missing"):
-        data.examples("test-d")
+def test_a_moved_workspace_finds_its_images(workspace: Workspace, tmp_path: Path) -> None:
+    make(workspace.data / "snli-ve")
+    workspace.root.rename(tmp_path / "elsewhere")
+    data = open_task(Workspace.at(tmp_path / "elsewhere"), "snli-ve")
+    assert data.examples("train")[0].image.path == tmp_path / "elsewhere" / "data" / "snli-ve" / "img" / "7.png"
+
+
+def test_an_own_task_is_known_by_its_folder(workspace: Workspace) -> None:
+    spec = custom_spec("birds", "classification", labels=("duck", "owl"))
+    make(workspace.data / "birds", "birds", "birds", spec=spec.to_dict())
+    data = open_task(workspace, "birds")
+    assert data.spec == spec
+    assert data.spec.chance == 50
+    with pytest.raises(UsageProblem, match="Did you mean 'birds'"):
+        open_task(workspace, "bird")
+
+
+def test_an_added_suite_changes_no_revision(workspace: Workspace) -> None:
+    make(workspace.data / "snli-ve")
+    data = open_task(workspace, "snli-ve")
+    rows = [example("a"), example("b")]
+    made_by = {"rule": "x", "seed": 0}
+    assert finished_suite(data, "test-hard", made_by) is None
+    home = write_suite(data, "test-hard", rows, made_by=made_by, about="the hard ones")
+    again = open_task(workspace, "snli-ve")
+    assert again.revision == data.revision
+    assert again.suites() == ["test", "test-rendering", "test-hard"]
+    assert again.own_splits() == ["train", "dev", "test", "test-rendering"]
+    assert [one.id for one in again.examples("test-hard")] == ["a", "b"]
+    assert again.suite_revision("test-hard") != again.revision == again.suite_revision("test")
+    assert finished_suite(again, "test-hard", made_by) == home
+    assert finished_suite(again, "test-hard", made_by | {"seed": 1}) is None
+    first = again.suite_revision("test-hard")
+    write_suite(again, "test-hard", rows[:1], made_by=made_by, about="the hard ones")
+    assert open_task(workspace, "snli-ve").suite_revision("test-hard") != first
+
+
+def test_a_suite_of_an_older_revision_is_not_offered(workspace: Workspace) -> None:
+    make(workspace.data / "snli-ve")
+    data = open_task(workspace, "snli-ve")
+    write_suite(data, "test-hard", [example("a")], made_by={}, about="")
+    manifest = json.loads((data.root / "manifest.json").read_text()) | {"revision": "1" * 16}
+    (data.root / "manifest.json").write_text(json.dumps(manifest))
+    assert "test-hard" not in open_task(workspace, "snli-ve").suites()
+
+
+@pytest.mark.parametrize("name", ["hard", "test", "test-rendering"])
+def test_names_that_no_added_suite_can_have(workspace: Workspace, name: str) -> None:
+    make(workspace.data / "snli-ve")
+    with pytest.raises(UsageProblem, match="cannot be named"):
+        write_suite(open_task(workspace, "snli-ve"), name, [example("a")], made_by={}, about="")
+
+
+def test_an_empty_suite_leaves_nothing(workspace: Workspace) -> None:
+    make(workspace.data / "snli-ve")
+    data = open_task(workspace, "snli-ve")
+    with pytest.raises(DataError, match="would have no examples"):
+        write_suite(data, "test-hard", [], made_by={}, about="")
+    assert list((data.root / "suites").iterdir()) == []
+
+
+def test_commands_without_a_task_mean_what_was_imported(workspace: Workspace) -> None:
+    assert datasets_to_extract(workspace) == ["vcr", "snli-ve", "vqa"]
+    make(workspace.data / "snli-ve")
+    assert datasets_to_extract(workspace) == ["snli-ve"]
+    assert datasets_to_extract(workspace, ["vqa-v2", "vqa"]) == ["vqa"]
+    with pytest.raises(UsageProblem):
+        datasets_to_extract(workspace, ["vqq"])
+    found = find_dataset(workspace, "snli-ve", "0" * 16)
+    assert found is not None
+    assert found.name == "snli-ve"
+    assert find_dataset(workspace, "snli-ve", "1" * 16) is None
 
 
 def test_regions_are_opened_once(tmp_path: Path) -> None:
@@ -162,12 +210,11 @@ def test_regions_are_opened_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"schema": 2}, "schema 2, this version of madkit reads 1"),
+        ({"schema": 1}, "schema 1, this version of madkit reads 2"),
         ({"revision": 3}, "the key 'revision' is missing or no string"),
         ({"task": "vcr"}, "describes the task 'vcr', not 'snli-ve'"),
         ({"splits": {}}, "'splits' must map names"),
         ({"splits": {"train": []}}, "'splits' must map names"),
-        ({"regions": {"format": "x"}}, "'regions' needs"),
     ],
 )
 def test_a_broken_manifest_is_named(workspace: Workspace, change: dict[str, Any], problem: str) -> None:

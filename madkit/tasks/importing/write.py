@@ -107,8 +107,9 @@ def write_dataset(
         for name, writer in writers.items():
             if not writer.count:
                 cut_away = len(writers) > 1
+                share = f" with a cut of {cut:g}" if cut_away else ""
                 raise DataError(
-                    f"The split {name} of {plan.source} has no examples{f' with a cut of {cut:g}' if cut_away else ''}.",
+                    f"The split {name} of {plan.source} has no examples{share}.",
                     hint="choose another share: --dev-cut 0.2" if cut_away else _EMPTY,
                 )
             digests[name] = writer.write()

@@ -8,6 +8,9 @@ from functools import lru_cache
 
 NO_LABEL = -1  # in the column `label`
 
+# In the column `answered`: no soft scores, scores that follow from the annotators' answers, or scores that are stored.
+NO_ANSWERS, FROM_ANNOTATORS, STORED = 0, 1, 2
+
 # The column `tags` holds four numbers for every box of a tag: the segment's number (context first, then candidates),
 # start and end of the tag in its text, and the box.
 TAG_FIELDS = 4

@@ -39,7 +39,7 @@ class ImageTable:
     def row_of(self, example: Example) -> int:
         """The row of an example's image, boxes and size; a new one where they are new."""
         image = example.image
-        key = (image.id, example.boxes, example.width, example.height)
+        key = (image, example.boxes, example.width, example.height)
         row = self._rows.get(key)
         if row is None:
             row = self._rows[key] = len(self._ids)

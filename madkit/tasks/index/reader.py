@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import overload
 
 from madkit.tasks.example import Example, Segment, Tag
-from madkit.tasks.index.columns import NO_LABEL, TAG_FIELDS, soft_scores
+from madkit.tasks.index.columns import FROM_ANNOTATORS, NO_LABEL, STORED, TAG_FIELDS, soft_scores
 from madkit.tasks.index.files import open_batch
 from madkit.tasks.index.images import StoredImages
 from madkit.tasks.index.strings import Strings, TextLists, Words, integers, offsets
@@ -83,13 +83,11 @@ class ExampleTable(Sequence[Example]):
         context = self._contexts[row]
         given = tuple(self._given.get(row))
         answers: Mapping[str, float] | None = None
-        if self._answered[row]:
-            names = self._soft.get(row)
-            if names:
-                start = self._soft.start(row)
-                answers = dict(zip(names, self._soft_scores[start : start + len(names)].tolist(), strict=True))
-            else:
-                answers = soft_scores(given)
+        if self._answered[row] == FROM_ANNOTATORS:
+            answers = soft_scores(given)
+        elif self._answered[row] == STORED:
+            names, start = self._soft.get(row), self._soft.start(row)
+            answers = dict(zip(names, self._soft_scores[start : start + len(names)].tolist(), strict=True))
         label = self._labels[row]
         return Example(
             id=identity,

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from madkit.core.errors import DataError
 from madkit.tasks.example import Example, Segment
-from madkit.tasks.index.columns import NO_LABEL, TAG_FIELDS, soft_scores
+from madkit.tasks.index.columns import FROM_ANNOTATORS, NO_ANSWERS, NO_LABEL, STORED, TAG_FIELDS, soft_scores
 from madkit.tasks.index.files import write_batch
 from madkit.tasks.index.images import ImageTable
 
@@ -107,9 +107,9 @@ class ExampleWriter:
         self._main.append(rows[example.main_answer])
         self._given.extend([rows[answer] for answer in given])
         self._given_ends.append(len(self._given))
-        self._answered.append(answers is not None)
         # Scores that follow from the annotators' answers are not stored a second time.
         follows = bool(given) and (answers is soft_scores(given) or answers == soft_scores(given))
+        self._answered.append(NO_ANSWERS if answers is None else FROM_ANNOTATORS if follows else STORED)
         if answers is not None and not follows:
             for answer, score in answers.items():
                 self._soft.append(rows[answer])
