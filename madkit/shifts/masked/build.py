@@ -81,7 +81,7 @@ def build(workspace: Workspace, data: TaskData, options: ShiftOptions) -> list[M
                     hint="import the data with train.jsonl and val.jsonl",
                 )
         folder = data.root / SUITES / f"masked-scorer-{digest_of([settings, data.revision])[:8]}"
-        with FileLock(folder.with_name(f".{folder.name}.lock"), what=f"the scorer {folder}"), _threads(options.threads):
+        with FileLock(folder.with_name(f".{folder.name}.lock"), what=f"the scorer {folder}"), _threads(data, options):
             facts = _prepare(folder, data, options)
             _report(data, facts)
             for masking in todo:
@@ -99,12 +99,16 @@ def _made_by(settings: dict[str, Any], masking: Masking, options: ShiftOptions) 
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """One thread unless more are asked for: the small network gains little from a second, and on a machine that is
-    busy with other things threads that wait for each other take ten times as long.
+def _threads(data: TaskData, options: ShiftOptions) -> Iterator[None]:
+    """One thread for the small network, unless more are asked for.
+
+    It gains little from a second, and where the machine is busy, threads that wait for each other take many times as
+    long as one that waits for nobody.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(number or 1)
+    questions = int(data.about("train")["questions"])
+    small = not ScorerConfig.for_questions(min(options.limit or questions, questions)).for_gpu
+    torch.set_num_threads(options.threads or (1 if small else before))
     try:
         yield
     finally:

@@ -36,7 +36,7 @@ class ScorerConfig:
         """Sizes that fit the training split: minutes on a CPU for the embedded benchmark, on a GPU for VCR."""
         if questions >= _LARGE:
             return cls(dim=256, layers=4, heads=8, epochs=epochs or 4, batch=128, rate=3e-4)
-        wanted = epochs or min(20, max(3, round(40_000 / max(questions, 1))))
+        wanted = epochs or min(20, max(2, round(24_000 / max(questions, 1))))
         return cls(dim=_SMALL, layers=2, heads=4, epochs=wanted, batch=64 if questions > 2000 else 16, rate=1e-3)
 
     @property
