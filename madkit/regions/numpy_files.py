@@ -23,7 +23,7 @@ from madkit.core.errors import DataError, MadkitError
 
 _MAGIC = b"\x93NUMPY"
 _HEADER = re.compile(
-    rb"\{\s*'descr':\s*'([<>|=]?[A-Za-z]\d*)',\s*'fortran_order':\s*(True|False),\s*'shape':\s*\(([\dL, ]*)\),?\s*\}\s*"
+    rb"\{\s*'descr':\s*'([<>|=]?[A-Za-z]\d*)',\s*'fortran_order':\s*(True|False),\s*'shape':\s*\(((?:\d+L?, ?)*(?:\d+L?)?)\),?\s*\}\s*"
 )
 _NUMBERS = "biuf"
 _MOST_BYTES = 1 << 31  # of one array: the features of one image are below 10 MB
@@ -137,10 +137,7 @@ def _read_header(stream: BinaryIO, where: str) -> tuple[np.dtype[Any], bool, tup
     except (TypeError, ValueError):
         raise DataError(f"{where} has values of the unknown type {match[1].decode()!r}.") from None
     digits = match[3].replace(b"L", b"").replace(b" ", b"").strip(b",")
-    try:
-        shape = tuple(int(number) for number in digits.split(b",")) if digits else ()
-    except ValueError:
-        raise DataError(f"{where} has a header that describes no plain array.") from None
+    shape = tuple(int(number) for number in digits.split(b",")) if digits else ()
     if len(shape) > 4:
         raise DataError(f"{where} has {len(shape)} axes.")
     return dtype, match[2] == b"True", shape
