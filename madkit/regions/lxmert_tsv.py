@@ -2,7 +2,8 @@
 
 Columns: img_id, img_h, img_w, objects_id (int64), objects_conf (float32), attrs_id (int64), attrs_conf (float32),
 num_boxes, boxes (float32 [n, 4]), features (float32 [n, 2048]). The confidences are those of the objects; the original
-files are not sorted by them. Class and attribute numbers are left unread.
+files are not sorted by them. A row whose confidences are all zero counts as having none. Class and attribute numbers
+are left unread.
 """
 
 from __future__ import annotations

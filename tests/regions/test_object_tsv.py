@@ -267,7 +267,7 @@ def tables(draw: st.DrawFn) -> list[Row]:
 
 @BOTH
 @given(rows=tables(), end=st.sampled_from([b"\n", b"\r\n"]))
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, layout: str, rows: list[Row], end: bytes) -> None:
     path = write(tmp_path_factory.mktemp("tsv") / "r.tsv", layout, rows, end)
     for reader in (opened(layout, path), opened(layout, path)):  # the second finds the index
@@ -303,7 +303,7 @@ def corrupted(tmp_path_factory: pytest.TempPathFactory, layout: str, change: Cal
 
 @BOTH
 @given(cut=st.floats(0, 1, exclude_max=True))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_a_cut_file_is_refused_or_ends_earlier(
     tmp_path_factory: pytest.TempPathFactory, layout: str, cut: float
 ) -> None:
@@ -319,7 +319,7 @@ def test_a_cut_file_is_refused_or_ends_earlier(
 
 @BOTH
 @given(at=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_a_changed_byte_raises_nothing_else(
     tmp_path_factory: pytest.TempPathFactory, layout: str, at: float, byte: int
 ) -> None:

@@ -82,7 +82,7 @@ def test_a_damaged_index_is_built_again(table: Path, keep: int) -> None:
 
 
 @given(st.data())
-@settings(max_examples=50)
+@settings(max_examples=30)
 def test_a_changed_byte_in_the_index_breaks_nothing(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
@@ -222,7 +222,7 @@ word = st.binary(max_size=6).map(lambda text: text.translate(None, b"\t\r\n"))
     last=st.booleans(),
     chunk=st.integers(1, 20),
 )
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_any_table_is_cut_into_its_rows(
     tmp_path_factory: pytest.TempPathFactory,
     ids: list[str],

@@ -253,7 +253,7 @@ def test_a_cut_file_is_refused(tmp_path_factory: pytest.TempPathFactory, cut: fl
 
 
 @given(at=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_a_changed_byte_raises_nothing_else(tmp_path_factory: pytest.TempPathFactory, at: float, byte: int) -> None:
     def change(data: bytes) -> bytes:
         position = int(at * len(data))
@@ -265,7 +265,7 @@ def test_a_changed_byte_raises_nothing_else(tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @given(at=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_a_changed_byte_in_the_zip_raises_nothing_else(
     tmp_path_factory: pytest.TempPathFactory, method: int, at: float, flip: int
 ) -> None:
