@@ -28,7 +28,9 @@ BELOW: dict[str, set[str]] = {
     "distill": {"core", "cache", "mad", "regions", "students", "tasks"},
     "evaluate": {"core", "regions", "students", "tasks"},
 }
+BELOW["bench"] = set(BELOW)
 BELOW["demo"] = set(BELOW)
+BELOW["bench"] = set(BELOW)
 BELOW["cli"] = set(BELOW)
 
 HEAVY = {

@@ -152,6 +152,36 @@ def test_accuracy_lies_between_0_and_1_and_a_shared_answer_scores(prediction: st
     assert vqa_accuracy(answers[0], answers) >= 0.3 - 1e-9
 
 
+def by_the_description(prediction: str, answers: list[dict[str, object]]) -> float:
+    """The official steps one after the other, over whole entries."""
+    entries = [
+        {**entry, "answer": str(entry["answer"]).replace("\n", " ").replace("\t", " ").strip()} for entry in answers
+    ]
+    prediction = prediction.replace("\n", " ").replace("\t", " ").strip()
+    if len({entry["answer"] for entry in entries}) > 1:
+        entries = [{**entry, "answer": normalize_vqa_answer(str(entry["answer"]))} for entry in entries]
+        prediction = normalize_vqa_answer(prediction)
+    scores = []
+    for entry in entries:
+        others = [other for other in entries if other != entry]
+        matching = [other for other in others if other["answer"] == prediction]
+        scores.append(min(1, len(matching) / 3))
+    return sum(scores) / len(scores)
+
+
+@given(
+    st.sampled_from(["red", "Red", "the red", "2", "none", "t-shirt", " red\n"]),
+    st.lists(
+        st.sampled_from(["red", "Red.", "a red", "2", "two", "none", "t shirt", "red "]), min_size=10, max_size=10
+    ),
+)
+def test_strings_score_as_the_officials_entries(prediction: str, answers: list[str]) -> None:
+    entries = [{"answer": answer, "answer_confidence": "yes", "answer_id": n} for n, answer in enumerate(answers, 1)]
+    want = by_the_description(prediction, [dict(entry) for entry in entries])
+    assert vqa_accuracy(prediction, answers) == vqa_accuracy(prediction, entries) == want
+    assert vqa_accuracy(prediction, answers, "pre2021") == vqa_accuracy(prediction, entries, "pre2021")
+
+
 def test_summary_rounds_means_of_unrounded_accuracies() -> None:
     items = [
         VqaItem("1", "red", ["red"] * 10, "other", "what color"),

@@ -64,7 +64,8 @@ def need_images(files: FoundFiles, names: Mapping[str, list[str]]) -> dict[str, 
             raise NotFoundError(
                 f"Nothing below {files.images or files.root} holds the image {names[part][0]}, which the questions "
                 "name.",
-                hint=f"download {part}.zip from cocodataset.org and give its folder: --images DIR",
+                hint=f"download {part}.zip from cocodataset.org and give its folder: --images DIR; or go on with "
+                "region features alone: --without-images",
             )
         folders[part] = folder
     return folders
