@@ -23,7 +23,8 @@ from madkit.core.errors import DataError, MadkitError
 
 _MAGIC = b"\x93NUMPY"
 _HEADER = re.compile(
-    rb"\{\s*'descr':\s*'([<>|=]?[A-Za-z]\d*)',\s*'fortran_order':\s*(True|False),\s*'shape':\s*\(((?:\d+L?, ?)*(?:\d+L?)?)\),?\s*\}\s*"
+    rb"\{\s*'descr':\s*'([<>|=]?[A-Za-z]\d*)',\s*'fortran_order':\s*(True|False),\s*"
+    rb"'shape':\s*\(((?:\d{1,12}L?, ?)*(?:\d{1,12}L?)?)\),?\s*\}\s*"
 )
 _NUMBERS = "biuf"
 _MOST_BYTES = 1 << 31  # of one array: the features of one image are below 10 MB

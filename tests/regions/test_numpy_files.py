@@ -61,6 +61,7 @@ def test_headers_of_python_2(tmp_path: Path) -> None:
         (npy(header(shape="(2, -2)")), "describes no plain array"),
         (npy(header(shape="(2 2)"), b"\0" * 4), "describes no plain array"),
         (npy(header(shape="(1,,1)"), b"\0" * 4), "describes no plain array"),
+        (npy(header(shape=f"({'9' * 5000},)")), "describes no plain array"),
         (npy(header(shape="(L,)"), b"\0" * 4), "describes no plain array"),
         (npy(header(descr="<f3")), "unknown type '<f3'"),
         (npy(header(descr="|O")), "holds no numbers but object"),
