@@ -30,16 +30,20 @@ BELOW: dict[str, set[str]] = {
 }
 BELOW["bench"] = set(BELOW)
 BELOW["demo"] = set(BELOW)
-BELOW["bench"] = set(BELOW)
 BELOW["cli"] = set(BELOW)
 
 HEAVY = {
     "PIL",
     "accelerate",
+    "datasets",
     "h5py",
     "jinja2",
+    "lmdb",
+    "msgpack",
     "numpy",
     "open_clip",
+    "pandas",
+    "pyarrow",
     "safetensors",
     "scipy",
     "tokenizers",
