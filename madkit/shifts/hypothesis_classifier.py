@@ -52,10 +52,10 @@ class Settings:
 
     @classmethod
     def for_size(cls, n: int) -> Settings:
-        """The settings for n training texts: with few of them, smaller batches and more passes (2,000 steps or so)."""
+        """The settings for n training texts: with few of them, smaller batches and more passes (1,000 steps or so)."""
         batch = min(cls.batch, max(16, n // 128))
         steps = max(1, -(-n // batch))
-        return cls(batch=batch, epochs=max(cls.epochs, min(50, 2000 // steps)))
+        return cls(batch=batch, epochs=max(cls.epochs, min(50, 1000 // steps)))
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""

@@ -86,22 +86,21 @@ def _make(data: TaskData, options: ShiftOptions, settings: Settings, recipe: dic
     right = {"dev": dev.right(fitted), "test": test.right(fitted)}
     facts = _facts(names, train, test, fitted, right["test"])
     _say(facts, len(test.texts))
+    if len(set(right["test"])) < 2:
+        raise DataError(
+            f"The classifier of the hypothesis alone gets {'all' if right['test'][0] else 'none'} of the "
+            f"{len(test.texts):,} test pairs of {data.source} right, so one of the two suites would be empty.",
+            hint="try another seed: --seed 1",
+        )
     made = []
     examples = data.examples("test")
     for suite, wanted in ((HARD, False), (EASY, True)):
         rows = [row for row, is_right in enumerate(right["test"]) if is_right == wanted]
-        if not rows:
-            raise DataError(
-                f"The classifier of the hypothesis alone gets {'none' if wanted else 'all'} of the {len(test.texts):,} "
-                f"test pairs of {data.source} right, so {suite} would be empty.",
-                hint="use more training pairs or another seed: --limit 0 --seed 1",
-            )
         counts = _counts(names, [test.labels[row] for row in rows], len(test.texts))
+        dev_rows = [row for row, is_right in enumerate(right["dev"]) if is_right == wanted]
         ids = {
             "pair-ids.txt": [test.ids[row] for row in rows],
-            "pair-ids-dev.txt": [
-                one for one, is_right in zip(dev.ids, right["dev"], strict=True) if is_right == wanted
-            ],
+            "pair-ids-dev.txt": [dev.ids[row] for row in dev_rows],
         }
         home = _write(data, suite, [examples[row] for row in rows], {**recipe, **facts, "counts": counts}, ids)
         made.append(Made("suite", suite, home, counts))

@@ -46,20 +46,22 @@ def build(workspace: Workspace, data: TaskData, options: ShiftOptions) -> list[M
     pairIDs are not SNLI's.
     """
     files = _find(data, options)
+    splits = [split for split in SPLITS if split in data.splits()]
+    own = [path for split in splits for path in _own_files(data, split)]
     recipe = {
         "shift": "snli-overlap",
         "version": _VERSION,
         "of": data.source,
         "parent_revision": data.revision,
         "snli": {part: [str(path), archives.size_of(path)] for part, path in files.items()},
+        "premises": [str(path) for path in own],
     }
     folder = data.root / LISTS
     done = _finished(folder, recipe)
     if done is not None:
         info(f"The overlap of {data.source} with SNLI is listed already; nothing to do.")
         return done
-    splits = [split for split in SPLITS if split in data.splits()]
-    seen = _read(files, [path for split in splits for path in _own_files(data, split)])
+    seen = _read(files, own)
     found = {split: [_row(one.id, seen) for one in data.examples(split)] for split in splits}
     if not any(row.pair in seen.snli_ids for rows in found.values() for row in rows):
         raise DataError(
