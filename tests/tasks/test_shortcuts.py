@@ -64,6 +64,44 @@ def test_published_example_val_391() -> None:
     ]
 
 
+def test_published_examples_val_0_and_val_22() -> None:
+    """How does [1] feel? The right tag becomes "He" where nothing says her; a wrong [2] becomes the question's [1]."""
+    assert singular(
+        ["How", "does", [0], "feel", "?"],
+        [
+            [[0], "is", "amused", "."],
+            [[0], "is", "tired", "of", "it", "."],
+            [[1], "is", "a", "bit", "upset", "."],
+            [[0], "does", "not", "like", [2], "."],
+        ],
+        label=1,
+    ) == [
+        [[0], "is", "amused", "."],
+        ["He", "is", "tired", "of", "it", "."],
+        [[0], "is", "a", "bit", "upset", "."],
+        [[0], "does", "not", "like", [2], "."],
+    ]
+
+
+def test_published_example_val_270() -> None:
+    """What are [1,2] feeling? A wrong "They" becomes the group; the right "They" and the group itself stay."""
+    assert plural(
+        ["What", "are", [0, 1], "feeling", "?"],
+        [
+            [[0, 1], "dislike", "it", "."],
+            ["They", "are", "worried", "."],
+            ["They", "are", "both", "glad", "."],
+            [[0, 1], "are", "tired", "."],
+        ],
+        label=2,
+    ) == [
+        [[0, 1], "dislike", "it", "."],
+        [[0, 1], "are", "worried", "."],
+        ["They", "are", "both", "glad", "."],
+        [[0, 1], "are", "tired", "."],
+    ]
+
+
 @pytest.mark.parametrize("group", [[3, 0], [0, 3]])
 def test_published_example_val_171(group: list[int]) -> None:
     """The group of the choice stays: it is not in ascending order, or not all persons (3 is a car here)."""
