@@ -31,10 +31,10 @@ MaxBoxes = Annotated[int | None, typer.Option("--max-boxes", metavar="N", help="
 @app.command("formats")
 def formats(json_: JsonOption = False) -> None:
     """List the layouts that can be read, and say which of them can be written."""
-    from madkit.regions import READERS, WRITERS
+    from madkit.regions import READERS, TARGETS
 
     rows = [
-        {"format": name, "writes": name in WRITERS, "about": READERS.info(name).get("about", "")}
+        {"format": name, "writes": name in TARGETS, "about": READERS.info(name).get("about", "")}
         for name in READERS.names()
     ]
     table = [[row["format"], "yes" if row["writes"] else "no", row["about"]] for row in rows]
@@ -171,11 +171,16 @@ def convert(
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="The layout to write.")] = "butd-hdf5",
     format: FormatOption = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="float16 or float32, where the layout leaves it open.")
-    ] = "float16",
+        str | None, typer.Option("--dtype", help="float16 or float32, where the layout leaves it open.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="TASK", help="Data set whose image files tell sizes that FROM does not say."),
+    ] = None,
     min_confidence: MinConfidence = None,
     min_boxes: MinBoxes = None,
     max_boxes: MaxBoxes = None,
+    workspace: WorkspaceOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Write region features in another layout: one pass, little memory, checked on the way."""
@@ -183,13 +188,20 @@ def convert(
     from madkit.core.errors import UsageProblem
     from madkit.regions import convert_regions, detect_format, open_regions
 
-    if dtype not in ("float16", "float32"):
+    if not (dtype is None or dtype == "float16" or dtype == "float32"):
         raise UsageProblem(f"Features are written as float16 or float32, not {dtype!r}.")
     layout = format or detect_format(source)
     options = {"min_confidence": min_confidence, "min_boxes": min_boxes, "max_boxes": max_boxes}
     reader = open_regions(layout, source, **{key: value for key, value in options.items() if value is not None})
+    sizes = None
+    if task is not None:
+        from madkit.core.workspace import Workspace
+        from madkit.tasks.data import open_task
+        from madkit.tasks.region_files import image_sizes
+
+        sizes = image_sizes(open_task(Workspace.at(workspace), task, build=False, part="auto"), reader)
     with progress(f"Converting {source.name}", len(reader.ids()), "images") as bar:
-        count = convert_regions(reader, target, to, dtype=dtype, advance=bar.advance)
+        count = convert_regions(reader, target, to, sizes=sizes, dtype=dtype, advance=bar.advance)
     facts = {"from": layout, "to": to, "images": count, "path": str(target)}
     emit(facts, json_, lambda: print(f"{count:,} images, {layout} to {to}\n{target}"))
 

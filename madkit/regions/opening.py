@@ -14,15 +14,21 @@ from madkit.regions.interface import RegionReader
 __all__ = ["READERS", "detect_format", "open_regions"]
 
 READERS: Registry[type[RegionReader]] = Registry("region-file format")
-READERS.register("butd-hdf5", "madkit.regions.butd_hdf5:ButdHdf5Reader")
-READERS.register("lxmert-tsv", "madkit.regions.lxmert_tsv:LxmertTsvReader")
-READERS.register("butd-tsv", "madkit.regions.butd_tsv:ButdTsvReader")
-READERS.register("vl-bert", "madkit.regions.vl_bert:VlBertReader")
-READERS.register("vilbert-lmdb", "madkit.regions.vilbert_lmdb:VilbertLmdbReader")
-READERS.register("uniter-npz", "madkit.regions.uniter_npz:UniterNpzReader")
-READERS.register("uniter-lmdb", "madkit.regions.uniter_lmdb:UniterLmdbReader")
-READERS.register("milvlg-npz", "madkit.regions.milvlg_npz:MilvlgNpzReader")
-READERS.register("mmf-npy", "madkit.regions.mmf_npy:MmfNpyReader")
+READERS.register(
+    "butd-hdf5", "madkit.regions.butd_hdf5:ButdHdf5Reader", about="HDF5 of BUTD ports and BAN, fixed or adaptive"
+)
+READERS.register(
+    "lxmert-tsv", "madkit.regions.lxmert_tsv:LxmertTsvReader", about="LXMERT's TSV, through an offset index"
+)
+READERS.register("butd-tsv", "madkit.regions.butd_tsv:ButdTsvReader", about="the classic bottom-up-attention TSV")
+READERS.register("vl-bert", "madkit.regions.vl_bert:VlBertReader", about="VL-BERT's JSON files, in a folder or zip")
+READERS.register("vilbert-lmdb", "madkit.regions.vilbert_lmdb:VilbertLmdbReader", about="ViLBERT's LMDB")
+READERS.register("uniter-npz", "madkit.regions.uniter_npz:UniterNpzReader", about="UNITER's and VILLA's .npz folder")
+READERS.register(
+    "uniter-lmdb", "madkit.regions.uniter_lmdb:UniterLmdbReader", about="UNITER's LMDB, plain or compressed"
+)
+READERS.register("milvlg-npz", "madkit.regions.milvlg_npz:MilvlgNpzReader", about=".npz of bottom-up-attention.pytorch")
+READERS.register("mmf-npy", "madkit.regions.mmf_npy:MmfNpyReader", about="MMF's and Pythia's .npy with _info.npy")
 
 
 def open_regions(format: str, path: Path, **options: Any) -> RegionReader:

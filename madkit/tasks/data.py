@@ -137,9 +137,9 @@ class TaskData:
             return self._regions[key]
 
     def image_files(self, suite: str | None = None) -> dict[str, str]:
-        """Image id -> path of its file, of every image that came with the data, or of one added suite."""
+        """Image id -> file below `image_root`, of every image that came with the data, or of one added suite."""
         images = self._stored_images(self.root if suite is None else self.root / SUITES / suite)
-        return {images.id(row): str(images.get(row)[0].path) for row in range(len(images))}
+        return {images.id(row): images.file(row) for row in range(len(images))}
 
     def named_shots(self) -> list[str]:
         """Names of the imported id lists."""

@@ -154,6 +154,34 @@ def _attach(
     return Attached(parts, reader.dim, len(images), len(images) - len(missing), missing[:_SHOWN])
 
 
+def image_sizes(data: TaskData, reader: RegionReader) -> dict[str, tuple[int, int]]:
+    """Width and height in pixels of the images of a region file, under its own keys, read from a data set's images.
+
+    Only the heads of the image files are read. Raises DataError for an image that cannot be read.
+    """
+    from io import BytesIO
+
+    from PIL import Image
+
+    from madkit.core.archives import read_bytes
+    from madkit.regions import match_images
+
+    keys, _ = match_images([reader], data.image_files())
+    root = data.image_root()
+    sizes: dict[str, tuple[int, int]] = {}
+    for image, file in data.image_files().items():
+        key = keys.get(image)
+        if key is None:
+            continue
+        path = root / file
+        try:
+            with Image.open(path if path.is_file() else BytesIO(read_bytes(path))) as opened:
+                sizes[key if isinstance(key, str) else key[0][1]] = opened.size
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"The image {path} cannot be read ({error or type(error).__name__}).") from None
+    return sizes
+
+
 def make_pixels(
     data: TaskData, *, side: int, grid: int, workers: int, advance: Callable[[int], None] | None = None
 ) -> Attached:

@@ -95,6 +95,10 @@ class StoredImages:
         """The image id of a row."""
         return self._ids[row]
 
+    def file(self, row: int) -> str:
+        """The path of a row's image, relative to the root where it lies below it."""
+        return self._paths[row]
+
     def get(self, row: int) -> tuple[ImageRef, tuple[Box, ...], int, int]:
         """(image, boxes, width, height) of a row."""
         made = self._made.get(row)

@@ -7,12 +7,10 @@ import pyarrow as pa
 
 def integers(column: pa.Array) -> memoryview:
     """The values of an int8, int16 or int32 column without nulls; indexing gives plain integers."""
-    codes = {pa.int8(): "b", pa.int16(): "h", pa.int32(): "i"}
-    kind = column.type
-    width = kind.bit_width // 8
-    data = memoryview(column.buffers()[1] or b"").cast("B")
+    width = column.type.bit_width // 8
     start = column.offset * width
-    return data[start : start + len(column) * width].cast(codes[kind])
+    data = memoryview(column.buffers()[1] or b"").cast("B")[start : start + len(column) * width]
+    return data.cast("b") if width == 1 else data.cast("h") if width == 2 else data.cast("i")
 
 
 def offsets(column: pa.Array) -> memoryview:

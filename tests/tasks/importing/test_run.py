@@ -245,7 +245,7 @@ def test_names_and_paths_that_are_wrong(workspace: Workspace, source: Path) -> N
         import_data(workspace, "vqa-v1", source)
     with pytest.raises(NotFoundError, match="nothing at"):
         import_data(workspace, "vcr", source / "gone")
-    with pytest.raises(UsageProblem, match="image folder .* does not exist"):
+    with pytest.raises(UsageProblem, match=r"image folder .* does not exist"):
         import_data(workspace, "vcr", source, ImportOptions(images=source / "gone"))
     with pytest.raises(UsageProblem, match="must be 0 to below 1"):
         import_data(workspace, "vcr", source, ImportOptions(dev_cut=1.5))
