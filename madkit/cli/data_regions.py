@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -188,7 +188,12 @@ def convert(
     from madkit.core.errors import UsageProblem
     from madkit.regions import convert_regions, detect_format, open_regions
 
-    if not (dtype is None or dtype == "float16" or dtype == "float32"):
+    kinds: dict[str | None, Literal["float16", "float32"] | None] = {
+        None: None,
+        "float16": "float16",
+        "float32": "float32",
+    }
+    if dtype not in kinds:
         raise UsageProblem(f"Features are written as float16 or float32, not {dtype!r}.")
     layout = format or detect_format(source)
     options = {"min_confidence": min_confidence, "min_boxes": min_boxes, "max_boxes": max_boxes}
@@ -201,7 +206,7 @@ def convert(
 
         sizes = image_sizes(open_task(Workspace.at(workspace), task, build=False, part="auto"), reader)
     with progress(f"Converting {source.name}", len(reader.ids()), "images") as bar:
-        count = convert_regions(reader, target, to, sizes=sizes, dtype=dtype, advance=bar.advance)
+        count = convert_regions(reader, target, to, sizes=sizes, dtype=kinds[dtype], advance=bar.advance)
     facts = {"from": layout, "to": to, "images": count, "path": str(target)}
     emit(facts, json_, lambda: print(f"{count:,} images, {layout} to {to}\n{target}"))
 

@@ -224,7 +224,7 @@ class LineReader:
             _segment(text, f"choices[{number}]", len(boxes), objects, place) for number, text in enumerate(raw)
         )
         label: int | None = None
-        answers: dict[str, float] | None = None
+        answers: Mapping[str, float] | None = None
         annotations: tuple[str, ...] = ()
         if self._is_labelled(row, split, place):
             if self.kind == "vqa":
@@ -375,7 +375,7 @@ class LineReader:
             place.fail(f"'label' {name!r} is none of the classes ({shown}){_near(name, self._labels)}")
         return self._labels[name]
 
-    def _answers(self, row: Row, place: LinePlace) -> tuple[dict[str, float], tuple[str, ...]]:
+    def _answers(self, row: Row, place: LinePlace) -> tuple[Mapping[str, float], tuple[str, ...]]:
         value = row["answers"]
         if isinstance(value, dict):
             return _scored(value, place), ()
