@@ -16,7 +16,7 @@ from madkit.tasks.data import TaskData
 from madkit.tasks.example import Example
 from madkit.tasks.formats.source_lines import Place, Row, iter_json_lines
 from madkit.tasks.formats.vcr import examples_of_row
-from madkit.tasks.formats.vcr_metadata import MetadataFiles
+from madkit.tasks.formats.vcr_metadata import Metadata
 
 PlacedRow = tuple[Place, Row]
 
@@ -38,11 +38,26 @@ def raw_rows(data: TaskData, split: str, *, wanted: Collection[str] | None = Non
                 yield place, row
 
 
-def examples_of_rows(data: TaskData, rows: Iterable[PlacedRow]) -> Iterator[Example]:
-    """The examples of lines that were read from `data` and rewritten since."""
-    metadata = MetadataFiles(data.image_root(), allow_missing_images=True)
+def examples_of_rows(data: TaskData, split: str, rows: Iterable[PlacedRow]) -> Iterator[Example]:
+    """The examples of lines that were read from a split of `data` and rewritten since; boxes come from its index."""
+    metadata = _IndexedMetadata(data, split)
     for place, row in rows:
         yield from examples_of_row(row, place, metadata)
+
+
+class _IndexedMetadata:
+    """The boxes of a split's images as they were imported, instead of the files that they were read from."""
+
+    def __init__(self, data: TaskData, split: str) -> None:
+        self.images = data.image_root()
+        self._known: dict[str, Metadata | None] = {}
+        for example in data.examples(split):
+            if example.image.id not in self._known:
+                boxes = Metadata(example.boxes, (), example.width, example.height)
+                self._known[example.image.id] = boxes if example.width else None
+
+    def get(self, name: str, place: Place, image: str = "") -> Metadata | None:
+        return self._known[image]
 
 
 def _files(data: TaskData, split: str) -> list[Path]:

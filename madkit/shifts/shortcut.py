@@ -68,5 +68,5 @@ def _write(data: TaskData, suite: str, kind: str, rule: _Rule, made_by: MutableM
     before = tag_overlap(row for _, row in originals if row["annot_id"] in ids)
     counts |= tag_overlap(kept)
     made_by = {**made_by, "counts": counts, "tag overlap before": before}
-    examples = examples_of_rows(data, ((places[row["annot_id"]], row) for row in kept))
+    examples = examples_of_rows(data, _SPLIT, ((places[row["annot_id"]], row) for row in kept))
     return write_suite(data, suite, examples, made_by=made_by, about=_ABOUT[kind]), counts

@@ -253,5 +253,5 @@ def _write(
         "scores": f"../{folder.name}/{SCORES}",
         "counts": counts,
     }
-    home = write_suite(data, suite, examples_of_rows(data, rows()), made_by=made_by, about=about)
+    home = write_suite(data, suite, examples_of_rows(data, _SPLIT, rows()), made_by=made_by, about=about)
     return Made("suite", suite, home, counts)

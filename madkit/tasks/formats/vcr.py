@@ -27,7 +27,7 @@ from madkit.tasks.formats.source_lines import (
     need_string,
 )
 from madkit.tasks.formats.tagged_text import TagError, segment_of
-from madkit.tasks.formats.vcr_metadata import Metadata, MetadataFiles
+from madkit.tasks.formats.vcr_metadata import Metadata, MetadataFiles, MetadataSource
 
 N_CHOICES = 4
 
@@ -103,7 +103,7 @@ def read_vcr(
     )
 
 
-def examples_of_row(row: Row, place: Place, metadata: MetadataFiles, *, conditioned: bool = False) -> list[Example]:
+def examples_of_row(row: Row, place: Place, metadata: MetadataSource, *, conditioned: bool = False) -> list[Example]:
     """The examples of one line, as `iter_vcr` yields them: the answer example first.
 
     Rows need not come from a file as they are: shifted suites pass rewritten ones. Raises DataError with `place`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from madkit.core.archives import exists, read_bytes
 from madkit.core.errors import NotFoundError
@@ -28,6 +28,19 @@ class Metadata:
     names: tuple[str, ...]
     width: int
     height: int
+
+
+class MetadataSource(Protocol):
+    """Where the reader of lines asks for an image's boxes."""
+
+    @property
+    def images(self) -> Path:
+        """The folder or zip that file names relate to."""
+        ...
+
+    def get(self, name: str, place: Place, image: str = "") -> Metadata | None:
+        """The metadata under a file name, for the line at `place` about `image`; None where the image has no boxes."""
+        ...
 
 
 class MetadataFiles:

@@ -34,12 +34,12 @@ def plan(files: FoundFiles, options: ImportOptions) -> ImportPlan:
     images = images_root(files, [path for path in (main, addition) if path is not None], "MC-VCR_sample.zip")
     suites: list[SplitPlan] = []
     if main is not None:
-        suites.append(SplitPlan("test-gd-vcr", main.name, reader(main, images), (main,)))
+        suites.append(SplitPlan("test-gd-vcr", main.name, reader(main, images, options), (main,)))
         for region in _regions(main):
-            read = reader(main, images, region=region)
+            read = reader(main, images, options, region=region)
             suites.append(SplitPlan(f"test-gd-vcr-{region}", main.name, read, (main,), about=f"region {region}"))
     if addition is not None:
-        suites.append(SplitPlan("test-gd-vcr-addition", addition.name, reader(addition, images), (addition,)))
+        suites.append(SplitPlan("test-gd-vcr-addition", addition.name, reader(addition, images, options), (addition,)))
     # What is "test-gd-vcr" beside VCR's own test split is the test split of the data set itself.
     splits = [replace(suites[0], name="test"), *suites[1:]]
     return ImportPlan(

@@ -43,7 +43,7 @@ def plan(files: FoundFiles, options: ImportOptions) -> ImportPlan:
         SplitPlan(
             name=_OFFICIAL[official],
             official=official,
-            read=reader(path, images, conditioned=official == "test"),
+            read=reader(path, images, options, conditioned=official == "test"),
             files=(path,),
             labelled=official != "test",
         )
@@ -67,11 +67,24 @@ def film_of(example: Example) -> str:
     return example.image.id.rpartition("/")[0]
 
 
-def reader(annotations: Path, images: Path, *, conditioned: bool = False, region: str | None = None) -> Read:
-    """What reads one split; `region` keeps the examples of one region of GD-VCR."""
+def reader(
+    annotations: Path, images: Path, options: ImportOptions, *, conditioned: bool = False, region: str | None = None
+) -> Read:
+    """What reads one split; `region` keeps the examples of one region of GD-VCR.
+
+    Missing images are left to whoever runs the plan. Missing metadata of an image that is there are an error, or, with
+    `allow_missing`, an image without boxes.
+    """
 
     def read(advance: Advance) -> Iterator[Example]:
-        examples = iter_vcr(annotations, images, allow_missing_images=True, conditioned=conditioned, advance=advance)
+        examples = iter_vcr(
+            annotations,
+            images,
+            require_metadata=not options.allow_missing,
+            allow_missing_images=True,
+            conditioned=conditioned,
+            advance=advance,
+        )
         return examples if region is None else (example for example in examples if example.form == region)
 
     return read

@@ -206,6 +206,16 @@ def test_missing_images_are_counted_and_can_be_left_out(tmp_path: Path) -> None:
     assert len(data.examples("train")) + len(data.examples("dev")) == 80 - 8
 
 
+def test_an_image_without_metadata_has_no_boxes_where_that_is_allowed(tmp_path: Path) -> None:
+    folder = write(tmp_path / "files", vcr(tmp_path), zipped=False)
+    (folder / "vcr1images" / "lsmdc_1_A" / "val0.json").unlink()
+    data = imported(tmp_path, folder, options=ImportOptions(dev_cut=0.3, allow_missing=True)).data
+    assert data is not None
+    first, other = data.examples("test")[0], data.examples("test")[4]
+    assert (first.boxes, first.context[0].text, first.context[0].tags) == ((), "Is person at diningtable?", ())
+    assert len(other.boxes) == 2
+
+
 # GD-VCR
 
 
