@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -28,11 +27,12 @@ def leave_one_out(count: int, annotators: int) -> float:
     return round(value, 10)
 
 
-@lru_cache(maxsize=4)  # whoever reads an example asks, and then whoever writes it
+@lru_cache(maxsize=1024)  # whoever reads an example asks, and then whoever writes it, some hundred examples later
 def soft_scores(annotations: tuple[str, ...]) -> Mapping[str, float]:
     """Answer -> soft score of the annotators' raw answers, in the order in which they come. Not to be changed."""
     table = _table(len(annotations))
-    return {answer: table[count] for answer, count in Counter(annotations).items()}
+    count = annotations.count  # over ten strings much faster than a Counter
+    return {answer: table[count(answer)] for answer in dict.fromkeys(annotations)}
 
 
 _TABLES: dict[int, tuple[float, ...]] = {}

@@ -28,6 +28,7 @@ class ImageTable:
         self.root = root
         self._prefix = f"{root}/"
         self._rows: dict[tuple[object, ...], int] = {}
+        self._last: tuple[Example, int] | None = None
         self._ids: list[str] = []
         self._paths: list[str] = []
         self._sizes: list[tuple[int, int]] = []
@@ -39,16 +40,22 @@ class ImageTable:
     def row_of(self, example: Example) -> int:
         """The row of an example's image, boxes and size; a new one where they are new."""
         image = example.image
+        if self._last is not None:  # questions about one image come together, and hashing a path takes its time
+            last, row = self._last
+            same = image is last.image and example.boxes is last.boxes
+            if same and example.width == last.width and example.height == last.height:
+                return row
         key = (image, example.boxes, example.width, example.height)
-        row = self._rows.get(key)
-        if row is None:
-            row = self._rows[key] = len(self._ids)
+        known = self._rows.get(key)
+        if known is None:
+            known = self._rows[key] = len(self._ids)
             path = str(image.path)
             self._ids.append(image.id)
             self._paths.append(path.removeprefix(self._prefix))
             self._sizes.append((example.width, example.height))
             self._boxes.append(example.boxes)
-        return row
+        self._last = (example, known)
+        return known
 
     def write(self, folder: Path) -> None:
         """Write `images.arrow`."""
