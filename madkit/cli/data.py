@@ -267,6 +267,70 @@ def shots(
     emit({"questions": count, "file": str(output)}, json_, lambda: print(f"{count:,} questions\n{output}"))
 
 
+@app.command("answers")
+def answers(
+    task: TaskArgument,
+    minimum: Annotated[
+        int, typer.Option("--min", metavar="N", min=1, help="Questions that an answer has to be the main one of.")
+    ] = 9,
+    splits: Annotated[
+        list[str] | None,
+        typer.Option("--split", metavar="SPLIT", help="To count in; may be repeated.", show_default="train and dev"),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option("--like", metavar="FILE", help="Compare with a published list: UNITER's, LXMERT's, JSON or text."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Keep the list, for --set answers=FILE.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Build the answer vocabulary of VQA data by the published rule, or compare it with a published list.
+
+    A head trained by other code needs that code's own order: `madkit distill --set answers=FILE` takes their files.
+    """
+    from itertools import chain
+
+    from madkit.core.errors import UsageProblem
+    from madkit.core.files import write_json_atomic
+    from madkit.tasks.answer_vocabulary import answer_vocabulary, read_answer_file
+
+    data = _open(workspace, task)
+    if data.spec.kind != "vqa":
+        raise UsageProblem(f"{data.name} has no answer vocabulary: it is a {data.spec.kind} task.")
+    chosen = splits or [name for name in ("train", "dev") if name in data.splits()]
+    tables = [data.examples(name) for name in chosen]
+    examples = tables[0] if len(tables) == 1 else chain.from_iterable(tables)
+    built = answer_vocabulary(examples, min_questions=minimum)
+    facts: dict[str, Any] = {"dataset": data.name, "splits": chosen, "min_questions": minimum, "answers": len(built)}
+    if like is not None:
+        theirs = read_answer_file(like)
+        both = set(built) & set(theirs)
+        facts["like"] = {
+            "file": str(like),
+            "answers": len(theirs),
+            "in_both": len(both),
+            "same_set": set(built) == set(theirs),
+            "same_order": built == theirs,
+        }
+    if output is not None:
+        write_json_atomic(output, list(built))
+        facts["file"] = str(output)
+
+    def human() -> None:
+        print(f"{len(built):,} answers are the main one of {minimum} or more questions of {' and '.join(chosen)}.")
+        if like is not None:
+            same = facts["like"]
+            order = "the same order" if same["same_order"] else "another order"
+            print(f"{like}: {same['answers']:,} answers, {same['in_both']:,} in both lists, {order}.")
+        if output is not None:
+            print(output)
+
+    emit(facts, json_, human)
+
+
 @app.command("suite")
 def suite(
     task: TaskArgument,

@@ -17,6 +17,7 @@ from madkit.core.errors import DataError, UsageProblem
 from madkit.tasks.example import Example
 from madkit.tasks.formats.source_lines import Place, kind_of, load_json
 from madkit.tasks.index.columns import leave_one_out
+from madkit.tasks.index.reader import ExampleTable
 from madkit.tasks.vqa_normalization import vocabulary_form
 
 MIN_QUESTIONS = 9
@@ -32,6 +33,8 @@ def count_answers(examples: Iterable[Example]) -> Counter[str]:
     without answers counts for nothing. "" is an answer: what normalisation leaves of "a" or "the".
     """
     counts: Counter[str] = Counter()
+    if isinstance(examples, ExampleTable) and examples.has_main_answers:
+        return Counter(map(vocabulary_form, examples.main_answers()))  # from the column, without making examples
     for example in examples:
         main = example.main_answer or _best(example.answers)
         if main is not None:

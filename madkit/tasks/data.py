@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 SCHEMA = 2
 SUITES = "suites"
 SHOTS = "shots"
+LISTS = "lists"
 REGIONS = "regions.json"
 SPLITS = ("train", "dev", "test")
 # Official test sets, whose labels are not public: to predict, never to score.

@@ -16,7 +16,7 @@ from madkit.core.errors import DataError, UsageProblem
 from madkit.core.files import FileLock, read_json
 from madkit.core.interrupts import StopSignals
 from madkit.core.workspace import Workspace
-from madkit.tasks.data import MANIFEST, SHOTS, SUITES, TaskData
+from madkit.tasks.data import LISTS, MANIFEST, SHOTS, SUITES, TaskData
 from madkit.tasks.importing import IMPORTERS, FoundFiles, ImportOptions, ImportPlan
 from madkit.tasks.importing.write import MissingImages, total_bytes, write_dataset
 from madkit.tasks.spec import TASKS
@@ -150,7 +150,7 @@ def _keep(home: Path, folder: Path, *, same: bool) -> None:
     """Carry over what was added before: region files always, suites and id lists where they still fit."""
     for file in home.glob("regions*"):
         shutil.copy2(file, folder / file.name)
-    for name in (SUITES, SHOTS):
+    for name in (SUITES, SHOTS, LISTS):
         if not (home / name).is_dir():
             continue
         if same:

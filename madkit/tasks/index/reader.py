@@ -73,6 +73,15 @@ class ExampleTable(Sequence[Example]):
         label = self._labels[row]
         return self._answer_type.get(row) or ("" if label == NO_LABEL else str(label))
 
+    @property
+    def has_main_answers(self) -> bool:
+        """Whether every example has a main answer."""
+        return bool(self._count) and all(self._main_answer.get(row) for row in range(self._count))
+
+    def main_answers(self) -> Iterator[str]:
+        """The main answer of every example."""
+        return map(self._main_answer.get, range(self._count))
+
     def _example(self, row: int) -> Example:
         identity = self._ids[row]
         image, boxes, width, height = self._images.get(self._image_rows[row])
