@@ -143,3 +143,8 @@ def student(benchmark) -> Path:
 @pytest.fixture(scope="session")
 def make_cache():
     return write_cache
+
+
+@pytest.fixture(scope="session")
+def make_student():
+    return write_student
