@@ -13,6 +13,7 @@ from madkit.core.files import read_json, write_json_atomic
 from madkit.distill.config import ConfidenceConfig
 from madkit.distill.examples import ExampleSet
 from madkit.distill.objective import TeacherSide
+from madkit.distill.soft_targets import SoftTargets
 from madkit.mad.probe import cross_fit_probe, probe_features
 from madkit.mad.weigh import zero_shot_confidence
 
@@ -31,6 +32,7 @@ def teacher_confidence(
         if list(stored) == examples.ids:
             return torch.tensor([stored[name] for name in examples.ids], dtype=torch.float32)
     assert examples.target is not None
+    target = examples.target.dense() if isinstance(examples.target, SoftTargets) else examples.target
     n, C = len(examples), examples.n_candidates
     rows = examples.teacher_rows(np.arange(n))
     image = teacher.images.globals[rows.images]
@@ -42,17 +44,17 @@ def teacher_confidence(
             )
         last = (rows.texts >= 0).sum(1) - 1  # the candidate is the last text of its sequence
         candidate = teacher.texts.globals[rows.texts.gather(1, last[:, None]).squeeze(1)].view(n, C, -1)
-        confidence = zero_shot_confidence(image, candidate, examples.target, logit_scale=logit_scale)
+        confidence = zero_shot_confidence(image, candidate, target, logit_scale=logit_scale)
         facts: dict[str, object] = {"source": "zero-shot"}
     else:
         text = teacher.text_globals(rows.texts)
         features = probe_features(image, text.view(n, C, -1) if C > 1 else text)
         groups = [example.image.id for example in examples.examples]
-        fit = cross_fit_probe(features, examples.target, groups=groups, folds=config.folds, seed=seed)
+        fit = cross_fit_probe(features, target, groups=groups, folds=config.folds, seed=seed)
         confidence = fit.confidence
         facts = {"source": "probe", "folds": int(fit.fold.max()) + 1, "l2": list(fit.l2)}
-        if examples.target.dim() == 1:
-            right = fit.probabilities.argmax(-1) == examples.target
+        if target.dim() == 1:
+            right = fit.probabilities.argmax(-1) == target
             facts["accuracy"] = float(right.float().mean())
     confidence = confidence.float()
     values = dict(zip(examples.ids, confidence.tolist(), strict=True))

@@ -18,6 +18,7 @@ from torch import Tensor
 from madkit.core.console import Progress
 from madkit.core.errors import DataError, RunError
 from madkit.distill.order import Indices
+from madkit.distill.soft_targets import SoftTargets
 from madkit.regions import RegionReader, Regions
 from madkit.students.heads import HeadSpec
 from madkit.students.inputs import EncodedExample, boxes_to_regions, encode_example
@@ -47,7 +48,7 @@ class ExampleSet:
         sequences: [n] number of sequences of an example.
         image_ids: the distinct images.
         texts: the distinct texts.
-        target: [n] long labels, [n, K] soft scores (VQA), or None where the examples have no labels.
+        target: [n] long labels, [n, K] soft scores (VQA), indexed alike, or None where the examples have no labels.
         shortened: tokens that were cut off to fit the student.
     """
 
@@ -230,17 +231,15 @@ def _read_regions(reader: RegionReader, image_ids: Sequence[str], threads: int) 
         return list(workers.map(reader.get, image_ids))
 
 
-def _targets(examples: Sequence[Example], head: HeadSpec, match: AnswerMatch) -> Tensor:
+def _targets(examples: Sequence[Example], head: HeadSpec, match: AnswerMatch) -> Tensor | SoftTargets:
     """[n] long labels, or [n, K] soft scores. Raises DataError for an example without a label."""
     if head.kind == "vqa":
         positions = positions_of(head.outputs)
-        scores = torch.zeros(len(examples), len(head.outputs))
-        for row, example in enumerate(examples):
+        for example in examples:
             if example.answers is None:
                 raise DataError(f"The example {example.id} has no answers to learn from.")
-            for position, score in soft_targets(example, positions, match=match).items():
-                scores[row, position] = score
-        return scores
+        scores = [soft_targets(example, positions, match=match) for example in examples]
+        return SoftTargets(scores, len(head.outputs))
     for example in examples:
         if example.label is None:
             raise DataError(f"The example {example.id} has no label to learn from.")
