@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from madkit.cli.data_sets import TaskArgument, open_data
 from madkit.cli.options import JsonOption, WorkspaceOption
 from madkit.cli.output import emit, print_table
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Region-feature files: add, check, convert, make.")
 
-TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="vcr, snli-ve, vqa or an imported data set.")]
 FormatOption = Annotated[
     str | None, typer.Option("--format", metavar="FORMAT", help="The files' layout.", show_default="found out")
 ]
@@ -66,11 +66,9 @@ def add(
 
     Their owners' names for the images are matched with the data set's. What was said before is replaced.
     """
-    from madkit.core.workspace import Workspace
-    from madkit.tasks.data import open_task
     from madkit.tasks.region_files import attach_regions
 
-    data = open_task(Workspace.at(workspace), task, build=False, part="auto")
+    data = open_data(workspace, task)
     options = {"min_confidence": min_confidence, "min_boxes": min_boxes, "max_boxes": max_boxes}
     attached = attach_regions(
         data,
@@ -99,11 +97,9 @@ def make(
     tried on data of your own; for results, bring features of a detector.
     """
     from madkit.core.console import progress
-    from madkit.core.workspace import Workspace
-    from madkit.tasks.data import open_task
     from madkit.tasks.region_files import make_pixels
 
-    data = open_task(Workspace.at(workspace), task, build=False, part="auto")
+    data = open_data(workspace, task)
     with progress(f"Making features of {data.name}", data.manifest.get("images"), "images") as bar:
         attached = make_pixels(data, side=side, grid=grid, workers=workers, advance=bar.advance)
     _print_attached(data.name, attached, json_)
@@ -200,11 +196,9 @@ def convert(
     reader = open_regions(layout, source, **{key: value for key, value in options.items() if value is not None})
     sizes = None
     if task is not None:
-        from madkit.core.workspace import Workspace
-        from madkit.tasks.data import open_task
         from madkit.tasks.region_files import image_sizes
 
-        sizes = image_sizes(open_task(Workspace.at(workspace), task, build=False, part="auto"), reader)
+        sizes = image_sizes(open_data(workspace, task), reader)
     with progress(f"Converting {source.name}", len(reader.ids()), "images") as bar:
         count = convert_regions(reader, target, to, sizes=sizes, dtype=kinds[dtype], advance=bar.advance)
     facts = {"from": layout, "to": to, "images": count, "path": str(target)}
