@@ -59,8 +59,8 @@ def iter_vqa(
     references = _References(source, images, pattern, subset)
     seen: set[int] = set()
     unanswered: list[int] = []
-    for number, row in enumerate(source):
-        place = Entry(questions, "questions", number)
+    place = Entry(questions, "questions")
+    for place.number, row in enumerate(source):
         need_object(row, place)
         question_id = need_id(row, "question_id", place)
         if question_id in seen:

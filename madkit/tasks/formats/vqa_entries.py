@@ -14,17 +14,20 @@ _OPTIONAL = ("multiple_choice_answer", "question_type", "answer_type")
 
 
 class Entry(Place):
-    """An entry of a JSON list; the text of the address is made only when something is wrong."""
+    """An entry of a JSON list; the text of the address is made only when something is wrong.
 
-    __slots__ = ("_list", "_number")
+    `number` may be set anew: one object will do for a whole list.
+    """
 
-    def __init__(self, path: Path, name: str, number: int) -> None:
+    __slots__ = ("_list", "number")
+
+    def __init__(self, path: Path, name: str, number: int = 0) -> None:
         super().__init__(path)
         self._list = name
-        self._number = number
+        self.number = number
 
     def __str__(self) -> str:
-        return f"{self.path}, {self._list}[{self._number}]"
+        return f"{self.path}, {self._list}[{self.number}]"
 
 
 class Annotation(NamedTuple):
@@ -40,9 +43,9 @@ class Annotation(NamedTuple):
 def read_annotations(path: Path, advance: Advance | None = None) -> dict[int, Annotation]:
     """Annotations by question id. Raises DataError for an entry that breaks the format, or an id used twice."""
     found: dict[int, Annotation] = {}
+    place = Entry(path, "annotations")
     with many_small_objects():
-        for number, row in enumerate(JsonList(path, "annotations", advance=advance)):
-            place = Entry(path, "annotations", number)
+        for place.number, row in enumerate(JsonList(path, "annotations", advance=advance)):
             need_object(row, place)
             question_id = need_id(row, "question_id", place)
             if question_id in found:

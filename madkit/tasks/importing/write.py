@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,7 @@ def _place(path: Path, folder: Path) -> str:
     return str(path.relative_to(folder)) if folder in path.parents else str(path.absolute())
 
 
+@lru_cache(maxsize=64)  # the examples of a group come together, or nearly so
 def in_cut(group: str, share: float) -> bool:
     """Whether a group of examples belongs to the development split that is cut from train.
 
