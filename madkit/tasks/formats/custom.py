@@ -9,35 +9,21 @@ is trained without a word.
 from __future__ import annotations
 
 import posixpath
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any
 
-from madkit.core.errors import DataError
-from madkit.core.registry import suggest
 from madkit.tasks.example import Example, ImageRef, Segment
 from madkit.tasks.formats.box_links import read_links
 from madkit.tasks.formats.boxes import Box, BoxError, clean_box
-from madkit.tasks.formats.source_lines import (
-    Advance,
-    Place,
-    Row,
-    iter_json_lines,
-    kind_of,
-    need_int,
-    need_list,
-)
+from madkit.tasks.formats.custom_lines import FREE, HIDDEN, LinePlace, near_to, text_of
+from madkit.tasks.formats.source_lines import Place, Row, kind_of, need_int, need_list
 from madkit.tasks.formats.tagged_text import TagError
 from madkit.tasks.index.columns import soft_scores
 from madkit.tasks.spec import TaskKind
 
-VERSION = 1
-KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
 TEXT_KEYS = ("text", "question", "sentence")
-HIDDEN = "submission"  # the split of questions whose answers are not known
 
 _COMMON = ("id", "split", "image", *TEXT_KEYS, "context", "boxes", "objects", "width", "height", "form")
 _OWN: dict[str, tuple[str, ...]] = {
@@ -45,112 +31,11 @@ _OWN: dict[str, tuple[str, ...]] = {
     "classification": ("label",),
     "vqa": ("answers", "answer_type"),
 }
-_HEADER = ("madkit", "kind", "labels")
-_SPLIT = re.compile(r"train|dev|test|test-[a-z0-9][a-z0-9-]*|submission")
-_ALIASES = {"val": "dev", "valid": "dev", "validation": "dev"}
-_FREE = ("_", "x_")  # keys that begin so are the user's own and never read
 # VQA's rule counts the other annotators who agree, up to three: with fewer than four it could never give 1.
 _FEW = 4
+_MOST_TEXTS = 100
 _LARGEST_SIDE = 1_000_000
-_MOST_CLASSES = 10_000
-
-
-class LinePlace(Place):
-    """A line of a file that its user wrote: to be corrected, not to be downloaded again.
-
-    Attributes:
-        unit: what the file's parts are called; with the number it names a question that has no id.
-    """
-
-    unit = "line"
-
-    def fail(self, problem: str, *, hint: str | None = None) -> NoReturn:
-        """Raise DataError for this place."""
-        end = "" if problem.endswith("?") else "."
-        raise DataError(f"{self}: {problem}{end}", hint=hint or "correct it there; docs/custom.md describes every key")
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What a first line {"madkit": 1, ...} says about all others: kind and classes, None where it does not."""
-
-    kind: str | None = None
-    labels: tuple[str, ...] | None = None
-
-
-def read_header(path: Path) -> Header:
-    """The header of a file, an empty one where its first line is an ordinary line.
-
-    Raises NotFoundError, or DataError for a first line that cannot be read.
-    """
-    for found, row in iter_json_lines(path):
-        if "madkit" not in row:
-            break
-        place = LinePlace(path, found.line)
-        if row["madkit"] != VERSION or isinstance(row["madkit"], bool):
-            place.fail(f"'madkit' is the version of the format, {VERSION}; found {row['madkit']!r}")
-        for key in row:
-            if key not in _HEADER and not key.startswith(_FREE):
-                place.fail(f"a header has no key '{key}'{_near(key, _HEADER)}")
-        kind = row.get("kind")
-        if kind is not None and kind not in KINDS:
-            place.fail(f"'kind' must be one of {', '.join(KINDS)}, found {kind!r}")
-        labels = None
-        if row.get("labels") is not None:
-            labels = tuple(_text(name, "labels", place) for name in need_list(row, "labels", place))
-            check_labels(labels, place)
-        return Header(kind, labels)
-    return Header()
-
-
-def check_labels(labels: Sequence[str], place: Place) -> None:
-    """Raise DataError unless the names of the classes are two or more, and different."""
-    twice = [name for name, count in Counter(labels).items() if count > 1]
-    if twice:
-        place.fail(f"'labels' names the class {twice[0]!r} twice")
-    if not 2 <= len(labels) <= _MOST_CLASSES:
-        place.fail(f"'labels' must name 2 to {_MOST_CLASSES:,} classes, found {len(labels)}")
-
-
-def iter_lines(path: Path, advance: Advance | None = None) -> Iterator[tuple[LinePlace, Row]]:
-    """The lines of a file but its header, with their places. Raises as `iter_json_lines`."""
-    empty = first = True
-    for place, row in iter_json_lines(path, advance):
-        own = LinePlace(path, place.line)
-        if "madkit" in row:
-            if not first:
-                own.fail("a header may stand in the first line only")
-            first = False
-            continue
-        empty = first = False
-        yield own, row
-    if empty:
-        LinePlace(path).fail("the file holds a header and no lines")
-
-
-def split_of(row: Mapping[str, Any], place: Place, file_split: str | None = None) -> str | None:
-    """The split that a line names, else `file_split`. "val" and "validation" are dev.
-
-    Raises DataError for other names than train, dev, test, test-<suite> and submission, and where line and file differ.
-    """
-    value = row.get("split")
-    if value is None:
-        return file_split
-    name = known_split(value) if isinstance(value, str) else None
-    if name is None:
-        names = ("train", "dev", "test", HIDDEN)
-        near = _near(value, names) if isinstance(value, str) else ""
-        place.fail(f"'split' must be {', '.join(names)} or test-NAME, found {value!r}{near}")
-    if file_split is not None and name != file_split:
-        place.fail(f"'split' is {value!r} in the file of {file_split}")
-    return name
-
-
-def known_split(name: str) -> str | None:
-    """The split of that name, None where there is none."""
-    plain = name.strip().lower().replace("_", "-")
-    plain = _ALIASES.get(plain, plain)
-    return plain if _SPLIT.fullmatch(plain) else None
+_IMAGES_KEPT = 10_000
 
 
 class ImageFiles:
@@ -207,6 +92,7 @@ class LineReader:
         self._labels = None if labels is None else {label: place for place, label in enumerate(labels)}
         self._keys = frozenset(keys_of(kind))
         self._sizes: dict[str, tuple[int, int, LinePlace]] = {}
+        self._last_boxes: dict[str, tuple[Any, tuple[Box, ...]]] = {}
         self._choices_at: LinePlace | None = None
 
     def example(self, row: Row, place: LinePlace, split: str) -> Example:
@@ -253,14 +139,14 @@ class LineReader:
 
     def _check_keys(self, row: Row, place: LinePlace) -> None:
         for key in row:
-            if key in self._keys or key.startswith(_FREE):
+            if key in self._keys or key.startswith(FREE):
                 continue
             others = [kind for kind, keys in _OWN.items() if key in keys]
             if others:
                 place.fail(f"the key '{key}' belongs to {' and '.join(others)} tasks, and this one is {self.kind}")
             place.fail(
-                f"there is no key '{key}'{_near(key, self._keys)}",
-                hint=f"rename it to {_FREE[1]}{key} if madkit is not to read it; docs/custom.md describes every key",
+                f"there is no key '{key}'{near_to(key, self._keys)}",
+                hint=f"rename it to {FREE[1]}{key} if madkit is not to read it; docs/custom.md describes every key",
             )
 
     def _identity(self, row: Row, place: LinePlace) -> str:
@@ -270,21 +156,23 @@ class LineReader:
             return f"{place.unit}-{place.line}"
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
-        return _text(value, "id", place)
+        return text_of(value, "id", place)
 
     def _image(self, row: Row, place: LinePlace) -> ImageRef:
-        return self.images.ref(_text(_needed(row, "image", place), "image", place))
+        return self.images.ref(text_of(_needed(row, "image", place), "image", place))
 
     def _context(self, row: Row, place: LinePlace) -> list[tuple[str, str]]:
         texts: list[tuple[str, str]] = []
         if row.get("context") is not None:
             for number, text in enumerate(need_list(row, "context", place)):
-                texts.append((f"context[{number}]", _text(text, f"context[{number}]", place)))
+                texts.append((f"context[{number}]", text_of(text, f"context[{number}]", place)))
+        if len(texts) >= _MOST_TEXTS:
+            place.fail(f"'context' must have fewer than {_MOST_TEXTS} entries, found {len(texts)}")
         main = [key for key in TEXT_KEYS if row.get(key) is not None]
         if len(main) > 1:
             place.fail(f"'{main[0]}' and '{main[1]}' are two names for the same: give one of them")
         if main:
-            texts.append((main[0], _text(row[main[0]], main[0], place)))
+            texts.append((main[0], text_of(row[main[0]], main[0], place)))
         if not texts:
             place.fail("there is no text: none of the keys text, question, sentence, context holds one")
         return texts
@@ -301,21 +189,21 @@ class LineReader:
             if listed is not None:
                 need_list(row, "boxes", place)
             return (), width, height
-        boxes = []
-        for number, values in enumerate(need_list(row, "boxes", place)):
-            try:
-                boxes.append(clean_box(values, width, height))
-            except BoxError as error:
-                place.fail(f"'boxes[{number}]' {error}")
-        return tuple(boxes), width, height
+        raw, boxes = self._last_boxes.get(image, (None, ()))
+        if raw != listed:  # lines about one image mostly repeat its boxes
+            boxes = _clean_boxes(row, width, height, place)
+            if len(self._last_boxes) >= _IMAGES_KEPT:
+                self._last_boxes.clear()
+            self._last_boxes[image] = listed, boxes
+        return boxes, width, height
 
     def _choices(self, row: Row, place: LinePlace) -> list[str]:
         _needed(row, "choices", place)
         choices = [
-            _text(text, f"choices[{number}]", place) for number, text in enumerate(need_list(row, "choices", place))
+            text_of(text, f"choices[{number}]", place) for number, text in enumerate(need_list(row, "choices", place))
         ]
-        if len(choices) < 2:
-            place.fail(f"'choices' must have 2 or more entries, found {len(choices)}")
+        if not 2 <= len(choices) <= _MOST_TEXTS:
+            place.fail(f"'choices' must have 2 to {_MOST_TEXTS} entries, found {len(choices)}")
         if self._choices_at is None:
             self.n_candidates, self._choices_at = len(choices), place
         if len(choices) != self.n_candidates:
@@ -367,12 +255,12 @@ class LineReader:
             if not 0 <= value < len(self._labels):
                 place.fail(f"'label' must be 0 to {len(self._labels) - 1}, found {value}")
             return value
-        name = _text(value, "label", place)
+        name = text_of(value, "label", place)
         if self._labels is None:
             return 0
         if name not in self._labels:
             shown = ", ".join(list(self._labels)[:8]) + (", ..." if len(self._labels) > 8 else "")
-            place.fail(f"'label' {name!r} is none of the classes ({shown}){_near(name, self._labels)}")
+            place.fail(f"'label' {name!r} is none of the classes ({shown}){near_to(name, self._labels)}")
         return self._labels[name]
 
     def _answers(self, row: Row, place: LinePlace) -> tuple[Mapping[str, float], tuple[str, ...]]:
@@ -383,7 +271,7 @@ class LineReader:
         given = []
         for number, entry in enumerate(listed):
             text = entry.get("answer") if isinstance(entry, dict) else entry
-            given.append(_text(text, f"answers[{number}]", place))
+            given.append(text_of(text, f"answers[{number}]", place))
         if not given:
             place.fail("'answers' is empty")
         if len(given) >= _FEW:
@@ -395,7 +283,7 @@ class LineReader:
 def _scored(value: Mapping[str, Any], place: Place) -> dict[str, float]:
     answers: dict[str, float] = {}
     for name, score in value.items():
-        answer = _text(name, "answers", place)
+        answer = text_of(name, "answers", place)
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
             place.fail(f"'answers' must map answers to scores from 0 to 1, found {answer!r}: {score!r}")
         if answer in answers:
@@ -406,31 +294,8 @@ def _scored(value: Mapping[str, Any], place: Place) -> dict[str, float]:
     return answers
 
 
-def _text(value: Any, key: str, place: Place) -> str:
-    """A string with something in it, without the white space around it."""
-    if not isinstance(value, str):
-        place.fail(f"'{key}' must be a string, found {kind_of(value)}")
-    text = value.strip()
-    if not text:
-        place.fail(f"'{key}' is empty")
-    if "\0" in text:
-        place.fail(f"'{key}' holds a NUL character")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            place.fail(f"'{key}' holds half of a surrogate pair, which is no character")
-    return text
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    """The nearest of some names, as the end of a sentence that goes before; "" where none is near."""
-    near = suggest(name, names)
-    return f".{near}" if near else ""
-
-
 def _optional(row: Row, key: str, place: Place) -> str:
-    return "" if row.get(key) is None else _text(row[key], key, place)
+    return "" if row.get(key) is None else text_of(row[key], key, place)
 
 
 def _needed(row: Row, key: str, place: Place) -> Any:
@@ -448,10 +313,20 @@ def _side(row: Row, key: str, place: Place) -> int:
     return side
 
 
+def _clean_boxes(row: Row, width: int, height: int, place: Place) -> tuple[Box, ...]:
+    boxes = []
+    for number, values in enumerate(need_list(row, "boxes", place)):
+        try:
+            boxes.append(clean_box(values, width, height))
+        except BoxError as error:
+            place.fail(f"'boxes[{number}]' {error}")
+    return tuple(boxes)
+
+
 def _objects(row: Row, boxes: int, place: Place) -> list[str]:
     if row.get("objects") is None:
         return []
-    names = [_text(name, f"objects[{n}]", place) for n, name in enumerate(need_list(row, "objects", place))]
+    names = [text_of(name, f"objects[{n}]", place) for n, name in enumerate(need_list(row, "objects", place))]
     if len(names) != boxes:
         place.fail(f"'objects' has {len(names)} entries, and 'boxes' has {boxes}")
     return names
@@ -472,8 +347,3 @@ def _segment(text: str, key: str, boxes: int, objects: Sequence[str], place: Pla
 def keys_of(kind: TaskKind) -> tuple[str, ...]:
     """The keys of a line of a task of that kind."""
     return (*_COMMON, *_OWN[kind])
-
-
-def task_kind(name: str) -> TaskKind | None:
-    """The kind of that name, None where there is none."""
-    return name if name in KINDS else None

@@ -19,13 +19,13 @@ from madkit.core.console import progress
 from madkit.core.errors import DataError, NotFoundError, UsageProblem
 from madkit.core.registry import suggest
 from madkit.tasks.example import Example
-from madkit.tasks.formats.custom import (
+from madkit.tasks.formats.custom import ImageFiles, LineReader
+from madkit.tasks.formats.custom_lines import (
     HIDDEN,
     KINDS,
+    MOST_CLASSES,
     Header,
-    ImageFiles,
     LinePlace,
-    LineReader,
     iter_lines,
     known_split,
     read_header,
@@ -42,6 +42,7 @@ _SPLIT_FILE = r"(train|dev|val|valid|validation|test|test[-_].+|submission)\.(js
 _LINES_FILE = r".+\.(jsonl|ndjson)"
 _ORDER = ("train", "dev", "test")
 _LOOKED_AT = 50  # names of images that are tried in the folders where images may be
+_SHOW_EVERY = 1000
 _DOCS = "docs/custom.md describes the file"
 
 
@@ -249,8 +250,9 @@ def _survey(given: Given, name: str, kind: TaskKind, images: ImageFiles) -> tupl
     silent: LinePlace | None = None
     with many_small_objects(), progress(f"Checking {name}", None, "lines") as bar:
         for source in given.sources:
-            for place, row in source.read(lambda _: None):
-                bar.advance(1)
+            for number, (place, row) in enumerate(source.read(lambda _: None), 1):
+                if number % _SHOW_EVERY == 0:
+                    bar.advance(_SHOW_EVERY)
                 split = split_of(row, place, source.split)
                 says, silent = (says or place, silent) if split else (says, silent or place)
                 if says and silent:
@@ -290,7 +292,7 @@ def _classes(facts: dict[str, SplitFacts]) -> tuple[str, ...]:
             f"{f'the label {names[0]!r}' if names else 'a label'}.",
             hint='name all classes in a first line {"madkit": 1, "labels": ["NAME", "NAME"]}',
         )
-    if len(names) > 10_000:
+    if len(names) > MOST_CLASSES:
         raise DataError(f"The labels have {len(names):,} different names, so they are no classes.", hint="--kind vqa")
     return tuple(names)
 

@@ -20,16 +20,8 @@ import pyarrow as pa
 from madkit.core import archives
 from madkit.core.errors import DataError, NotFoundError
 from madkit.core.files import read_json
-from madkit.tasks.formats.custom import (
-    HIDDEN,
-    TEXT_KEYS,
-    ImageFiles,
-    LinePlace,
-    check_labels,
-    keys_of,
-    known_split,
-    task_kind,
-)
+from madkit.tasks.formats.custom import TEXT_KEYS, ImageFiles, keys_of
+from madkit.tasks.formats.custom_lines import HIDDEN, LinePlace, check_labels, known_split, task_kind
 from madkit.tasks.formats.source_lines import Row
 from madkit.tasks.importing.plan import Advance
 

@@ -8,7 +8,8 @@ import pytest
 
 from madkit.core.errors import DataError
 from madkit.tasks.example import Example, Tag
-from madkit.tasks.formats.custom import ImageFiles, LinePlace, LineReader, iter_lines, read_header, split_of
+from madkit.tasks.formats.custom import ImageFiles, LineReader
+from madkit.tasks.formats.custom_lines import LinePlace, iter_lines, read_header, split_of
 from madkit.tasks.spec import TaskKind
 
 IMAGES = Path("/pictures")
@@ -108,7 +109,9 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("vqa", {"answers": {"a": 1, " a": 1}}, "'answers' has 'a' twice"),
     ("vqa", {"answer_type": 1}, "'answer_type' must be a string"),
     ("multiple-choice", {"choices": ...}, "the key 'choices' is missing"),
-    ("multiple-choice", {"choices": ["a"]}, "'choices' must have 2 or more entries, found 1"),
+    ("multiple-choice", {"choices": ["a"]}, "'choices' must have 2 to 100 entries, found 1"),
+    ("multiple-choice", {"choices": ["a"] * 101}, "'choices' must have 2 to 100 entries, found 101"),
+    ("vqa", {"context": ["a"] * 100}, "'context' must have fewer than 100 entries, found 100"),
     ("multiple-choice", {"choices": ["a", ""]}, r"'choices\[1\]' is empty"),
     ("multiple-choice", {"choices": [["a"], "b"]}, r"'choices\[0\]' must be a string, found a list"),
     ("multiple-choice", {"label": 2}, r"'label' must be 0 to 1 \(choices count from 0\), found 2"),
