@@ -62,8 +62,8 @@ def picture(number: int, folder: Path) -> list[dict[str, Any]]:
                 "height": HEIGHT,
                 "boxes": boxes,
                 "objects": shapes,
-                # "[the circle](0)" links words to the first box; "[](0)" would take its name from "objects"
-                "sentence": f"[The {shape}]({side}) is {said}.",
+                # "[the circle](1)" links words to the first box; "[](1)" would take its name from "objects"
+                "sentence": f"[The {shape}]({side + 1}) is {said}.",
                 "label": "right" if said == colours[side] else "wrong",
                 "form": shape,
             }
@@ -81,7 +81,7 @@ def main() -> None:
     """Draw, write, import, extract, distil, evaluate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("my-first-task"), help="folder for everything")
-    parser.add_argument("--pictures", type=int, default=160)
+    parser.add_argument("--pictures", type=int, default=240)
     parser.add_argument("--shots", default="50")
     parser.add_argument("--steps", default="60")
     args = parser.parse_args()

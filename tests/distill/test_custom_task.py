@@ -38,11 +38,11 @@ def lines(kind: str) -> list[dict]:
             "boxes": [[0, 0, 12, 16], [12, 0, 24, 16]], "form": "even" if n % 2 else "odd",
         }  # fmt: skip
         if kind == "classification":
-            row |= {"sentence": "What color is [it](0)?", "label": colour}
+            row |= {"sentence": "What color is [it](1)?", "label": colour}
         elif kind == "vqa":
-            row |= {"question": "What color is [it](1)?", "answers": [colour.title()] * (1 + n % 2 * 3)}
+            row |= {"question": "What color is [it](2)?", "answers": [colour.title()] * (1 + n % 2 * 3)}
         else:
-            row |= {"question": "What is [it](0)?", "choices": ["[it](0) is red", "the cat is blue", "no"]}
+            row |= {"question": "What is [it](1)?", "choices": ["[it](1) is red", "the cat is blue", "no"]}
             row["label"] = n % 3
         rows.append(row)
     rows.append({**row, "id": "hidden", "split": "submission"})

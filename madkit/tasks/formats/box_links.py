@@ -1,9 +1,10 @@
-r"""Words that name boxes, inside plain text: "Why does [the man](0) look at [the dog](1)?".
+r"""Words that name boxes, inside plain text: "Why does [the man](1) look at [the dog](2)?".
 
-What stands in square brackets stays in the text, and the numbers behind it are boxes, counted from 0. Several boxes are
-"[they](0,1)". Empty brackets take the names of the boxes: with objects person and dog "[](0,1)" reads "person and dog",
-each name linked to its own box. A backslash before a link makes it ordinary text, "\[the man](0)"; two backslashes are
-one backslash before a link. Anywhere else brackets and backslashes mean nothing.
+What stands in square brackets stays in the text, and the numbers behind it are boxes, counted from 1 as pictures show
+them (so that a 0 is noticed). Several boxes are "[they](1,2)". Empty brackets take the names of the boxes: with objects
+person and dog "[](1,2)" reads "person and dog", each name linked to its own box. A backslash before a link makes it
+ordinary text, "\[the man](1)"; two backslashes are one backslash before a link. Anywhere else brackets and backslashes
+mean nothing.
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ def read_links(text: str, boxes: int, objects: Sequence[str] = ()) -> Segment:
 
 
 def _box(digits: str, boxes: int, link: str) -> int:
-    if len(digits) > _MOST_DIGITS or int(digits) >= boxes:
-        have = f"boxes 0 to {boxes - 1}" if boxes else "no boxes"
-        raise TagError(f"the link {link} names a box beyond them, as there are {have}")
-    return int(digits)
+    if len(digits) > _MOST_DIGITS or not 1 <= int(digits) <= boxes:
+        have = f"boxes 1 to {boxes}" if boxes else "no boxes"
+        raise TagError(f"the link {link} names a box that is not there, as the line has {have}")
+    return int(digits) - 1
 
 
 def write_links(segment: Segment) -> str:
@@ -80,7 +81,7 @@ def write_links(segment: Segment) -> str:
             raise ValueError(f"{tag} of {segment.text!r} cannot be written as a link")
         plain = _escaped(segment.text[end : tag.start])
         slashes = len(plain) - len(plain.rstrip("\\"))
-        parts.append(plain + "\\" * slashes + f"[{words}]({','.join(map(str, tag.boxes))})")
+        parts.append(plain + "\\" * slashes + f"[{words}]({','.join(str(box + 1) for box in tag.boxes)})")
         end = tag.end
     parts.append(_escaped(segment.text[end:]))
     return "".join(parts)

@@ -340,7 +340,7 @@ def _segment(text: str, key: str, boxes: int, objects: Sequence[str], place: Pla
     except TagError as error:
         place.fail(
             f"'{key}': {error}",
-            hint=r"boxes count from 0; a text that is no link is written with a backslash before it: \[words](0)",
+            hint=r"boxes count from 1; a text that is no link is written with a backslash before it: \[words](1)",
         )
 
 

@@ -12,18 +12,18 @@ from madkit.tasks.formats.tagged_text import TagError
 @pytest.mark.parametrize(
     ("text", "plain", "linked"),
     [
-        ("Why does [the man](0) look at [it](2)?", "Why does the man look at it?", {"the man": (0,), "it": (2,)}),
-        ("[they](0,1) smile", "they smile", {"they": (0, 1)}),
-        ("[they]( 1 , 1 )", "they", {"they": (1,)}),
-        ("see [](0, 2)!", "see person and car!", {"person": (0,), "car": (2,)}),
-        (r"\[the man](0)", "[the man](0)", {}),
-        (r"\\[the man](0)", "\\the man", {"the man": (0,)}),
-        (r"\\\[the man](0)", r"\[the man](0)", {}),
+        ("Why does [the man](1) look at [it](3)?", "Why does the man look at it?", {"the man": (0,), "it": (2,)}),
+        ("[they](1,2) smile", "they smile", {"they": (0, 1)}),
+        ("[they]( 2 , 2 )", "they", {"they": (1,)}),
+        ("see [](1, 3)!", "see person and car!", {"person": (0,), "car": (2,)}),
+        (r"\[the man](1)", "[the man](1)", {}),
+        (r"\\[the man](1)", "\\the man", {"the man": (0,)}),
+        (r"\\\[the man](1)", r"\[the man](1)", {}),
         ("[1] and [a](b) and (0) [] []()", "[1] and [a](b) and (0) [] []()", {}),
         (r"\(x\) \[y\] C:\dir", r"\(x\) \[y\] C:\dir", {}),
-        ("[[a](0)](1)", "[a](1)", {"a": (0,)}),
-        ("[a](0)[b](1)", "ab", {"a": (0,), "b": (1,)}),
-        ("[é](0) ok", "é ok", {"é": (0,)}),
+        ("[[a](1)](2)", "[a](2)", {"a": (0,)}),
+        ("[a](1)[b](2)", "ab", {"a": (0,), "b": (1,)}),
+        ("[é](1) ok", "é ok", {"é": (0,)}),
     ],
 )
 def test_links(text: str, plain: str, linked: dict[str, tuple[int, ...]]) -> None:
@@ -35,11 +35,12 @@ def test_links(text: str, plain: str, linked: dict[str, tuple[int, ...]]) -> Non
 @pytest.mark.parametrize(
     ("text", "boxes", "problem"),
     [
-        ("[a](3)", 3, r"the link \[a\]\(3\) names a box beyond them, as there are boxes 0 to 2"),
-        ("[a](0)", 0, "as there are no boxes"),
-        ("[a](0,7)", 3, "beyond"),
-        ("[a](" + "9" * 5000 + ")", 3, "beyond"),
-        ("[ ](0)", 3, "no words, and there are no 'objects'"),
+        ("[a](4)", 3, r"the link \[a\]\(4\) names a box that is not there, as the line has boxes 1 to 3"),
+        ("[a](0)", 3, "boxes 1 to 3"),
+        ("[a](1)", 0, "as the line has no boxes"),
+        ("[a](1,7)", 3, "not there"),
+        ("[a](" + "9" * 5000 + ")", 3, "not there"),
+        ("[ ](1)", 3, "no words, and there are no 'objects'"),
     ],
 )
 def test_links_that_lead_nowhere(text: str, boxes: int, problem: str) -> None:

@@ -61,8 +61,8 @@ def test_boxes_links_and_context() -> None:
     (example,) = read(
         "multiple-choice",
         {
-            **BOXES, "objects": ["cup", "cat"], "context": ["They sit at [the table](0)."],
-            "question": "What is [](1)?", "choices": [" [it](0) ", "[](0,1)"], "label": "it",
+            **BOXES, "objects": ["cup", "cat"], "context": ["They sit at [the table](1)."],
+            "question": "What is [](2)?", "choices": [" [it](1) ", "[](1,2)"], "label": "it",
         },
     )  # fmt: skip
     assert [segment.text for segment in example.context] == ["They sit at the table.", "What is cat?"]
@@ -133,8 +133,12 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("classification", {**BOXES, "boxes": [[0, 0, 9, 9], [9, 9, 3, 3]]}, r"'boxes\[1\]' .* is empty"),
     ("classification", {**BOXES, "boxes": [[0, 0, float("nan"), 9]]}, "not a finite number"),
     ("classification", {**BOXES, "objects": ["cat"]}, "'objects' has 1 entries, and 'boxes' has 2"),
-    ("classification", {**BOXES, "sentence": "[x](2)"}, r"'sentence': the link \[x\]\(2\) names a box beyond them"),
-    ("classification", {"sentence": "[x](0)"}, "as there are no boxes"),
+    (
+        "classification",
+        {**BOXES, "sentence": "[x](3)"},
+        r"'sentence': the link \[x\]\(3\) names a box",
+    ),
+    ("classification", {"sentence": "[x](1)"}, "as the line has no boxes"),
 ]
 
 

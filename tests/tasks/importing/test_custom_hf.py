@@ -84,7 +84,7 @@ def test_a_dataset_of_several_files_and_its_own_keys(workspace: Workspace, tmp_p
         [
             {
                 "id": n, "split": "train" if n < 5 else "test", "image": {"bytes": png(n), "path": None},
-                "question": f"What is [it](0), {n}?", "answers": ["yes", "no", "no", "no"],
+                "question": f"What is [it](1), {n}?", "answers": ["yes", "no", "no", "no"],
                 "boxes": [[0.0, 0.0, 2.0, 2.0]], "width": 4, "height": 3, "answer_type": None, "source": "web",
             }
             for n in range(many)
