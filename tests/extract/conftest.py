@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from madkit.tasks.formats.snli_ve import iter_snli_ve
+from madkit.tasks.importing.plan import ImportPlan, SplitPlan
+from madkit.tasks.importing.write import write_dataset
 
 TEXTS = ("A cat is on the house", "two dogs", "It's no red  dog!", "what color is it?", "ÉCOLE of 3 cats", "")
 
@@ -36,17 +41,25 @@ def write_snli_ve(folder: Path, images: int = 10, lines_per_image: int = 3) -> P
             )
     for split, part in (("train", rows[: len(rows) // 2]), ("dev", rows[len(rows) // 2 :]), ("test", rows[:5])):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    entry = {"format": "snli-ve", "images": "images", "extension": ".png"}
-    manifest = {
-        "schema": 1,
-        "task": "snli-ve",
-        "source": "snli-ve",
-        "revision": "0123456789abcdef",
-        "splits": {split: {**entry, "annotations": f"{split}.jsonl"} for split in ("train", "dev", "test")},
-        "counts": {},
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    index(folder)
     return folder
+
+
+def index(folder: Path) -> None:
+    """Index the lines of the three splits, under a revision of our own."""
+
+    def split(name: str) -> SplitPlan:
+        path = folder / f"{name}.jsonl"
+        return SplitPlan(name, name, lambda _: iter_snli_ve(path, folder / "images", extension=".png"), (path,))
+
+    plan = ImportPlan("snli-ve", "snli-ve", "Made up", [split(name) for name in ("train", "dev", "test")], folder)
+    write_dataset(folder, plan, check_images=False, revision="0123456789abcdef")
+
+
+@pytest.fixture
+def reindex() -> Callable[[Path], None]:
+    """Index the lines of a data set's folder again, after a change."""
+    return index
 
 
 @pytest.fixture(autouse=True)

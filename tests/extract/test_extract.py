@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -125,13 +126,16 @@ def test_unreadable_images_are_listed_and_the_rest_is_kept(workspace: Path, tiny
         extract(place, name, ["snli-ve"], device="cpu")
 
 
-def test_texts_that_are_too_long_are_counted(workspace: Path, tiny_teacher: Path) -> None:
+def test_texts_that_are_too_long_are_counted(
+    workspace: Path, tiny_teacher: Path, reindex: Callable[[Path], None]
+) -> None:
     file = workspace / "data/snli-ve/test.jsonl"
     line = file.read_text().splitlines()[0]
     long = "cat " * 20
     import json
 
     file.write_text(json.dumps({**json.loads(line), "sentence2": long.strip()}) + "\n")
+    reindex(workspace / "data/snli-ve")
     cache = run(workspace, tiny_teacher)
     assert cache.manifest["facts"]["truncated_texts"] == 1
     assert cache.manifest["facts"]["dropped_tokens"] == 20 - 14
@@ -178,7 +182,7 @@ def test_missing_items_are_named_with_the_command(workspace: Path, tiny_teacher:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tasks": ["vcrr"]}, "no task named 'vcrr'"),
+        ({"tasks": ["vcrr"]}, "named 'vcrr'"),
         ({"device": "gpu9"}, "no device named 'gpu9'"),
         ({"splits": ["trian"]}, "Did you mean 'train'"),
         ({"teacher_name": "minni"}, "Did you mean 'mini'"),
