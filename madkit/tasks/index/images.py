@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from madkit.tasks.example import Example, ImageRef
 from madkit.tasks.index.files import open_batch, write_batch
-from madkit.tasks.index.strings import Strings, integers, offsets
+from madkit.tasks.index.strings import Strings, floats, integers, offsets
 
 NAME = "images"
 Box = tuple[float, float, float, float]
@@ -92,7 +92,7 @@ class StoredImages:
         self._width, self._height = integers(batch.column("width")), integers(batch.column("height"))
         boxes = batch.column("boxes")
         self._offsets = offsets(boxes)
-        self._boxes = boxes.values.to_numpy()
+        self._boxes = floats(boxes.values)
         self._made: dict[int, tuple[ImageRef, tuple[Box, ...], int, int]] = {}
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ from madkit.tasks.example import Example, Segment, Tag
 from madkit.tasks.index.columns import FROM_ANNOTATORS, NO_LABEL, STORED, TAG_FIELDS, soft_scores
 from madkit.tasks.index.files import open_batch
 from madkit.tasks.index.images import StoredImages
-from madkit.tasks.index.strings import Strings, TextLists, Words, integers, offsets
+from madkit.tasks.index.strings import Strings, TextLists, Words, floats, integers, offsets
 
 
 class ExampleTable(Sequence[Example]):
@@ -36,7 +36,7 @@ class ExampleTable(Sequence[Example]):
         # few answers are distinct, and a million are given
         self._given = TextLists(batch.column("annotations"), keep=True)
         self._soft = TextLists(batch.column("soft_answers"), keep=True)
-        self._soft_scores = batch.column("soft_scores").values.to_numpy()
+        self._soft_scores = floats(batch.column("soft_scores").values)
         tags = batch.column("tags")
         self._tag_ends, self._tags = offsets(tags), integers(tags.values)
         self._subtask, self._form = Words(batch.column("subtask")), Words(batch.column("form"))
