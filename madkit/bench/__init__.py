@@ -1,1 +1,1 @@
-"""Measuring madkit: made-up files of the real benchmarks' size and statistics, for where the real ones are not."""
+"""Measuring madkit: made-up files of the real benchmarks' size and statistics, and peers to measure against."""
