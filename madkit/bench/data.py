@@ -32,6 +32,7 @@ _ROW_READS = 200
 _CONVERTED = 128  # images in the comparison of layouts
 _CONVERTED_BYTES = 330_000  # of one image in both layouts
 _SAMPLE = 200  # questions whose soft scores are compared
+_FEWEST = 1_000  # questions; of much fewer the development split could come out empty
 _PARSED = 8  # memory that parsed annotations take, in sizes of their files
 _DECODED = 0.85  # memory that decoded rows take, in sizes of the TSV
 _STEPS, _PEERS = "madkit.bench.data_steps", "madkit.bench.peers"
@@ -62,8 +63,8 @@ def bench_data(options: DataBenchOptions) -> dict[str, Any]:
     """
     if options.questions < 0 or options.tsv_gb < 0 or not (options.questions or options.tsv_gb):
         raise UsageProblem("There is nothing to measure.", hint="--questions 60000 or --tsv-gb 0.25")
-    if 0 < options.questions < 200:
-        raise UsageProblem("Of so few questions nothing can be told.", hint="--questions 200 or more")
+    if 0 < options.questions < _FEWEST:
+        raise UsageProblem("Of so few questions nothing can be told.", hint=f"--questions {_FEWEST} or more")
     machine = machine_facts()
     warning = busy(machine)
     document: dict[str, Any] = {
