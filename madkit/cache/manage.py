@@ -39,6 +39,7 @@ class StoreRow:
         texts: number of texts.
         bytes: bytes of its files.
         created: when it was completed, ISO 8601; empty where it was not.
+        absent: images and texts of these that have no values.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class StoreRow:
     texts: int
     bytes: int
     created: str
+    absent: int = 0
 
     def as_row(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -59,6 +61,7 @@ class StoreRow:
             **facts,
             "images": self.images,
             "texts": self.texts,
+            "absent": self.absent,
             "bytes": self.bytes,
             "created": self.created,
         }
@@ -91,6 +94,7 @@ def describe(path: Path) -> StoreRow:
             int(document["texts"]["n"]),
             int(document["bytes"]) if complete else _folder_bytes(path),
             str(document.get("created", "")),
+            sum(len(items) for items in document.get("absent", {}).values()),
         )
     except (MadkitError, KeyError, TypeError):
         return StoreRow(path, "unreadable", {}, 0, 0, _folder_bytes(path), "")

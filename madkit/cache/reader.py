@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from madkit.core.files import read_json, read_jsonl
 Float16 = npt.NDArray[np.float16]
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
-K = TypeVar("K")
+Absent = Literal["error", "skip"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,21 @@ class RaggedTokens:
 
 
 class _Part:
-    """What images and texts share: global vectors and statistics."""
+    """What images and texts share: global vectors, statistics, and items that the teacher could not read.
 
-    def __init__(self, root: Path, part: str, check: bool) -> None:
+    Attributes:
+        absent: what is wrong with each row that has no values (an unreadable image, an empty text).
+    """
+
+    def __init__(self, root: Path, part: str, check: bool, absent: Mapping[int, str], extract: str) -> None:
         self._root = root
+        self.absent = dict(absent)
+        self._gone = np.array(sorted(absent), dtype=np.int64)
         self._check = check
         self._tokens = ShardedRows(root, read_spec(root, f"{part}/tokens"), check=check)
         self._globals = ShardedRows(root, read_spec(root, f"{part}/globals"), check=check)
         self._part = part
+        self._extract = extract
         self._statistics: Float32 | None = None
         self._lock = threading.Lock()
 
@@ -61,8 +68,27 @@ class _Part:
         return self._globals.spec.rows
 
     def globals(self, rows: npt.ArrayLike) -> Float16:
-        """Return the global vectors of rows: [n, D] float16."""
+        """Return the global vectors of rows: [n, D] float16 (CacheError for an absent row)."""
+        self._refuse_absent(rows)
         return self._globals.take(rows)
+
+    def _refuse_absent(self, rows: npt.ArrayLike) -> None:
+        if not len(self._gone):
+            return
+        asked = np.asarray(rows, dtype=np.int64).reshape(-1)
+        gone = asked[np.isin(asked, self._gone)]
+        if len(gone):
+            row = int(gone[0])
+            raise CacheError(
+                f"The cache {self._root.name} has no values for row {row} of its {self._part}: {self.absent[row]}.",
+                hint=f"ask with absent='skip', or mend the item and extract again: {self._extract}",
+            )
+
+    def _choose(self, rows: Int64, absent: Absent) -> Int64:
+        if absent == "skip":
+            return rows[~np.isin(rows, self._gone)]
+        self._refuse_absent(rows)
+        return rows
 
     def _statistic(self, number: int) -> Float32:
         with self._lock:
@@ -100,41 +126,58 @@ class _Part:
 class ImageTokens(_Part):
     """The image half of a store. Safe to use from several threads."""
 
-    def __init__(self, root: Path, *, check: bool, grid: tuple[int, int], extract: str) -> None:
-        super().__init__(root, "images", check)
+    def __init__(
+        self, root: Path, *, check: bool, grid: tuple[int, int], extract: str, absent: Mapping[int, str]
+    ) -> None:
+        super().__init__(root, "images", check, absent, extract)
         document = read_json(root / IMAGE_IDS)
         self.ids: list[str] = document["ids"]
         self.grid = grid
-        self._extract = extract
         self._rows = {name: row for row, name in enumerate(self.ids)} | document["aliases"]
 
-    def rows(self, image_ids: Sequence[str]) -> Int64:
+    def rows(self, image_ids: Sequence[str], *, absent: Absent = "error") -> Int64:
         """Return the rows of images: [n] int64.
 
+        Args:
+            image_ids: names of images.
+            absent: what becomes of images that could not be read: ``error``, or ``skip`` to leave their rows out.
+
         Raises:
-            CacheError: images that the store does not have; the message names the first.
+            CacheError: images that the store does not know, or absent ones; the message names the first.
         """
-        return _lookup(self._rows, image_ids, "images", self._root, self._extract)
+        return self._choose(_lookup(self._rows, image_ids, "images", self._root, self._extract), absent)
+
+    def present(self, image_ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Return which images have values: [n] bool (CacheError for one that the store does not know)."""
+        return ~np.isin(_lookup(self._rows, image_ids, "images", self._root, self._extract), self._gone)
 
     def tokens(self, rows: npt.ArrayLike) -> Float16:
-        """Return the patch tokens of rows: [n, P, D] float16, patches in row-major order of ``grid``."""
+        """Return the patch tokens of rows: [n, P, D] float16, patches in row-major order of ``grid``.
+
+        Raises:
+            CacheError: an absent row, or a damaged file.
+        """
+        self._refuse_absent(rows)
         return self._tokens.take(rows)
 
 
 class TextTokens(_Part):
     """The text half of a store. Safe to use from several threads."""
 
-    def __init__(self, root: Path, *, check: bool, extract: str) -> None:
-        super().__init__(root, "texts", check)
+    def __init__(self, root: Path, *, check: bool, extract: str, absent: Mapping[int, str]) -> None:
+        super().__init__(root, "texts", check, absent, extract)
         self.texts: list[str] = read_json(root / TEXTS)
-        self._extract = extract
         self._spans = ShardedRows(root, read_spec(root, "texts/spans"), check=check)
         self._extents = np.asarray(_read_whole(root, TEXT_EXTENTS), dtype=np.int64)
         self._rows = {text: row for row, text in enumerate(self.texts)}
 
-    def rows(self, texts: Sequence[str]) -> Int64:
-        """Return the rows of texts: [n] int64 (CacheError naming the first that the store does not have)."""
-        return _lookup(self._rows, texts, "texts", self._root, self._extract)
+    def rows(self, texts: Sequence[str], *, absent: Absent = "error") -> Int64:
+        """Return the rows of texts: [n] int64. Arguments and errors as for :meth:`ImageTokens.rows`."""
+        return self._choose(_lookup(self._rows, texts, "texts", self._root, self._extract), absent)
+
+    def present(self, texts: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Return which texts have values: [n] bool (CacheError for one that the store does not know)."""
+        return ~np.isin(_lookup(self._rows, texts, "texts", self._root, self._extract), self._gone)
 
     def lengths(self, rows: npt.ArrayLike) -> Int64:
         """Return how many tokens each row has: [n] int64."""
@@ -142,7 +185,8 @@ class TextTokens(_Part):
         return extents[:, 1] - extents[:, 0]
 
     def tokens(self, rows: npt.ArrayLike) -> RaggedTokens:
-        """Return tokens and character spans of rows."""
+        """Return tokens and character spans of rows (CacheError for an absent row)."""
+        self._refuse_absent(rows)
         extents = self._extents[np.asarray(rows, dtype=np.int64).reshape(-1)]
         starts, stops = extents[:, 0], extents[:, 1]
         offsets = np.concatenate([[0], np.cumsum(stops - starts)]).astype(np.int64)
@@ -171,8 +215,14 @@ class TokenCache:
         self.identity: dict[str, Any] = dict(manifest["identity"])
         rows, columns = manifest["images"]["grid"]
         command = extract_command(self.identity)
-        self.images = ImageTokens(path, check=check, grid=(int(rows), int(columns)), extract=command)
-        self.texts = TextTokens(path, check=check, extract=command)
+        gone = {
+            part: {int(item["row"]): str(item["error"]) for item in manifest.get("absent", {}).get(part, ())}
+            for part in ("images", "texts")
+        }
+        self.images = ImageTokens(
+            path, check=check, grid=(int(rows), int(columns)), extract=command, absent=gone["images"]
+        )
+        self.texts = TextTokens(path, check=check, extract=command, absent=gone["texts"])
 
     @classmethod
     def open(cls, path: Path | str, *, check: bool = False) -> TokenCache:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Collection
 
 import google_crc32c
 import numpy as np
@@ -35,12 +36,13 @@ def file_crc32(data: bytes) -> int:
     return zlib.crc32(data)
 
 
-def pack_shard(spec: ArraySpec, rows: npt.NDArray[np.generic]) -> bytes:
+def pack_shard(spec: ArraySpec, rows: npt.NDArray[np.generic], absent: Collection[int] = ()) -> bytes:
     """Build a shard file from the first ``len(rows)`` rows of its range; the rest of the range is absent.
 
     Args:
         spec: the sharded array.
         rows: [n, *item] with n at most ``spec.shard_rows``.
+        absent: rows of these without a value. Where a row is an inner chunk of its own, the file does not hold it.
     """
     n, inner = len(rows), spec.inner_rows
     if n > spec.shard_rows or rows.shape[1:] != spec.item:
@@ -56,8 +58,12 @@ def pack_shard(spec: ArraySpec, rows: npt.NDArray[np.generic]) -> bytes:
     for chunk in body:
         chunk[size:] = np.frombuffer(struct.pack("<I", crc32c(chunk[:size].tobytes())), dtype=np.uint8)
     index = np.full((spec.inner_per_shard, 2), ABSENT, dtype="<u8")
-    index[:chunks, 0] = np.arange(chunks, dtype=np.uint64) * np.uint64(size + CRC_BYTES)
-    index[:chunks, 1] = size + CRC_BYTES
+    there = np.ones(chunks, dtype=bool)
+    if inner == 1:
+        there[list(absent)] = False
+        body = body[there]
+    index[:chunks][there, 0] = np.arange(len(body), dtype=np.uint64) * np.uint64(size + CRC_BYTES)
+    index[:chunks][there, 1] = size + CRC_BYTES
     index_bytes = index.tobytes()
     return body.tobytes() + index_bytes + struct.pack("<I", crc32c(index_bytes))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from madkit.cache.layout import JOURNAL, LOCK, MANIFEST, PLAN, ArraySpec, store_key
+from madkit.cache.layout import ABSENT_ITEMS, JOURNAL, LOCK, MANIFEST, PLAN, ArraySpec, store_key
 from madkit.cache.reader import read_manifest
 from madkit.cache.rows import ShardedRows, read_spec
 from madkit.cache.shards import ABSENT, file_crc32
@@ -160,7 +160,7 @@ def _locate(path: Path, specs: dict[str, ArraySpec], file: str) -> list[Problem]
 
 def _foreign(path: Path, known: set[str]) -> list[Problem]:
     """Files that nobody of us wrote: Zarr readers would take a stray shard for data."""
-    own = {MANIFEST, PLAN, JOURNAL, LOCK}
+    own = {MANIFEST, PLAN, JOURNAL, LOCK, ABSENT_ITEMS}
     found = []
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()

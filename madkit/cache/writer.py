@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from madkit.cache.layout import (
+    ABSENT_ITEMS,
     FORMAT,
     IMAGE_IDS,
     JOURNAL,
@@ -64,6 +65,7 @@ class StorePlan:
         images: sizes of the image part.
         text: sizes of the text part.
         facts: counts for the manifest, such as texts that were too long.
+        absent_texts: what is wrong with each text that has no tokens, by row.
     """
 
     identity: Mapping[str, Any]
@@ -74,6 +76,7 @@ class StorePlan:
     images: ImageLayout
     text: TextLayout
     facts: Mapping[str, Any]
+    absent_texts: Mapping[int, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """Return what ``plan.json`` holds: identity, sizes, and a digest over ids, texts and lengths."""
@@ -117,17 +120,20 @@ class StoreWriter:
         folder: the store's folder.
         plan: what to write. Where the folder holds a plan of the same items in other shard sizes, that one is kept,
             and :attr:`plan` is it.
+        known: the store's manifest, where it is complete; what it says of units is taken instead of the journal.
 
     Raises:
         CacheError: another process writes the store, or the folder holds something else.
     """
 
-    def __init__(self, folder: Path, plan: StorePlan) -> None:
+    def __init__(self, folder: Path, plan: StorePlan, *, known: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
+        self._known = known
         self.plan = plan
         self._lock = FileLock(folder / LOCK, error=CacheError, what=f"The cache {folder.name}")
         self._files: dict[str, dict[str, Any]] = {}
         self._done: set[tuple[Part, int]] = set()
+        self._absent: dict[tuple[Part, int], dict[int, str]] = {}
 
     def __enter__(self) -> StoreWriter:
         self._lock.acquire()
@@ -144,6 +150,15 @@ class StoreWriter:
     def pending(self, part: Part) -> list[int]:
         """Return the units that are still to be done."""
         return [unit for unit in range(self.plan.units(part)) if (part, unit) not in self._done]
+
+    def absent(self, part: Part) -> dict[int, str]:
+        """Return what is wrong with each item that was marked as absent so far, by row."""
+        found = [rows for (of, unit), rows in self._absent.items() if of == part and (of, unit) in self._done]
+        return dict(sorted(item for rows in found for item in rows.items()))
+
+    def reopen(self, part: Part, unit: int) -> None:
+        """Have a unit done again, though it is there."""
+        self._done.discard((part, unit))
 
     @property
     def finished(self) -> bool:
@@ -164,15 +179,19 @@ class StoreWriter:
         else:
             write_json_atomic(path, self.plan.document())
         self._write_fixed()
-        self._read_journal()
+        if self._known is None:
+            self._read_journal()
+        else:
+            self._believe(self._known)
 
     def _resume(self, old: Mapping[str, Any]) -> None:
-        """Go on in the shard sizes of the plan in the folder."""
+        """Go on with the shard sizes and the facts of the plan in the folder."""
         new = self.plan.document()
         try:
             same = all(old[name] == new[name] for name in ("schema", "key", "items"))
             sizes = replace(
                 self.plan,
+                facts=old["facts"],
                 images=replace(self.plan.images, unit=int(old["images"]["unit"])),
                 text=replace(
                     self.plan.text,
@@ -222,58 +241,128 @@ class StoreWriter:
             if all(_has_size(self.folder / name, int(entry["bytes"])) for name, entry in files.items()):
                 self._done.add(key)
                 self._files.update(files)
+                self._absent[key] = {int(item): str(error) for item, error in row.get("absent", {}).items()}
             else:
                 self._done.discard(key)
 
-    def write_unit(self, part: Part, unit: int, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    def _believe(self, manifest: Mapping[str, Any]) -> None:
+        """Take the units from a manifest, and complete the journal where lines of it were lost."""
+        units: dict[tuple[Part, int], dict[str, Any]] = {}
+        for name, entry in manifest["files"].items():
+            place = unit_of_file(name)
+            if place is not None:
+                units.setdefault(place, {})[name] = entry
+        for part in PARTS:
+            for item in manifest.get("absent", {}).get(part, ()):
+                row = int(item["row"])
+                unit = row // (self.plan.images.unit if part == "images" else self.plan.text.unit)
+                self._absent.setdefault((part, unit), {})[row] = str(item["error"])
+        journal = self.folder / JOURNAL
+        lines = {(row["part"], int(row["unit"])) for row in read_jsonl(journal)} if journal.is_file() else set()
+        for place, files in sorted(units.items()):
+            if place not in lines:
+                append_jsonl(journal, self._line(place, files))
+            self._files.update(files)
+            self._done.add(place)
+
+    def _line(self, place: tuple[Part, int], files: Mapping[str, Any]) -> dict[str, Any]:
+        line: dict[str, Any] = {"part": place[0], "unit": place[1], "files": dict(files)}
+        absent = self._absent.get(place)
+        if absent:
+            line["absent"] = {str(row): absent[row] for row in sorted(absent)}
+        return line
+
+    def write_unit(
+        self,
+        part: Part,
+        unit: int,
+        arrays: Mapping[str, npt.NDArray[np.generic]],
+        absent: Mapping[int, str] | None = None,
+    ) -> None:
         """Store the arrays of one unit and journal it. To be called from one thread at a time.
 
         Args:
             part: ``images`` or ``texts``.
             unit: its number.
             arrays: ``tokens`` and ``globals`` as float16 and, for texts, ``spans`` as int32, the unit's rows only.
+            absent: what is wrong with each item of the unit that has no values, by row of the store. Its values in
+                ``arrays`` are not looked at.
 
         Raises:
             OSError: the disk is full, or the folder cannot be written; nothing half-written is left.
         """
         specs = self.plan.arrays(part)
         files: dict[str, dict[str, Any]] = {}
+        rows = self.plan.items(part, unit)
+        known = self.plan.absent_texts if part == "texts" else {}
+        missing = {row: error for row, error in {**known, **(absent or {})}.items() if row in rows}
+        gone = sorted(row - rows.start for row in missing)
+        tokens = np.asarray(arrays["tokens"], dtype=np.float16)
+        globals_ = np.asarray(arrays["globals"], dtype=np.float16)
+        if gone:
+            globals_ = globals_.copy()
+            globals_[gone] = 0
+        values = {**arrays, "globals": globals_}
         packed = {
-            specs[name].file(unit): pack_shard(specs[name], values) for name, values in arrays.items() if len(values)
+            specs[name].file(unit): pack_shard(specs[name], given, gone) for name, given in values.items() if len(given)
         }
+        if gone:
+            there = np.delete(np.arange(len(rows)), gone)
+            tokens, globals_ = tokens[there] if part == "images" else tokens, globals_[there]
         dim = specs["globals"].item[0]
-        tokens = np.asarray(arrays["tokens"], dtype=np.float16).reshape(-1, dim)
-        both = np.concatenate([moments(tokens), moments(np.asarray(arrays["globals"], dtype=np.float16))])
+        both = np.concatenate([moments(tokens.reshape(-1, dim)), moments(globals_)])
         statistics = specs["unit_statistics"]
         packed[statistics.file(unit)] = pack_chunk(statistics, both[None])
+        (self.folder / MANIFEST).unlink(missing_ok=True)  # a store that changes is not complete until it says so again
         for name, data in packed.items():
             write_bytes_atomic(self.folder / name, data)
             files[name] = _entry(data)
-        append_jsonl(self.folder / JOURNAL, {"part": part, "unit": unit, "files": files})
+        self._absent[part, unit] = missing
+        append_jsonl(self.folder / JOURNAL, self._line((part, unit), files))
         self._files.update(files)
         self._done.add((part, unit))
 
-    def finish(self, *, seconds: float) -> dict[str, Any]:
+    def finish(self, *, seconds: float, keep: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Write the statistics and the manifest, which makes the store readable, and return the manifest.
 
         Args:
             seconds: how long this process worked on it, for the manifest.
+            keep: an earlier manifest whose time, duration and environment stay; that it was repaired is added.
         """
         if any(self.pending(part) for part in PARTS):
             raise ValueError("the store is not complete")
         for part in PARTS:
             self._write_statistics(part)
         plan = self.plan.document()
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         manifest = {
             **plan,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": now,
             "bytes": self.total_bytes,
+            "absent": self.absent_items(),
             "seconds": round(seconds, 1),
             "environment": environment(),
             "files": dict(sorted(self._files.items())),
         }
+        if keep is not None:
+            manifest |= {name: keep[name] for name in ("created", "seconds", "environment")}
+            manifest["repaired"] = [*keep.get("repaired", []), {"when": now, "environment": environment()}]
         write_json_atomic(self.folder / MANIFEST, manifest)
+        (self.folder / ABSENT_ITEMS).unlink(missing_ok=True)
         return manifest
+
+    def absent_items(self) -> dict[str, list[dict[str, Any]]]:
+        """Return every item that was marked as absent, with its row, name and what is wrong with it."""
+        ids, texts = self.plan.image_ids, self.plan.texts
+        return {
+            "images": [{"row": row, "id": ids[row], "error": why} for row, why in self.absent("images").items()],
+            "texts": [{"row": row, "text": texts[row], "error": why} for row, why in self.absent("texts").items()],
+        }
+
+    def list_absent(self) -> Path:
+        """Write the absent items of a store that is not complete to a file of its own, and return its path."""
+        write_json_atomic(self.folder / ABSENT_ITEMS, self.absent_items())
+        return self.folder / ABSENT_ITEMS
 
     def _write_statistics(self, part: Part) -> None:
         specs = self.plan.arrays(part)
@@ -289,9 +378,22 @@ class StoreWriter:
             )
             for unit in units
         ]
-        tokens = merge_moments([self.plan.token_count(part, unit) for unit in units], [value[:2] for value in values])
-        globals_ = merge_moments([len(self.plan.items(part, unit)) for unit in units], [value[2:] for value in values])
+        gone = [len(self._absent.get((part, unit), {})) for unit in units]
+        each = self.plan.images.tokens if part == "images" else 0  # an absent text has no tokens anyway
+        counts = [self.plan.token_count(part, unit) - each * less for unit, less in zip(units, gone, strict=True)]
+        tokens = merge_moments(counts, [value[:2] for value in values])
+        counts = [len(self.plan.items(part, unit)) - less for unit, less in zip(units, gone, strict=True)]
+        globals_ = merge_moments(counts, [value[2:] for value in values])
         self._put(target.file(0), pack_chunk(target, np.concatenate([tokens, globals_]).astype(np.float32)))
+
+
+def unit_of_file(name: str) -> tuple[Part, int] | None:
+    """Return the unit that a file of a store belongs to; None for metadata, ids, texts, extents and statistics."""
+    array, found, rest = name.partition("/c/")
+    part, _, last = array.partition("/")
+    if not found or last in ("extents", "statistics"):
+        return None
+    return ("images" if part == "images" else "texts"), int(rest.partition("/")[0])
 
 
 def _entry(data: bytes) -> dict[str, Any]:

@@ -13,10 +13,13 @@ from madkit.cli.output import emit, print_table
 EXAMPLES = """
 madkit cache list
 madkit cache verify
+madkit cache repair mini-mini-vcr-9bc0bf26a5ae
 madkit cache prune --yes
 """
 
-app = typer.Typer(no_args_is_help=True, help="List, inspect, verify and remove token caches.")
+app = typer.Typer(no_args_is_help=True, help="List, inspect, verify, repair and remove token caches.")
+
+_SHOWN_ABSENT = 20
 
 StoreArgument = Annotated[
     str | None,
@@ -34,7 +37,7 @@ def list_(workspace: WorkspaceOption = None, json_: JsonOption = False) -> None:
 
     def human() -> None:
         print_table(
-            ["cache", "teacher", "data", "images", "texts", "MB", "state"],
+            ["cache", "teacher", "data", "images", "texts", "absent", "MB", "state"],
             [
                 [
                     row["name"],
@@ -42,12 +45,13 @@ def list_(workspace: WorkspaceOption = None, json_: JsonOption = False) -> None:
                     row["source"],
                     row["images"],
                     row["texts"],
+                    row["absent"],
                     _mb(row["bytes"]),
                     row["state"],
                 ]
                 for row in rows
             ],
-            right=(3, 4, 5),
+            right=(3, 4, 5, 6),
         )
 
     emit({"stores": rows}, json_, human)
@@ -67,7 +71,14 @@ def info(store: StoreArgument = None, workspace: WorkspaceOption = None, json_: 
 
     def human() -> None:
         for document in documents:
-            print_table(["key", "value"], _flat(document))
+            absent = document.get("absent", {})
+            counts = {part: len(absent.get(part, ())) for part in ("images", "texts")}
+            print_table(["key", "value"], _flat({**document, "absent": counts}))
+            items = [[part, item["row"], item["error"]] for part, found in absent.items() for item in found]
+            if items:
+                print_table(["absent", "row", "what is wrong"], items[:_SHOWN_ABSENT])
+            if len(items) > _SHOWN_ABSENT:
+                print(f"... and {len(items) - _SHOWN_ABSENT:,} more; all: madkit cache info --json")
 
     emit({"stores": documents}, json_, human)
 
@@ -116,8 +127,55 @@ def verify(
     if bad:
         raise VerificationFailed(
             f"{len(bad)} of {len(rows)} caches {'is' if len(bad) == 1 else 'are'} not sound.",
-            hint="remove the files named above and run `madkit extract` again, which redoes just their shards",
+            hint="`madkit cache repair` computes just the damaged shards again",
         )
+
+
+@app.command("repair")
+def repair(
+    store: StoreArgument = None,
+    workspace: WorkspaceOption = None,
+    json_: JsonOption = False,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="PATH", help="Weight file or folder, in place of the hub's.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", min=0, help="Threads that decode images.", show_default="cores")
+    ] = 0,
+) -> None:
+    """Verify complete caches, and compute just their missing, truncated or damaged shards again with the live teacher.
+
+    Sound shards are not touched. Unfinished caches are not repaired: `madkit extract` goes on with them.
+    """
+    from madkit.cache.manage import describe, find_store
+    from madkit.core.console import info as say
+    from madkit.core.console import progress
+    from madkit.core.workspace import Workspace
+    from madkit.extract.repair import repair as mend
+
+    place = Workspace.at(workspace).require()
+    rows: list[dict[str, Any]] = []
+    for path in find_store(place, store):
+        state = describe(path)
+        if store is None and state.state != "complete":
+            say(f"{path.name} is {state.state} and left alone.")
+            continue
+        with progress(f"Verifying {path.name}", state.bytes, "bytes") as bar:
+            done = mend(place, path, weights=weights, device=device, workers=workers, on_file=bar.advance)
+        rows.append(done.as_row())
+
+    def human() -> None:
+        print_table(
+            ["cache", "problems", "files redone", "items", "with other bytes"],
+            [[row["path"], row["problems"], len(row["files"]), row["items"], len(row["changed"])] for row in rows],
+            right=(1, 2, 3, 4),
+        )
+        left = [[file] for row in rows for file in row["left"]]
+        if left:
+            print_table(["files that the manifest does not know, left alone"], left)
+
+    emit({"stores": rows}, json_, human)
 
 
 @app.command("prune")

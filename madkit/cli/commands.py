@@ -38,7 +38,7 @@ COMMANDS: dict[str, CommandLine] = {
     "report": CommandLine("madkit.cli.report:report", "Print an evaluation's table in another format.", INSPECT),
     "data": CommandLine("madkit.cli.data:app", "Import benchmarks and your own questions; list, show, check.", INSPECT),
     "teachers": CommandLine("madkit.cli.teachers:app", "List and describe teachers.", INSPECT),
-    "cache": CommandLine("madkit.cli.cache:app", "List, inspect, verify and remove token caches.", INSPECT),
+    "cache": CommandLine("madkit.cli.cache:app", "List, inspect, verify, repair and remove token caches.", INSPECT),
     "bench": CommandLine("madkit.cli.bench:app", "Measure madkit on this machine, against peers.", INSPECT),
     "env": CommandLine("madkit.cli.env:env", "Print versions and hardware, ready to paste into an issue.", INSPECT),
 }

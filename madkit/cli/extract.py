@@ -14,6 +14,7 @@ EXAMPLES = """
 madkit extract --teacher mini
 madkit extract --teacher clip-vit-l14 --task vcr --weights ViT-L-14.safetensors
 madkit extract --teacher open_clip:ViT-B-16/datacomp_xl_s13b_b90k --task vqa --dry-run
+madkit extract --teacher clip-vit-b32 --task snli-ve --allow-missing
 """
 
 
@@ -42,13 +43,21 @@ def extract(
         float | None,
         typer.Option("--shard-mb", metavar="MB", help="Size of a shard, what a kill can cost.", show_default="32"),
     ] = None,
+    allow_missing: Annotated[
+        bool,
+        typer.Option(
+            "--allow-missing",
+            help="Complete the cache though images cannot be read or texts are empty; they are marked.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and end.")] = False,
     workspace: WorkspaceOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Read every image and text of tasks with a frozen teacher, into a token cache.
 
-    Stopped or killed, the same command goes on from the last finished shard; a finished cache is left alone.
+    Stopped or killed, the same command goes on from the last finished shard; a finished cache is left alone. Images
+    that cannot be read and empty texts do not stop it: everything else is done, and it ends with exit code 1.
     """
     from madkit.core.workspace import Workspace
 
@@ -61,19 +70,32 @@ def extract(
         return
     from madkit.extract.stage import extract as run
 
-    reports = run(place, teacher, task or (), weights=weights, device=device, workers=workers, shard_mb=shard_mb)
+    reports = run(
+        place,
+        teacher,
+        task or (),
+        weights=weights,
+        device=device,
+        workers=workers,
+        shard_mb=shard_mb,
+        allow_missing=allow_missing,
+    )
     rows = [report.as_row() for report in reports]
     emit({"stores": rows}, json_, lambda: _print_reports(rows))
 
 
 def _print_reports(rows: list[dict[str, Any]]) -> None:
     print_table(
-        ["task", "images", "texts", "computed", "skipped", "MB", "cache"],
+        ["task", "images", "texts", "absent", "computed", "skipped", "MB", "cache"],
         [
-            [row["task"], row["images"], row["texts"], row["computed"], row["skipped"], _mb(row["bytes"]), row["path"]]
+            [
+                *(row[key] for key in ("task", "images", "texts", "absent", "computed", "skipped")),
+                _mb(row["bytes"]),
+                row["path"],
+            ]
             for row in rows
         ],
-        right=range(1, 6),
+        right=range(1, 7),
     )
 
 

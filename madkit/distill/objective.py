@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -81,10 +82,28 @@ class TeacherSide:
         )
         pairs = examples.token_pairs if needs_text_tokens(config) else None
         self.texts: TextBank = text_bank(cache, examples.texts, pairs, threads=threads)
+        self._texts_there = None if self.texts.present.all() else self.texts.present
+        self._taught = self._find_taught()
         self._keys: Tensor | None = None
         if config.tokens == "random":
             names = examples.ids
             self._keys = torch.tensor([derive_seed("token choice", name) for name in names])
+
+    def _find_taught(self) -> Tensor | None:
+        """[n * C] bool: sequences whose image and at least one text the cache has; None where it has all."""
+        if self._texts_there is None and self.images.present.all():
+            return None
+        rows = self.examples.teacher_rows(np.arange(len(self.examples)))
+        said = ((rows.texts >= 0) & self.texts.present[rows.texts.clamp_min(0)]).any(1)
+        taught: Tensor = said & self.images.present[rows.images].repeat_interleave(self.examples.n_candidates)
+        return taught
+
+    @property
+    def untaught(self) -> int:
+        """Examples with a sequence that the teacher says nothing about, because the cache lacks its image or texts."""
+        if self._taught is None:
+            return 0
+        return int((~self._taught.view(-1, self.examples.n_candidates).all(1)).sum())
 
     def targets(self, rows: TeacherRows, indices: Indices, inputs: StudentInputs) -> TeacherTargets:
         """The teacher's side of a batch whose student tensors are `inputs`."""
@@ -116,12 +135,20 @@ class TeacherSide:
             vision_stats=self.images.stats,
             text_global_stats=self.texts.global_stats,
             vision_global_stats=self.images.global_stats,
+            taught=self._taught_sequences(indices),
             example_key=keys,
         )
+
+    def _taught_sequences(self, indices: Indices) -> Tensor | None:
+        if self._taught is None:
+            return None
+        return self._taught.view(-1, self.examples.n_candidates)[torch.from_numpy(indices)].flatten()
 
     def text_globals(self, rows: Tensor) -> Tensor:
         """l_0 [S, Dl] of sequences made of the texts `rows` [S, G] (-1 none): the mean over the texts."""
         there = (rows >= 0).unsqueeze(-1)
+        if self._texts_there is not None:
+            there = there & self._texts_there[rows.clamp_min(0)].unsqueeze(-1)
         vectors = torch.where(there, self.texts.globals[rows.clamp_min(0)], 0.0)
         return vectors.sum(1) / there.sum(1).clamp_min(1)
 

@@ -34,6 +34,7 @@ from madkit.distill.pool import split_held_out, unlabelled_pairs
 from madkit.students.load import save_student
 from madkit.students.student import Student
 from madkit.tasks.data import TaskData
+from madkit.tasks.example import Example
 
 WAIT_S = 1.0
 
@@ -161,6 +162,9 @@ def _train(
     began = time.monotonic()
     draws = phase.steps * phase.batch_size
     pairs = unlabelled_pairs(data.examples("train"), draws=draws, limit=phase.pool, seed=seed)
+    pairs, left_out = _known_to(cache, pairs)
+    if left_out:
+        info(f"{left_out:,} of {left_out + len(pairs):,} pairs are left out: the cache has no values for their items.")
     train, held = split_held_out(pairs, phase.held_out, seed)
     with progress("Reading the unlabelled pool", len(pairs), "pairs") as shown:
         pool = ExampleSet(train, student, data.regions(), threads=threads, labelled=False, progress=shown)
@@ -226,7 +230,26 @@ def _train(
         "held_out": best,
         "pairs": len(pool),
         "held_out_pairs": len(rest),
+        "pairs_left_out": left_out,
         "images": len(pool.image_ids),
         "seconds": round(time.monotonic() - began, 2),
         "device": str(accelerator.device),
     }
+
+
+def _known_to(cache: TokenCache, pairs: list[Example]) -> tuple[list[Example], int]:
+    """The pairs whose image and texts the cache has values for, and how many others there are."""
+    if not cache.images.absent and not cache.texts.absent:
+        return pairs, 0
+    images = cache.images.present([pair.image.id for pair in pairs])
+    kept = [
+        pair
+        for pair, there in zip(pairs, images.tolist(), strict=True)
+        if there and cache.texts.present(pair.texts()).all()
+    ]
+    if not kept:
+        raise RunError(
+            f"The cache {cache.path.name} has no values for any image of the unlabelled pool.",
+            hint="see what is absent: madkit cache info",
+        )
+    return kept, len(pairs) - len(kept)

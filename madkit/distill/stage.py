@@ -161,6 +161,14 @@ class _Run:
         )
         self.folder = RunFolder.of(workspace, self.identity, self.config, data.spec.to_dict())
         self.pre_phase: PrePhaseResult | None = None
+        self.untaught = 0
+
+    def _lacks(self) -> str:
+        """What the cache has no values for, as a clause; empty where it has all."""
+        if self.cache is None or not (self.cache.images.absent or self.cache.texts.absent):
+            return ""
+        images, texts = len(self.cache.images.absent), len(self.cache.texts.absent)
+        return f"the cache was completed without {images:,} images and {texts:,} texts"
 
     def close(self) -> None:
         """Let go of the cache."""
@@ -178,6 +186,7 @@ class _Run:
             f"{self.data.source}, {self.identity.shots}: {len(self.labelled)} labelled examples, arm "
             f"{self.identity.arm}, student {self.identity.student}, seed {self.seed}"
             + (f", teacher {self.identity.teacher}" if self.identity.teacher else "")
+            + (f" ({lacks})" if (lacks := self._lacks()) else "")
         )
         lock = FileLock(self.folder.path / ".lock", error=RunError, what=f"the run {self.folder.path.name}")
         if self.accelerator.is_main_process:
@@ -280,6 +289,9 @@ class _Run:
         if mad is not None and self.cache is not None:
             permute = derive_seed(self.seed, "permute") if self.config.permute_teacher else None
             teacher = TeacherSide(examples, self.cache, mad, threads=self.threads, permute_seed=permute)
+            self.untaught = teacher.untaught
+            if self.untaught:
+                info(f"{self.untaught} of {len(examples)} examples learn from their labels alone: {self._lacks()}.")
             criterion = make_criterion(mad, student, teacher, self.seed)
             if mad.weighting != "uniform" and mad.term_weights:
                 confidence = teacher_confidence(
@@ -334,6 +346,7 @@ class _Run:
             "kept_step": result.kept_step,
             "resumed_from": result.resumed_from,
             "examples_labelled": len(examples),
+            "examples_without_teacher": self.untaught,
             "questions_labelled": len({example.question_id for example in examples.examples}),
             "seconds": round(seconds, 2),
             "device": str(self.accelerator.device),

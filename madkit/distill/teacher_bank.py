@@ -30,12 +30,16 @@ _WHOLE = 0.999  # a box that covers this share of the picture is the picture
 
 @dataclass(slots=True)
 class ImageBank:
-    """regions [n, R, Dv] float16 and globals [n, Dv] float32 of the images of a set, in its own order."""
+    """regions [n, R, Dv] float16 and globals [n, Dv] float32 of the images of a set, in its own order.
+
+    `present` [n] bool says which of them the cache has; the others are zeros, and no term may compare them.
+    """
 
     regions: Tensor
     globals: Tensor
     stats: ChannelStats
     global_stats: ChannelStats
+    present: Tensor
 
 
 @dataclass(slots=True)
@@ -44,12 +48,13 @@ class TextBank:
 
     `tokens` [u, Dl] float16 are targets of the distinct (text, span) pairs of the student's tokens, `has` [u] says
     which of them a teacher token overlaps, `content` [u] which are no function words. The three are None where no
-    term compares text tokens.
+    term compares text tokens. `present` [n] bool says which texts the cache has values for; the others are zeros.
     """
 
     globals: Tensor
     stats: ChannelStats
     global_stats: ChannelStats
+    present: Tensor
     tokens: Tensor | None = None
     has: Tensor | None = None
     content: Tensor | None = None
@@ -81,7 +86,9 @@ def image_bank(
         progress: advanced by one per image.
     """
     images = cache.images
-    rows = np.asarray(images.rows(list(image_ids)), dtype=np.int64)
+    known = images.present(image_ids)
+    there = np.flatnonzero(known)
+    rows = images.rows(image_ids, absent="skip")
     if permute_seed is not None:
         rows = rows[_derangement(len(rows), permute_seed)]
     n, R = boxes.shape[:2]
@@ -90,20 +97,21 @@ def image_bank(
 
     def read(start: int) -> int:
         piece = rows[start : start + CHUNK_IMAGES]
-        stop = start + len(piece)
+        where = torch.from_numpy(there[start : start + CHUNK_IMAGES])
         patches = torch.from_numpy(np.ascontiguousarray(images.tokens(piece)))
-        global_[start:stop] = torch.from_numpy(np.ascontiguousarray(images.globals(piece))).float()
-        box = boxes[start:stop].float()
+        whole = torch.from_numpy(np.ascontiguousarray(images.globals(piece))).float()
+        global_[where] = whole
+        box = boxes[where].float()
         area = (box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1])
-        pooled = pool_regions(patches, box, images.grid, image_global=global_[start:stop], whole_image=area >= _WHOLE)
-        regions[start:stop] = pooled.half()
+        pooled = pool_regions(patches, box, images.grid, image_global=whole, whole_image=area >= _WHOLE)
+        regions[where] = pooled.half()
         return len(piece)
 
     with ThreadPoolExecutor(max_workers=max(1, threads)) as workers:
-        for done in workers.map(read, range(0, n, CHUNK_IMAGES)):
+        for done in workers.map(read, range(0, len(rows), CHUNK_IMAGES)):
             if progress is not None:
                 progress.advance(done)
-    return ImageBank(regions, global_, *_stats(images))
+    return ImageBank(regions, global_, *_stats(images), torch.from_numpy(known))
 
 
 def _derangement(n: int, seed: int) -> NDArray[np.int64]:
@@ -132,7 +140,9 @@ def text_bank(
         progress: advanced by one per text.
     """
     store = cache.texts
-    rows = np.asarray(store.rows(list(texts)), dtype=np.int64)
+    known = store.present(texts)
+    rows = np.zeros(len(texts), dtype=np.int64)
+    rows[known] = store.rows(texts, absent="skip")
     global_ = torch.zeros(len(texts), store.dim)
     u = 0 if pairs is None else len(pairs)
     tokens = torch.zeros(u, store.dim, dtype=torch.float16)
@@ -140,36 +150,42 @@ def text_bank(
     content = torch.zeros(u, dtype=torch.bool)
 
     def read(start: int) -> int:
-        piece = rows[start : start + CHUNK_TEXTS]
-        stop = start + len(piece)
-        global_[start:stop] = torch.from_numpy(np.ascontiguousarray(store.globals(piece))).float()
+        here = known[start : start + CHUNK_TEXTS]
+        stop = start + len(here)
+        piece = rows[start:stop][here]
+        global_[torch.from_numpy(start + np.flatnonzero(here))] = torch.from_numpy(
+            np.ascontiguousarray(store.globals(piece))
+        ).float()
         if pairs is None:
-            return len(piece)
+            return len(here)
         low, high = np.searchsorted(pairs[:, 0], [start, stop])
         mine = pairs[low:high]
         ragged = store.tokens(piece)
+        offsets = np.zeros(len(here) + 1, dtype=np.int64)  # a text that is absent has no tokens
+        offsets[1:][here] = np.diff(ragged.offsets)
+        offsets = np.cumsum(offsets)
         targets, mask = align_text(
             torch.from_numpy(mine[:, 1:].copy()).unsqueeze(0),
             torch.from_numpy(mine[:, 0] - start).unsqueeze(0),
             torch.from_numpy(np.ascontiguousarray(ragged.tokens)),
             torch.from_numpy(np.ascontiguousarray(ragged.spans)),
-            torch.from_numpy(np.ascontiguousarray(ragged.offsets)),
+            torch.from_numpy(offsets),
         )
         tokens[low:high] = targets[0].half()
         has[low:high] = mask[0]
         bounds = np.searchsorted(mine[:, 0], np.arange(start, stop + 1))
-        for place in range(len(piece)):
+        for place in range(len(here)):
             first, last = int(bounds[place]), int(bounds[place + 1])
             spans = [(int(a), int(b)) for a, b in mine[first:last, 1:]]
             if spans:
                 content[low + first : low + last] = ~function_word_mask_of_spans(texts[start + place], spans)
-        return len(piece)
+        return len(here)
 
     with ThreadPoolExecutor(max_workers=max(1, threads)) as workers:
         for done in workers.map(read, range(0, len(texts), CHUNK_TEXTS)):
             if progress is not None:
                 progress.advance(done)
-    bank = TextBank(global_, *_stats(store))
+    bank = TextBank(global_, *_stats(store), torch.from_numpy(known))
     if pairs is not None:
         bank.tokens, bank.has, bank.content = tokens, has, content
     return bank

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -43,12 +43,14 @@ class Items:
         image_paths: the files.
         aliases: further ids of the same files, by row.
         texts: unique texts.
+        not_there: image files that do not exist, by row.
     """
 
     image_ids: tuple[str, ...]
     image_paths: tuple[Path, ...]
     aliases: dict[str, int]
     texts: tuple[str, ...]
+    not_there: dict[int, str] = field(default_factory=dict)
 
 
 def split_names(data: ExamplesOfTask, wanted: Iterable[str] | None) -> list[str]:
@@ -74,7 +76,7 @@ def collect_items(data: ExamplesOfTask, splits: Sequence[str]) -> Items:
     """Gather the unique images and texts of some splits.
 
     Raises:
-        DataError: one image id names two files, or image files do not exist (count and the first five).
+        DataError: one image id names two files, or not one image file exists (count and the first five).
     """
     row_of_path: dict[Path, int] = {}
     row_of_id: dict[str, int] = {}
@@ -96,15 +98,43 @@ def collect_items(data: ExamplesOfTask, splits: Sequence[str]) -> Items:
             texts.update(dict.fromkeys(example.texts()))
     paths = tuple(row_of_path)
     listing = Listing()
-    absent = [path for path in paths if not listing.exists(path)]
-    if absent:
-        raise unreadable_images(len(absent), len(paths), [f"{path} does not exist" for path in absent[:5]])
-    return Items(tuple(ids), paths, aliases, tuple(texts))
+    not_there = {row: f"{path} does not exist" for row, path in enumerate(paths) if not listing.exists(path)}
+    if paths and len(not_there) == len(paths):  # a folder that has moved, not a few lost files
+        raise DataError(
+            f"{_cannot_be_read(list(not_there.values()), len(paths))}.",
+            hint="put the images back where they were, or import the data again",
+        )
+    return Items(tuple(ids), paths, aliases, tuple(texts), not_there)
 
 
-def unreadable_images(count: int, total: int, first: Sequence[str]) -> DataError:
-    """Return the error for images that cannot be read, naming the first of them."""
-    return DataError(
-        f"{count:,} of {total:,} images cannot be read: {'; '.join(first)}{'; ...' if count > len(first) else ''}.",
-        hint="restore the files and run the same command again; what is done is kept",
+class ItemsMissing(DataError):
+    """Some images cannot be read, or some texts are empty; everything else is done."""
+
+
+def items_missing(
+    images: Sequence[str], n_images: int, texts: Sequence[str], n_texts: int, where: Path
+) -> ItemsMissing:
+    """Return the failure for items without values.
+
+    Args:
+        images: what is wrong with each image that cannot be read.
+        n_images: number of images.
+        texts: what is wrong with each text that has no tokens.
+        n_texts: number of texts.
+        where: the file that lists all of them.
+    """
+    parts = [_cannot_be_read(images, n_images)] if images else []
+    if texts:
+        parts.append(
+            f"{len(texts):,} of {n_texts:,} texts {'has' if len(texts) == 1 else 'have'} no tokens ({texts[0]})"
+        )
+    return ItemsMissing(
+        f"{', and '.join(parts)}.",
+        hint=f"mend them (all are listed in {where}) and run the same command again, which redoes only their shards; "
+        "or add --allow-missing to complete the cache without them",
     )
+
+
+def _cannot_be_read(errors: Sequence[str], total: int) -> str:
+    more = "; ..." if len(errors) > 5 else ""
+    return f"{len(errors):,} of {total:,} images cannot be read: {'; '.join(errors[:5])}{more}"

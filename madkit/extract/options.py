@@ -24,6 +24,7 @@ class ExtractOptions:
         shard_mb: size of a shard in MB (10^6 bytes), the unit of work that a kill can cost.
         image_batch: images per forward pass; 0 for the device's default.
         text_tokens: tokens per forward pass, padding included; 0 for the device's default.
+        allow_missing: complete a store though images cannot be read or texts have no tokens.
     """
 
     device: str = "auto"
@@ -31,6 +32,7 @@ class ExtractOptions:
     shard_mb: float = DEFAULT_SHARD_MB
     image_batch: int = 0
     text_tokens: int = 0
+    allow_missing: bool = False
 
     def __post_init__(self) -> None:
         if self.shard_mb <= 0:

@@ -168,7 +168,7 @@ class WriterThread:
 
     def __init__(self, writer: StoreWriter, *, depth: int = 2) -> None:
         self._writer = writer
-        self._queue: queue.Queue[tuple[Part, int, Arrays] | None] = queue.Queue(maxsize=depth)
+        self._queue: queue.Queue[tuple[Part, int, Arrays, Mapping[int, str]] | None] = queue.Queue(maxsize=depth)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="madkit-write", daemon=True)
 
@@ -176,10 +176,10 @@ class WriterThread:
         self._thread.start()
         return self
 
-    def put(self, part: Part, unit: int, arrays: Arrays) -> None:
-        """Queue a unit; waits while the queue is full."""
+    def put(self, part: Part, unit: int, arrays: Arrays, absent: Mapping[int, str] | None = None) -> None:
+        """Queue a unit (see :meth:`StoreWriter.write_unit`); waits while the queue is full."""
         self._check()
-        self._queue.put((part, unit, arrays))
+        self._queue.put((part, unit, arrays, absent or {}))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -75,11 +75,13 @@ def recheck(workspace: Workspace, path: Path, sample: int, *, weights: Path | No
         items = collect_items(data, split_names(data, None if splits == "all" else splits))
         chosen = np.random.default_rng(derive_seed("recheck", cache.key))
         rows = np.sort(chosen.choice(len(items.image_ids), min(sample, len(items.image_ids)), replace=False))
+        rows = rows[cache.images.present([items.image_ids[row] for row in rows])]
         fresh = [vision.encode(vision.load_image(items.image_paths[row])[None]).tokens[0] for row in rows]
         ids = [items.image_ids[row] for row in rows]
         stored = torch.from_numpy(cache.images.tokens(cache.images.rows(ids)))
         images = [_cosines(a, b) for a, b in zip(fresh, stored, strict=True)]
         rows = np.sort(chosen.choice(len(items.texts), min(sample, len(items.texts)), replace=False))
+        rows = rows[cache.texts.present([items.texts[row] for row in rows])]
         texts = []
         for row in rows:
             output = text.encode([items.texts[row]])

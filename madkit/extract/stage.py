@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from madkit.cache.layout import DEFAULT_SHARD_MB, image_layout, store_folder, text_layout
+from madkit.cache.layout import DEFAULT_SHARD_MB, MANIFEST, image_layout, store_folder, text_layout
 from madkit.cache.reader import read_manifest
 from madkit.cache.writer import PARTS, Part, StorePlan, StoreWriter
 from madkit.core.console import Progress, duration, info, progress, warn
 from madkit.core.errors import ConfigError, DataError
 from madkit.core.interrupts import StopSignals
 from madkit.core.workspace import Workspace
-from madkit.extract.items import ExamplesOfTask, Items, collect_items, split_names, unreadable_images
+from madkit.extract.items import ExamplesOfTask, Items, ItemsMissing, collect_items, items_missing, split_names
 from madkit.extract.options import (
     IMAGE_BATCH,
     TEXT_BATCH_TOKENS,
@@ -55,6 +55,7 @@ class StoreReport:
         texts: texts in it.
         truncated: texts of which the teacher read only the beginning.
         seconds: how long it took now.
+        absent: images that could not be read and texts without tokens; the store has no values for them.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class StoreReport:
     texts: int = 0
     truncated: int = 0
     seconds: float = 0.0
+    absent: int = 0
 
     def as_row(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -84,6 +86,7 @@ def extract(
     shard_mb: float | None = None,
     splits: Sequence[str] | None = None,
     part: str = "full",
+    allow_missing: bool = False,
 ) -> list[StoreReport]:
     """Extract tasks with a teacher.
 
@@ -97,6 +100,7 @@ def extract(
         shard_mb: size of a shard in MB.
         splits: only these splits and suites; None for all.
         part: part of the embedded benchmark (see :func:`madkit.tasks.data.open_task`).
+        allow_missing: complete a store though images cannot be read or texts have no tokens; they are marked as absent.
 
     Returns:
         One report per task.
@@ -104,12 +108,16 @@ def extract(
     Raises:
         UsageProblem: unknown teacher, task, split or device.
         NotFoundError: no weights or no data.
-        DataError: damaged weights or data, or images that cannot be read (what could be done is kept).
+        DataError: damaged weights or data.
+        ItemsMissing: images that cannot be read or texts without tokens, and not ``allow_missing``; raised at the end,
+            when everything else has been done.
         CacheError: another process writes the same store.
         StoppedResumable: SIGTERM; the current shard is finished and the same command goes on.
         KeyboardInterrupt: Ctrl-C, likewise.
     """
-    options = ExtractOptions(device, workers, DEFAULT_SHARD_MB if shard_mb is None else shard_mb)
+    options = ExtractOptions(
+        device, workers, DEFAULT_SHARD_MB if shard_mb is None else shard_mb, allow_missing=allow_missing
+    )
     chosen_device, reason = resolve_device(device)
     names = datasets_to_extract(workspace, tasks)
     parse_teacher_name(teacher_name)
@@ -117,11 +125,19 @@ def extract(
         teacher = load_teacher(teacher_name, weights=weights, device=chosen_device)
         info(f"Teacher {teacher.name} on {chosen_device} ({reason}), computing in {_dtype(teacher)}.")
         reports = []
+        missing: ItemsMissing | None = None
         for name in names:
             data = open_task(workspace, name, part=part)
             if signals.requested:
                 raise signals.error()
-            reports.append(extract_task(workspace, teacher, data, options=options, splits=splits, signals=signals))
+            try:
+                reports.append(extract_task(workspace, teacher, data, options=options, splits=splits, signals=signals))
+            except ItemsMissing as error:
+                if missing is not None:
+                    warn(missing.message)
+                missing = error
+        if missing is not None:
+            raise missing
         return reports
 
 
@@ -145,12 +161,14 @@ def extract_task(
     plan = make_plan(vision, text, items, identity, options.shard_mb)
     truncated = int(plan.facts["truncated_texts"])
     with StoreWriter(folder, plan) as writer:
+        _look_again(writer, vision, items)
         pending = {part: sum(len(writer.plan.items(part, unit)) for unit in writer.pending(part)) for part in PARTS}
         computed = sum(pending.values())
         total = len(items.image_ids) + len(items.texts)
         if writer.finished:
             info(f"{data.source}: the cache {folder.name} is complete, nothing to do.")
             size = int(read_manifest(folder)["bytes"])
+            _judge(writer, options.allow_missing)
         else:
             if computed < total:
                 info(f"{data.source}: going on with {folder.name}, {total - computed:,} of {total:,} items are there.")
@@ -161,11 +179,8 @@ def extract_task(
                     f"{dropped:,} tokens at their ends are not read."
                 )
             with one_thread_per_operation(teacher.device) as parallel:
-                job = _Job(writer, teacher.device, options, signals, parallel)
-                unreadable = job.images(vision, items)
-                job.texts(text, items)
-            if unreadable:
-                raise unreadable_images(len(unreadable), len(items.image_paths), unreadable[:5])
+                encode_missing(writer, teacher, items, options, signals, parallel)
+            _judge(writer, options.allow_missing)
             size = int(writer.finish(seconds=time.monotonic() - started)["bytes"])
     seconds = time.monotonic() - started
     if computed:
@@ -184,7 +199,31 @@ def extract_task(
         texts=len(items.texts),
         truncated=truncated,
         seconds=round(seconds, 3),
+        absent=sum(len(writer.absent(part)) for part in PARTS),
     )
+
+
+def _look_again(writer: StoreWriter, vision: VisionTeacher, items: Items) -> None:
+    """Reopen the units of images that could not be read before and can be now."""
+    for row in writer.absent("images"):
+        try:
+            vision.load_image(items.image_paths[row])
+        except DataError:
+            continue
+        writer.reopen("images", row // writer.plan.images.unit)
+
+
+def _judge(writer: StoreWriter, allow_missing: bool) -> None:
+    """Say what is absent; raise ItemsMissing unless that is allowed."""
+    images, texts = (list(writer.absent(part).values()) for part in PARTS)
+    if not images and not texts:
+        return
+    plan = writer.plan
+    where = writer.folder / MANIFEST if writer.finished else writer.list_absent()
+    error = items_missing(images, len(plan.image_ids), texts, len(plan.texts), where)
+    if not allow_missing:
+        raise error
+    warn(f"{error.message} The cache has no values for them.")
 
 
 def store_identity(teacher: Teacher, data: ExamplesOfTask, splits: Sequence[str] | None) -> dict[str, Any]:
@@ -211,10 +250,13 @@ def make_plan(
 ) -> StorePlan:
     """Tokenize all texts to know their lengths, and lay out the store."""
     lengths = np.zeros(len(items.texts), dtype=np.int64)
+    absent: dict[int, str] = {}
     truncated = dropped = approximate = 0
     for start in range(0, len(items.texts), TOKENIZE_CHUNK):
         for row, found in enumerate(text.tokenize(items.texts[start : start + TOKENIZE_CHUNK]), start=start):
             lengths[row] = len(found.ids)
+            if not found.ids:
+                absent[row] = _why_no_tokens(items.texts[row])
             truncated += found.dropped > 0
             dropped += found.dropped
             approximate += found.approximate
@@ -232,7 +274,27 @@ def make_plan(
             "texts_with_approximate_spans": approximate,
             "text_tokens": int(lengths.sum()),
         },
+        absent_texts=absent,
     )
+
+
+def _why_no_tokens(text: str) -> str:
+    return f"the teacher finds no token in {text[:60]!r}" if text.strip() else "a text is empty"
+
+
+def encode_missing(
+    writer: StoreWriter,
+    teacher: Teacher,
+    items: Items,
+    options: ExtractOptions,
+    signals: StopSignals | None,
+    parallel: int,
+) -> None:
+    """Encode and store every unit that the writer does not have yet, ``parallel`` batches at a time."""
+    vision, text = vision_and_text(teacher)
+    job = _Job(writer, teacher.device, options, signals, parallel)
+    job.images(vision, items)
+    job.texts(text, items)
 
 
 class _Job:
@@ -250,42 +312,36 @@ class _Job:
         self.image_batch = options.image_batch or IMAGE_BATCH.get(kind, 32)
         self.text_tokens = options.text_tokens or TEXT_BATCH_TOKENS.get(kind, 2048)
 
-    def images(self, teacher: VisionTeacher, items: Items) -> list[str]:
-        """Decode, encode and store the images of all missing units.
-
-        Returns:
-            What is wrong with each image that cannot be read. A unit with such an image is not stored; the others are.
-        """
+    def images(self, teacher: VisionTeacher, items: Items) -> None:
+        """Decode, encode and store the images of all missing units. One that cannot be read is marked as absent."""
         units = self.writer.pending("images")
         rows = [row for unit in units for row in self.plan.items("images", unit)]
-        unreadable: list[str] = []
+        unreadable: dict[int, str] = {}
         blank = torch.zeros((3, *teacher.image_size), dtype=torch.uint8)
         decoded = ordered_map(
-            lambda row: teacher.load_image(items.image_paths[row]),
+            lambda row: _load(teacher, items, row),
             rows,
             threads=self.threads,
             window=2 * self.image_batch + self.threads,
         )
 
         def readable() -> Iterator[torch.Tensor]:
-            for future in decoded:
+            for row, future in zip(rows, decoded, strict=True):
                 error = future.exception()
                 if isinstance(error, DataError):
-                    unreadable.append(error.message.rstrip("."))
+                    unreadable[row] = error.message.rstrip(".")
                 yield blank if isinstance(error, DataError) else future.result()
 
         images = readable()
         with self._bar("images", len(rows)) as bar, closing(decoded), WriterThread(self.writer) as thread:
             for unit in self._until_stopped(units):
-                bad = len(unreadable)
                 count = len(self.plan.items("images", unit))
                 arrays = encode_images(
                     teacher, islice(images, count), count, self.image_batch, bar.advance, self.parallel
                 )
-                if len(unreadable) == bad:
-                    thread.put("images", unit, arrays)
+                thread.put("images", unit, arrays, unreadable.copy())
+                unreadable.clear()
         self._raise_if_stopped()
-        return unreadable
 
     def texts(self, teacher: TextTeacher, items: Items) -> None:
         """Tokenize, encode and store the texts of all missing units."""
@@ -314,11 +370,20 @@ class _Job:
             raise self.signals.error()
 
 
+def _load(teacher: VisionTeacher, items: Items, row: int) -> torch.Tensor:
+    if row in items.not_there:
+        raise DataError(f"{items.not_there[row]}.")
+    return teacher.load_image(items.image_paths[row])
+
+
 def vision_and_text(teacher: Teacher) -> tuple[VisionTeacher, TextTeacher]:
-    """Return both halves of a pair (ConfigError when one is missing)."""
+    """Return both sides of a teacher (ConfigError when one is missing)."""
     if teacher.vision is None or teacher.text is None:
+        reads = "texts" if teacher.vision is None else "images"
+        joined = f"dinov2-vit-b14+{teacher.name}" if teacher.vision is None else f"{teacher.name}+roberta-base"
         raise ConfigError(
-            f"The teacher '{teacher.name}' does not read both images and texts.", hint="use a pair: --teacher mini"
+            f"The teacher '{teacher.name}' reads {reads} only, and a cache needs images and texts.",
+            hint=f"join it with another as VISION+TEXT: --teacher {joined}",
         )
     return teacher.vision, teacher.text
 

@@ -8,7 +8,7 @@ docs/method.md has the formulas and says why each choice was made.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -153,6 +153,9 @@ class MADCriterion(nn.Module):
                 )
                 sequence_weight = share * (weights if rows.shape[0] != S else weights.repeat_interleave(n_candidates))
                 sequence_weight = sequence_weight / (S // n_candidates)
+                if targets.taught is not None:
+                    sequence_weight = sequence_weight * targets.taught[rows]
+                    parts = [replace(part, valid=part.valid & targets.taught[rows].unsqueeze(1)) for part in parts]
             token_loss = torch.zeros((), device=text_mask.device)
             for layer, heads in zip(config.layers, self.heads, strict=True):
                 assert isinstance(heads, nn.ModuleDict)
@@ -339,10 +342,11 @@ class MADCriterion(nn.Module):
                     valid = valid & text_mask.gather(1, place)
                 text = _take(targets.text_tokens, rows.unsqueeze(1), place)
             query = _take(hidden, rows.unsqueeze(1), place).to(dtype)
-            found[form] = affinity_loss(
+            each = affinity_loss(
                 head, query, regions, text, targets.regions, region_mask, tau=config.affinity_tau,
                 image_index=targets.image_index, query_mask=valid,
-            ).mean()  # fmt: skip
+            )  # fmt: skip
+            found[form] = (each if targets.taught is None else torch.where(targets.taught, each, 0.0)).mean()
         return found
 
     def _device(self) -> torch.device:

@@ -53,6 +53,7 @@ class TeacherTargets:
         text_content: [S, T] bool: tokens that selection may take (no function words); None: all of `text_mask`.
         text_stats, vision_stats: per channel over the cache's tokens; needed for standardised targets only.
         text_global_stats, vision_global_stats: likewise for the globals; None takes the tokens'.
+        taught: [S] bool: sequences that the teacher says anything about; the others add nothing to any term. None: all.
         example_key: [S] long: a number that names the example whatever the batch; needed by random selection only.
     """
 
@@ -69,6 +70,7 @@ class TeacherTargets:
     vision_stats: ChannelStats | None = None
     text_global_stats: ChannelStats | None = None
     vision_global_stats: ChannelStats | None = None
+    taught: Tensor | None = None
     example_key: Tensor | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TeacherTargets:

@@ -11,9 +11,12 @@ import yaml
 
 from madkit.core.errors import CacheError, ConfigError, MadkitError, NotFoundError, RunError, UsageProblem
 from madkit.core.files import read_json, read_jsonl
+from madkit.core.workspace import Workspace
 from madkit.distill.arms import arm_names
 from madkit.distill.stage import distill
 from madkit.students.load import load_student
+from madkit.tasks.data import open_task
+from madkit.tasks.id_lists import labelled_examples
 
 QUICK = {"optim.steps": 2, "optim.batch_size": 4, "eval.limit": 8}
 PHASE = {"pre_phase.steps": 4, "pre_phase.batch_size": 8, "pre_phase.eval_every": 2}
@@ -182,6 +185,35 @@ def test_no_cache_is_one_sentence_with_the_command(benchmark, student, tmp_path)
     assert error.value.hint is not None
     assert "madkit extract --teacher mini --task vcr" in error.value.hint
     assert run(workspace, student, task="vcr").manifest["cache_key"] is None  # plain fine-tuning needs none
+
+
+@pytest.mark.parametrize("arm", ["mad", "kd-all", "mad-affinity"])
+def test_what_the_cache_was_completed_without_is_learnt_from_labels_alone(
+    benchmark, student, tmp_path, make_cache, capsys, arm
+):
+    shared, _ = benchmark
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "data").symlink_to(shared.data)
+    workspace = Workspace.at(tmp_path / "w")
+    data = open_task(workspace, "snli-ve", part="auto")
+    store = make_cache(workspace, data)
+    whole = run(workspace, student, arm=arm)
+    assert whole.manifest["examples_without_teacher"] == 0
+    manifest = json.loads((store / "manifest.json").read_text())
+    ids = json.loads((store / "images/ids.json").read_text())["ids"]
+    example = labelled_examples(data, "10pct", 2)[0]
+    gone = [{"row": ids.index(example.image.id), "id": example.image.id, "error": "x.png is no image"}]
+    (store / "manifest.json").write_text(json.dumps({**manifest, "absent": {"images": gone, "texts": []}}))
+    result = run(workspace, student, arm=arm, seed=2)
+    assert result.manifest["status"] == "complete"
+    assert 1 <= result.manifest["examples_without_teacher"] < result.manifest["examples_labelled"]
+    assert all(math.isfinite(row["loss"]) for row in read_jsonl(result.path / "metrics.jsonl") if "loss" in row)
+    err = capsys.readouterr().err
+    assert "teacher random (the cache was completed without 1 images and 0 texts)" in err
+    assert "learn from their labels alone" in err
+    if arm == "mad-affinity":
+        phase = read_json(result.path.parent / result.manifest["pre_phase"] / "manifest.json")
+        assert phase["pairs_left_out"] > 0
 
 
 @pytest.mark.parametrize(("splits", "revision"), [(("dev",), None), (("train", "dev"), "0" * 16)])

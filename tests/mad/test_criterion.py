@@ -136,6 +136,29 @@ def test_the_order_of_the_batch_changes_nothing(make_batch: Make, make_criterion
 
 
 @arms
+@candidates
+@torch.no_grad()
+def test_what_the_teacher_says_nothing_about_adds_nothing(
+    make_batch: Make, make_criterion: Make, arm: str, C: int
+) -> None:
+    """Whatever stands in the targets of an untaught example, the loss is the same, and it has a smaller share."""
+    criterion, batch = make_criterion(**ARMS[arm]), make_batch(C=C)
+    t = batch.targets
+    every = torch.ones(len(t.image_index), dtype=torch.bool)
+    plain = batch.run(criterion)
+    assert batch.change(taught=every).run(criterion).loss.item() == pytest.approx(plain.loss.item(), abs=1e-7)
+    taught = every.clone()
+    taught[:C] = False
+    zeros = {"text_tokens": t.text_tokens.clone(), "text_global": t.text_global.clone()}
+    for values in zeros.values():
+        values[:C] = 0
+    some = batch.change(taught=taught).run(criterion)
+    assert batch.change(taught=taught, **zeros).run(criterion).loss.item() == pytest.approx(some.loss.item(), abs=1e-6)
+    assert some.loss.item() != pytest.approx(plain.loss.item(), abs=1e-6)
+    assert batch.change(taught=~every).run(criterion).loss.item() == 0
+
+
+@arms
 @torch.no_grad()
 def test_half_precision_inputs(make_batch: Make, make_criterion: Make, arm: str) -> None:
     criterion, batch = make_criterion(**ARMS[arm]), make_batch()
