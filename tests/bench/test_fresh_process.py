@@ -15,7 +15,8 @@ def work(watch, megabytes, where):
     kept = b"x" * (megabytes * 1_000_000)
     time.sleep(0.05)
     watch.lap("sleep")
-    while time.process_time() < 0.2:
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
         pass
     watch.lap("spin")
     return {"pid": os.getpid(), "length": len(kept), "where": where, "numpy": "numpy" in sys.modules}
@@ -49,7 +50,7 @@ def test_a_fresh_process_measures_itself(steps: str, tmp_path: Path) -> None:
     assert list(done.laps) == ["start", "sleep", "spin"]
     assert done.laps["sleep"].wall_s >= 0.05
     assert done.laps["sleep"].cpu_s < 0.05
-    assert 0.01 < done.laps["spin"].cpu_s < 0.2
+    assert 0.1 <= done.laps["spin"].cpu_s < 0.3
     assert done.laps["spin"].wall_s >= 0.9 * done.laps["spin"].cpu_s
     assert done.laps["start"].peak_mb < 60 < done.laps["sleep"].peak_mb < 200
 
