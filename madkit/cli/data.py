@@ -212,9 +212,12 @@ def check(
     wrong = sum(row["wrong"] for row in rows)
     emit({"dataset": data.name, "revision": data.revision, "checks": rows, "wrong": wrong}, json_, human)
     if wrong:
+        in_regions = all(not row["wrong"] or "region features" in row["check"] for row in rows)
         raise VerificationFailed(
             f"{wrong:,} things are wrong with {data.name}.",
-            hint="put the files back as they were, or import them again",
+            hint=f"madkit data regions add {data.name} PATH, with all files of features that there are"
+            if in_regions
+            else "put the files back as they were, or import them again",
         )
 
 

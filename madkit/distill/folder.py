@@ -28,7 +28,8 @@ class RunIdentity:
     """Everything that decides the numbers of a run, but the code and the machine.
 
     `student` is a readable name, `student_digest` stands for its initial weights; `teacher` and `cache_key` are None
-    for arms without one. `examples` digests the ids of the labelled subset.
+    for arms without one. `examples` digests the ids of the labelled subset, `regions` the region features where they
+    were added to the data (None: they came with it).
     """
 
     task: str
@@ -43,6 +44,7 @@ class RunIdentity:
     teacher: str | None
     cache_key: str | None
     examples: str
+    regions: str | None = None
 
     def digest(self, config: DistillConfig) -> str:
         """16 hex digits over the identity and the configuration."""
@@ -50,7 +52,8 @@ class RunIdentity:
         if config.answers is not None:
             values["answers"] = sha256_file(Path(config.answers))
         values = {key: value for key, value in values.items() if key not in _LATER or value != _LATER[key]}
-        return digest_of([asdict(self), values])
+        own = {key: value for key, value in asdict(self).items() if key != "regions" or value is not None}
+        return digest_of([own, values])
 
 
 def slug(name: str) -> str:

@@ -85,6 +85,7 @@ def pre_phase(
         "cache": cache_key,
         "source": data.source,
         "revision": data.revision,
+        **({} if (regions := data.region_digest()) is None else {"regions": regions}),
         "precision": config.precision,
         "permute_teacher": config.permute_teacher,
         "config": phase.model_dump(mode="json"),

@@ -158,6 +158,7 @@ class _Run:
             teacher=None if self.cache is None else self.cache.teacher,
             cache_key=None if self.cache is None else self.cache.path.name,
             examples=digest_of([example.id for example in self.labelled]),
+            regions=data.region_digest(),
         )
         self.folder = RunFolder.of(workspace, self.identity, self.config, data.spec.to_dict())
         self.pre_phase: PrePhaseResult | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from madkit.core.errors import NotFoundError, UsageProblem
 from madkit.core.registry import suggest
-from madkit.evaluate.origin import find_data, find_run, spec_of
+from madkit.evaluate.origin import find_data, find_run, spec_of, warn_of_other_regions
 from madkit.evaluate.submission import check_format, conditioned, official_format, suffix, write_submission
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def answer(
             "trained.",
             hint="put that data back, or train again on the data that is there",
         )
+    warn_of_other_regions(found, data)
     spec = spec_of(found, data)
     check_split(data, split)
     form = format_ or (official_format(spec) if split in data.submissions() else "jsonl")

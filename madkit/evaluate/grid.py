@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from madkit.core.errors import MadkitError, NotFoundError, RunError
 from madkit.core.files import digest_of, read_json
+from madkit.tasks.data import imported_datasets
 from madkit.tasks.spec import TASKS, TaskSpec
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def find_runs(workspace: Workspace, protocol: Protocol) -> tuple[list[Run], list
     Raises NotFoundError where the workspace holds no run at all, ConfigError where the protocol asks for a task that
     neither madkit nor the workspace knows.
     """
-    known = dict.fromkeys([*TASKS, *(path.parent.name for path in sorted(workspace.data.glob("*/manifest.json")))])
+    known = dict.fromkeys([*TASKS, *imported_datasets(workspace)])
     runs: list[Run] = []
     problems: list[Problem] = []
     unfinished = 0
@@ -139,7 +140,7 @@ def read_run(folder: Path) -> Run | None:
         return None
     try:
         flat = flatten(manifest["config"])
-        flat |= {key: manifest.get(key) for key in ("student_digest", "cache_key")}
+        flat |= {key: manifest.get(key) for key in ("student_digest", "cache_key", "regions")}
         pre_phase = flat.get("pre_phase.seed")
         return Run(
             path=folder,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from madkit.core.console import warn
 from madkit.core.errors import MadkitError, NotFoundError, RunError, UsageProblem
 from madkit.core.files import read_json
+from madkit.core.folders import visible
 from madkit.core.registry import suggest
 from madkit.evaluate.grid import Run, read_run
 
@@ -27,7 +29,7 @@ def find_data(workspace: Workspace, run: Run) -> TaskData | None:
     from madkit.tasks.data import MANIFEST, TaskData
 
     homes = [workspace.data / run.source, workspace.data / run.task]
-    homes += sorted(path.parent for path in workspace.data.glob(f"*/{MANIFEST}"))
+    homes += [path.parent for path in visible(workspace.data, f"*/{MANIFEST}")]
     homes += sorted(path.parent for path in (workspace.data / "mini").glob(f"{run.source}*/{MANIFEST}"))
     for home in dict.fromkeys(homes):
         try:
@@ -37,6 +39,16 @@ def find_data(workspace: Workspace, run: Run) -> TaskData | None:
         if isinstance(manifest, dict) and (manifest.get("source"), manifest.get("revision")) == run.table:
             return TaskData(home)
     return None
+
+
+def warn_of_other_regions(run: Run, data: TaskData) -> None:
+    """Say so where the data's region features are not those that the run was trained on."""
+    trained, held = run.config.get("regions"), data.region_digest()
+    if trained is not None and trained != held:
+        warn(
+            f"{run.path.name} was trained on other region features than {data.name} has now, so its answers are not "
+            "what it learnt to give."
+        )
 
 
 def spec_of(run: Run, data: TaskData | None) -> TaskSpec:

@@ -57,7 +57,7 @@ def predict(
     if regions is None:
         raise DataError(
             "The data has no region features, which this student reads.",
-            hint="name their file under 'regions' in the data's manifest.json",
+            hint="add them: madkit data regions add TASK PATH",
         )
     student = load_student(student_folder)
     if examples:

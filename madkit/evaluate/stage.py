@@ -26,7 +26,7 @@ from madkit.core.files import FileLock, append_jsonl, digest_of, read_jsonl, sha
 from madkit.core.interrupts import StopSignals
 from madkit.evaluate.grid import Problem, Run, find_runs, group_runs, missing_cells
 from madkit.evaluate.metrics import METRIC_VERSION, Scores, prediction_row, score
-from madkit.evaluate.origin import find_data, spec_of
+from madkit.evaluate.origin import find_data, spec_of, warn_of_other_regions
 from madkit.evaluate.protocol import Protocol, load_protocol
 from madkit.evaluate.results import Results, Source
 from madkit.evaluate.table import build_breakdowns, build_rows, suites_of
@@ -100,7 +100,10 @@ def evaluate(
     for run in runs:
         try:
             # a run that says what the task is speaks for the others on the same data
-            specs[run.table] = spec_of(replace(run, spec=described.get(run.table)), data[run.table])
+            held = data[run.table]
+            specs[run.table] = spec_of(replace(run, spec=described.get(run.table)), held)
+            if held is not None:
+                warn_of_other_regions(run, held)
             cells.extend(Cell(run, suite) for suite in _suites(run, data[run.table], wanted))
         except MadkitError as error:
             problems.append(Problem(run.path.name, error.message, error.hint))
@@ -192,8 +195,11 @@ def student_digest(run: Path) -> str:
 
 
 def suite_digest(run: Run, suite: str, data: TaskData) -> str:
-    """16 hex digits over the identity of a suite: its own revision, as it may come later than the data."""
-    return digest_of([run.source, run.revision, suite, data.suite_revision(suite)])
+    """16 hex digits over what a student reads of a suite: its own revision, as it may come later than the data, and the
+    region features where they were added.
+    """
+    regions = data.region_digest(suite)
+    return digest_of([run.source, run.revision, suite, data.suite_revision(suite), *([regions] if regions else [])])
 
 
 def _rows_of(run: Run) -> list[dict[str, Any]]:

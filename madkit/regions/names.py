@@ -177,7 +177,14 @@ def _few(names: Sequence[str]) -> str:
 class NamedRegions(RegionReader):
     """Several readers as one, under a data set's image ids. Safe for threads as far as its parts are."""
 
-    def __init__(self, parts: Sequence[RegionReader], key_of: Mapping[str, Key], *, mode: Mode = "first") -> None:
+    def __init__(
+        self,
+        parts: Sequence[RegionReader],
+        key_of: Mapping[str, Key],
+        *,
+        mode: Mode = "first",
+        hint: str | None = None,
+    ) -> None:
         """Join readers.
 
         Args:
@@ -185,6 +192,7 @@ class NamedRegions(RegionReader):
             key_of: what `match_images` found: by image id a key, or (number of the part, key) pairs.
             mode: "first": an image's regions come from the first part that has it. "concat": those of all parts that
                 have it one after another, as UNITER does on VCR with ground-truth and detected boxes.
+            hint: what to do about an image that no part has.
 
         Raises:
             UsageProblem: no parts, an unknown mode, a place in a part that is not there.
@@ -199,6 +207,7 @@ class NamedRegions(RegionReader):
             raise DataError(f"The region files have features of different lengths: {', '.join(map(str, dims))}.")
         self._parts = list(parts)
         self._mode = mode
+        self._hint = hint or "add a file with this image's regions to the data set, or leave the image out"
         self._places: dict[str, Places] = {}
         known = [frozenset(part.ids()) for part in parts] if any(isinstance(k, str) for k in key_of.values()) else []
         for image_id, key in key_of.items():
@@ -248,7 +257,7 @@ class NamedRegions(RegionReader):
             near = suggest(image_id, list(self._places)[:2000])
             raise NotFoundError(
                 f"The region files have no image {image_id!r}.{near}",
-                hint="add a file with this image's regions to the data set, or leave the image out",
+                hint=self._hint,
             )
         return places
 

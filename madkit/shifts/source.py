@@ -7,8 +7,6 @@ They hold indexes only; annotation files and images stay where they are.
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,14 @@ from typing import Any
 from madkit.core.console import info
 from madkit.core.errors import DataError, MadkitError, UsageProblem
 from madkit.core.files import FileLock, read_json
+from madkit.core.folders import replacing
 from madkit.core.workspace import Workspace
 from madkit.shifts.interface import Made, ShiftOptions
 from madkit.tasks.data import MANIFEST, TaskData
 from madkit.tasks.example import Example
 from madkit.tasks.importing.plan import Advance, ImportPlan, SplitPlan
 from madkit.tasks.importing.write import write_dataset
+from madkit.tasks.region_files import share_region_files
 
 SOURCES = {"lsmdc": "lsmdc_", "movieclips": "movieclips_"}
 _TITLES = {"lsmdc": "LSMDC", "movieclips": "MovieClips"}
@@ -101,18 +101,10 @@ def _write(home: Path, data: TaskData, source: str, made_by: dict[str, Any]) -> 
         images_root=data.image_root(),
         notes=[f"Made from {data.name}: {_TITLES[source]} is trained on, {_TITLES[other]} is the shifted test."],
     )
-    with FileLock(home.with_name(f".{home.name}.lock"), what=f"the data set {home.name}"):
-        folder = home.with_name(f".{home.name}.{uuid.uuid4().hex[:8]}.new")
-        folder.mkdir(parents=True)
-        try:
-            write_dataset(folder, plan, check_images=False, extra={"derived_from": made_by})
-            for file in data.root.glob("regions*.json"):  # features are found by image id, whatever the split
-                shutil.copy2(file, folder / file.name)
-            if home.exists():
-                shutil.rmtree(home)
-            folder.rename(home)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    lock = FileLock(home.with_name(f".{home.name}.lock"), what=f"the data set {home.name}")
+    with lock, replacing(home) as folder:
+        write_dataset(folder, plan, check_images=False, extra={"derived_from": made_by})
+        share_region_files(data, folder)
     return TaskData(home)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from madkit.core.seeds import permutation
 from madkit.tasks.data import TaskData
 from madkit.tasks.example import Example
 from madkit.tasks.importing.write import sha256_of
+
+if TYPE_CHECKING:
+    from madkit.regions import RegionReader
 
 _SHOWN = 5
 Advance = Callable[[int], None]
@@ -61,35 +64,39 @@ def check_dataset(
     done = advance or (lambda _: None)
     done(1)
     names = [*data.splits(), *(name for name in data.suites() if name != "test"), *data.submissions()]
-    examples, images = _examples(data, names)
+    examples, by_split = _examples(data, names)
+    images = {image: path for held in by_split.values() for image, path in held.items()}
     findings += examples
     done(1)
     findings.append(_image_files(images.values()))
     chosen = _sample(sorted(images), len(images) if deep else sample, data.revision)
     findings.append(_decoding([images[name] for name in chosen]))
     done(1)
-    findings += _regions(data, images, deep, sample)
+    findings += _regions(data, by_split, deep, sample)
     done(1)
     return findings
 
 
 def _source_files(data: TaskData, deep: bool) -> Finding:
     finding = Finding("owners' files" + (" (SHA-256)" if deep else " (size)"))
-    for entry in data.manifest["splits"].values():
-        for file in entry.get("files", []):
-            finding.looked_at += 1
-            path = data.root / file["path"]
-            if not archives.exists(path):
-                finding.complain(f"{path} is gone")
-            elif archives.size_of(path) != file["bytes"] or (deep and sha256_of(path) != file["sha256"]):
-                finding.complain(f"{path} has changed since the import")
+    # one file may have made several splits
+    files = {file["path"]: file for entry in data.manifest["splits"].values() for file in entry.get("files", [])}
+    for file in files.values():
+        finding.looked_at += 1
+        path = data.root / file["path"]
+        if not archives.exists(path):
+            finding.complain(f"{path} is gone")
+        elif archives.size_of(path) != file["bytes"] or (deep and sha256_of(path) != file["sha256"]):
+            finding.complain(f"{path} has changed since the import")
     return finding
 
 
-def _examples(data: TaskData, names: Sequence[str]) -> tuple[list[Finding], dict[str, Path]]:
+def _examples(data: TaskData, names: Sequence[str]) -> tuple[list[Finding], dict[str, dict[str, Path]]]:
+    """The findings, and by split the files of its images under their ids."""
     readable, tags = Finding("examples"), Finding("tags and boxes")
-    images: dict[str, Path] = {}
+    by_split: dict[str, dict[str, Path]] = {}
     for name in names:
+        images = by_split.setdefault(name, {})
         try:
             for example in data.examples(name):
                 readable.looked_at += 1
@@ -99,7 +106,7 @@ def _examples(data: TaskData, names: Sequence[str]) -> tuple[list[Finding], dict
                     readable.complain(f"{name}: {example.id} has no label")
         except MadkitError as error:
             readable.complain(f"{name}: {error.message}")
-    return [readable, tags], images
+    return [readable, tags], by_split
 
 
 def _check_tags(example: Example, split: str, finding: Finding) -> None:
@@ -135,29 +142,33 @@ def _decoding(paths: Sequence[Path]) -> Finding:
     return finding
 
 
-def _regions(data: TaskData, images: dict[str, Path], deep: bool, sample: int) -> list[Finding]:
+def _regions(data: TaskData, by_split: dict[str, dict[str, Path]], deep: bool, sample: int) -> list[Finding]:
+    """Added suites may have features of their own, so each image is looked for where its split's students read it."""
     covered, sound = Finding("images with region features"), Finding("region features read")
-    try:
-        reader = data.regions()
-    except MadkitError as error:
-        covered.complain(error.message)
-        return [covered]
-    if reader is None:
-        return []
-    known = set(reader.ids())
-    for name in images:
-        covered.looked_at += 1
-        if name not in known:
-            covered.complain(f"{name} has none")
-    for name in _sample(sorted(known & images.keys()), len(images) if deep else sample, data.revision):
-        sound.looked_at += 1
+    asked: dict[RegionReader, dict[str, str]] = {}  # by reader: image -> a split that has it
+    for split, images in by_split.items():
         try:
-            regions = reader.get(name)
-            if not len(regions.boxes) or not np.isfinite(regions.features).all():
-                sound.complain(f"{name} has no usable regions")
+            reader = data.regions(split)
         except MadkitError as error:
-            sound.complain(error.message)
-    return [covered, sound]
+            covered.complain(f"{split}: {error.message}")
+            continue
+        if reader is not None:
+            asked.setdefault(reader, {}).update((image, split) for image in images)
+    for reader, wanted in asked.items():
+        known = set(reader.ids())
+        for image, split in wanted.items():
+            covered.looked_at += 1
+            if image not in known:
+                covered.complain(f"{image} ({split}) has none")
+        for image in _sample(sorted(known & wanted.keys()), len(wanted) if deep else sample, data.revision):
+            sound.looked_at += 1
+            try:
+                regions = reader.get(image)
+                if not len(regions.boxes) or not np.isfinite(regions.features).all():
+                    sound.complain(f"{image} has no usable regions")
+            except MadkitError as error:
+                sound.complain(error.message)
+    return [covered, sound] if covered.looked_at or covered.wrong else []
 
 
 def _sample(names: Sequence[str], count: int, revision: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from madkit.core.errors import DataError, NotFoundError, UsageProblem
 from madkit.core.files import read_json
+from madkit.core.folders import visible
 from madkit.core.registry import suggest
 from madkit.core.workspace import Workspace
 from madkit.tasks.example import Example
@@ -124,18 +125,40 @@ class TaskData:
         """The region features of the images (one reader, kept open), None where the data has none.
 
         Args:
-            suite: the split or suite whose images are meant; a suite may come with features of its own.
+            suite: the split or suite whose images are meant. An added suite with images of its own (GD-VCR's, beside
+                VCR) has the features that were added to it; else those of the data set that its images came with; else
+                it is looked for in this data set's.
         """
-        folder = self.root
-        if suite in self._added and (self.root / SUITES / suite / REGIONS).is_file():
-            folder = self.root / SUITES / suite
-        key = None if folder == self.root else suite
+        home, own_images = self._home_of_regions(suite)
+        key = suite if own_images else None
         with self._lock:
             if key not in self._regions:
                 from madkit.tasks.region_files import open_region_files
 
-                self._regions[key] = open_region_files(folder, self.manifest, lambda: self.image_files(key))
+                owner = self._added[str(suite)]["images_of"] if own_images else self.name
+                self._regions[key] = open_region_files(
+                    home,
+                    self.manifest if home == self.root else {},
+                    lambda: {**(self.image_files() if home == self.root else {}), **self.image_files(key)},
+                    hint=f"name all files with features: madkit data regions add {owner} PATH",
+                )
             return self._regions[key]
+
+    def region_digest(self, suite: str | None = None) -> str | None:
+        """What the region features of a split or suite are known by; None for those that came with the data."""
+        from madkit.tasks.region_files import added_digest
+
+        return added_digest(self._home_of_regions(suite)[0])
+
+    def _home_of_regions(self, suite: str | None) -> tuple[Path, bool]:
+        """The folder that says which region files a suite has, and whether the suite has images of its own."""
+        added = self._added.get(suite or "")
+        if added is None or "images_of" not in added:
+            return self.root, False
+        for home in (self.root / SUITES / str(suite), self.root.parent / str(added["images_of"])):
+            if (home / REGIONS).is_file():
+                return home, True
+        return self.root, True
 
     def image_files(self, suite: str | None = None) -> dict[str, str]:
         """Image id -> file below `image_root`, of every image that came with the data, or of one added suite."""
@@ -224,7 +247,7 @@ def check_task_name(workspace: Workspace, name: str) -> str:
 
 def imported_datasets(workspace: Workspace) -> list[str]:
     """Names of the data sets that have been imported into a workspace."""
-    return sorted(path.parent.name for path in workspace.data.glob(f"*/{MANIFEST}"))
+    return [path.parent.name for path in visible(workspace.data, f"*/{MANIFEST}")]
 
 
 def datasets_to_extract(workspace: Workspace, wanted: Sequence[str] = ()) -> list[str]:
@@ -247,7 +270,7 @@ def find_dataset(workspace: Workspace, source: str, revision: str) -> TaskData |
 
 def every_dataset(workspace: Workspace) -> Iterator[TaskData]:
     """Every data set of a workspace: imported ones, then what there is of the embedded benchmark."""
-    for path in sorted(workspace.data.glob(f"*/{MANIFEST}")) + sorted(workspace.data.glob(f"mini/*/{MANIFEST}")):
+    for path in [*visible(workspace.data, f"*/{MANIFEST}"), *visible(workspace.data, f"mini/*/{MANIFEST}")]:
         yield TaskData(path.parent)
 
 
@@ -283,7 +306,7 @@ def _checked(manifest: object, path: Path) -> dict[str, Any]:
 def _added_suites(root: Path, revision: str) -> dict[str, dict[str, Any]]:
     """Manifests of the suites that were added to this revision of the data."""
     found: dict[str, dict[str, Any]] = {}
-    for path in sorted((root / SUITES).glob(f"*/{MANIFEST}")):
+    for path in visible(root / SUITES, f"*/{MANIFEST}"):
         manifest = read_json(path)
         if not isinstance(manifest, dict) or not isinstance(manifest.get("revision"), str):
             raise DataError(f"{path} is no manifest of a test suite.", hint=f"delete the folder {path.parent}")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from madkit.core.errors import DataError, UsageProblem
-from madkit.core.files import read_json, write_json_atomic
+from madkit.core.files import digest_of, read_json, write_json_atomic
+from madkit.core.registry import suggest
+from madkit.core.seeds import permutation
 from madkit.tasks.data import REGIONS, SUITES, TaskData
 
 if TYPE_CHECKING:
@@ -17,15 +22,21 @@ if TYPE_CHECKING:
 PIXELS = "regions-pixels.h5"
 GROUND_TRUTH = "ground-truth"
 _SHOWN = 5
+_SAMPLED = 16  # images whose features stand for all
 
 
 def open_region_files(
-    folder: Path, manifest: Mapping[str, Any], images: Callable[[], Mapping[str, str]]
+    folder: Path,
+    manifest: Mapping[str, Any],
+    images: Callable[[], Mapping[str, str]],
+    *,
+    hint: str | None = None,
 ) -> RegionReader | None:
     """The reader of a data set's region features, None where it has none.
 
     Features come with the data (the manifest's key `regions`: a file under the data's own image ids) or were added
     later (`regions.json` in the folder: one or several files in their owners' layouts and under their owners' names).
+    `hint` is what to do about an image that these lack.
 
     Raises NotFoundError for a file that is gone, DataError for damaged ones.
     """
@@ -33,13 +44,34 @@ def open_region_files(
 
     listed = folder / REGIONS
     if listed.is_file():
-        return _open_parts(folder, _parts(listed), images())[0]
+        return _open_parts(folder, _parts(listed), images(), hint)[0]
     own = manifest.get("regions")
     if own is None:
         return None
     if not (isinstance(own, dict) and {"format", "path"} <= own.keys()):
         raise DataError(f"{folder / 'manifest.json'}: 'regions' needs 'format' and 'path'.")
     return open_regions(str(own["format"]), folder / str(own["path"]))
+
+
+def added_digest(folder: Path) -> str | None:
+    """What the region features that were added to a data set are known by, None where none were added."""
+    path = folder / REGIONS
+    content = read_json(path) if path.is_file() else {}
+    digest = content.get("digest") if isinstance(content, dict) else None
+    return str(digest) if digest else None
+
+
+def share_region_files(data: TaskData, folder: Path) -> None:
+    """Give a data set that is made beside another one the region features that were added to that one."""
+    path = data.root / REGIONS
+    if not path.is_file():
+        return
+    beside = Path("..") / data.root.name
+    parts = [
+        {**part, "path": str(part["path"] if Path(part["path"]).is_absolute() else beside / part["path"])}
+        for part in _parts(path)
+    ]
+    write_json_atomic(folder / REGIONS, {"parts": parts, "digest": added_digest(data.root)})
 
 
 def _parts(path: Path) -> list[dict[str, Any]]:
@@ -51,7 +83,7 @@ def _parts(path: Path) -> list[dict[str, Any]]:
 
 
 def _open_parts(
-    folder: Path, parts: Sequence[Mapping[str, Any]], images: Mapping[str, str]
+    folder: Path, parts: Sequence[Mapping[str, Any]], images: Mapping[str, str], hint: str | None = None
 ) -> tuple[RegionReader, list[str]]:
     """One reader over the parts, and the ids of the images that none of them has.
 
@@ -63,7 +95,7 @@ def _open_parts(
     def reader_of(chosen: Sequence[Mapping[str, Any]]) -> tuple[RegionReader, list[str]]:
         readers = [open_regions(p["format"], folder / p["path"], **p.get("options", {})) for p in chosen]
         keys, missing = match_images(readers, images)
-        return NamedRegions(readers, keys), missing
+        return NamedRegions(readers, keys, hint=hint), missing
 
     annotated = [part for part in parts if part.get("role") == GROUND_TRUTH]
     detected = [part for part in parts if part.get("role") != GROUND_TRUTH]
@@ -72,7 +104,7 @@ def _open_parts(
     first, missing_first = reader_of(annotated)
     second, missing_second = reader_of(detected)
     ours = {image: image for image in images}
-    both: RegionReader = NamedRegions([first, second], ours, mode="concat")
+    both: RegionReader = NamedRegions([first, second], ours, mode="concat", hint=hint)
     return both, sorted({*missing_first, *missing_second})
 
 
@@ -121,8 +153,8 @@ def attach_regions(
     from madkit.regions import detect_format
 
     folder = data.root if suite is None else data.root / SUITES / suite
-    if suite is not None and not folder.is_dir():
-        raise UsageProblem(f"{data.name} has no added suite {suite!r}.", hint=f"suites: {', '.join(data.suites())}")
+    if suite is not None:
+        _check_suite(data, suite)
     if not paths and ground_truth is None:
         raise UsageProblem("No region features are named.", hint="give their files or folders")
     parts: list[dict[str, Any]] = []
@@ -138,20 +170,46 @@ def attach_regions(
     return _attach(data, folder, suite, parts, allow_missing=allow_missing)
 
 
+def _check_suite(data: TaskData, suite: str) -> None:
+    names = [name for name in data.suites() if "images_of" in data.about(name)]
+    if suite not in names:
+        why = "has no suite" if suite not in data.suites() else "itself has the images of its suite"
+        hint = f"suites with images of their own: {', '.join(names)}" if names else "leave out --suite"
+        raise UsageProblem(f"{data.name} {why} {suite!r}.{suggest(suite, names)}", hint=hint)
+
+
 def _attach(
     data: TaskData, folder: Path, suite: str | None, parts: list[dict[str, Any]], *, allow_missing: bool
 ) -> Attached:
     images = data.image_files(suite)
     reader, missing = _open_parts(folder, parts, images)
     if len(missing) == len(images) or (missing and not allow_missing):
-        shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        shown = ", ".join(missing[:_SHOWN]) + (", and others" if len(missing) > _SHOWN else "")
+        files = ", ".join(f"{part['path']} ({part['format']})" for part in parts)
         raise DataError(
-            f"{len(missing):,} of {len(images):,} images of {data.name} have no region features in "
-            f"{', '.join(part['path'] for part in parts)}: {shown}.",
-            hint="name all files with features (train, validation, test), or add --allow-missing",
+            f"{len(missing):,} of {len(images):,} images of {data.name} have no region features in {files}: {shown}.",
+            hint="name all files with features (train, validation, test), or add --allow-missing"
+            if len(missing) < len(images)
+            else "give the file or folder that holds the features of this data set's images",
         )
-    write_json_atomic(folder / REGIONS, {"parts": parts})
+    digest = _digest(reader, sorted(images.keys() - set(missing)))
+    write_json_atomic(folder / REGIONS, {"parts": parts, "digest": digest})
     return Attached(parts, reader.dim, len(images), len(images) - len(missing), missing[:_SHOWN])
+
+
+def _digest(reader: RegionReader, images: Sequence[str]) -> str:
+    """What the features of these images are known by: their number and what a few of them hold.
+
+    A run on other features is another run, so features need a name; 25 GB of them are not read for it. It does not
+    depend on where the files lie. Raises DataError where one of the few cannot be right.
+    """
+    chosen = [images[place] for place in permutation(len(images), "regions")[:_SAMPLED].tolist()]
+    found = hashlib.sha256()
+    for image, regions in zip(chosen, reader.get_many(chosen), strict=True):
+        found.update(image.encode())
+        for values in (regions.boxes, regions.features):
+            found.update(np.ascontiguousarray(values, dtype="<f4").tobytes())
+    return digest_of([len(images), reader.dim, found.hexdigest()])
 
 
 def image_sizes(data: TaskData, reader: RegionReader) -> dict[str, tuple[int, int]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from madkit.core.errors import DataError, UsageProblem
-from madkit.core.files import digest_of, write_json_atomic
+from madkit.core.files import FileLock, digest_of, write_json_atomic
+from madkit.core.folders import replacing
 from madkit.tasks.data import MANIFEST, SCHEMA, SUITES, TaskData
 from madkit.tasks.example import Example
 from madkit.tasks.index.images import ImageTable
@@ -30,6 +30,7 @@ def write_suite(
     made_by: Mapping[str, Any],
     about: str,
     images_root: Path | None = None,
+    images_of: str | None = None,
     labelled: bool = True,
     files: Mapping[str, Path] | None = None,
 ) -> Path:
@@ -42,6 +43,7 @@ def write_suite(
         made_by: everything needed to make it again: method, settings, seed, what it was made from.
         about: one sentence for listings.
         images_root: what image paths are stored relative to; the data's own by default.
+        images_of: the data set that the images came with, where they are not this one's; it may have region features.
         labelled: whether the labels are known.
         files: further files to keep in the suite's folder, by name (lists of ids, scores).
 
@@ -52,10 +54,7 @@ def write_suite(
     if not suite.startswith("test-") or suite in data.manifest["splits"]:
         raise UsageProblem(f"A suite cannot be named {suite!r}.", hint="suites are named test-SOMETHING")
     home = suite_folder(data, suite)
-    home.parent.mkdir(exist_ok=True)
-    folder = home.with_name(f".{suite}.{os.getpid()}-{uuid.uuid4().hex[:8]}.new")
-    folder.mkdir()
-    try:
+    with FileLock(home.with_name(f".{suite}.lock"), what=f"the suite {suite}"), replacing(home) as folder:
         root = images_root or data.image_root()
         images = ImageTable(root)
         writer = ExampleWriter(folder, "examples", images)
@@ -81,15 +80,10 @@ def write_suite(
             "balance": dict(sorted(writer.balance.items())),
             # relative where the data set's own paths are, so that a workspace can be moved
             "images_root": os.path.relpath(root, home) if data.root in (root, *root.parents) else str(root),
+            **({} if images_of is None else {"images_of": images_of}),
             "made_by": dict(made_by),
         }
         write_json_atomic(folder / MANIFEST, manifest)
-        if home.exists():
-            shutil.rmtree(home)
-        folder.rename(home)
-    finally:
-        if folder.exists():
-            shutil.rmtree(folder, ignore_errors=True)
     return home
 
 

@@ -196,7 +196,8 @@ def test_regions_that_do_not_fit_are_refused(
     code, _, err = madkit(capsys, "data", "regions", "add", "vcr", other / "regions.h5", *place)
     assert code == 1
     assert "images of vcr have no region features in" in err
-    assert "--allow-missing" in err
+    assert "(butd-hdf5)" in err
+    assert "this data set's images" in err
     assert not (workspace / "data" / "vcr" / "regions.json").exists()
     code, _, err = madkit(capsys, "data", "regions", "add", "vcr", *place)
     assert (code, "No region features are named" in err) == (2, True)

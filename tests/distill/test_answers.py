@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,9 @@ def test_a_given_list_keeps_its_order(tmp_path: Path) -> None:
 
 def test_targets_by_either_way_of_matching() -> None:
     head = HeadSpec("vqa", ("yes", "dog"))
-    assert torch.equal(_targets(TRAIN[:1], head, "normalized"), torch.tensor([[0.0, 1.0]]))
+    assert torch.equal(_targets(TRAIN[:1], head, "normalized").dense(), torch.tensor([[0.0, 1.0]]))
     twice = question("dog", ["a dog"] * 7 + ["dog"] * 3)
-    assert torch.equal(_targets([twice], head, "raw"), torch.tensor([[0.0, 0.9]]))
+    assert torch.equal(_targets([twice], head, "raw").dense(), torch.tensor([[0.0, 0.9]]))
 
 
 def test_only_a_given_list_changes_the_digest_of_a_run(tmp_path: Path) -> None:
@@ -63,10 +64,17 @@ def test_only_a_given_list_changes_the_digest_of_a_run(tmp_path: Path) -> None:
     config = load_arm("finetune", {})
     values = config.model_dump(mode="json")
     earlier = {k: v for k, v in values.items() if k not in ("checkpoint", "description", "answers", "answer_match")}
-    identity = {name: getattr(IDENTITY, name) for name in RunIdentity.__dataclass_fields__}
+    identity = {name: getattr(IDENTITY, name) for name in RunIdentity.__dataclass_fields__ if name != "regions"}
     assert IDENTITY.digest(config) == digest_of([identity, earlier])
     digests = {IDENTITY.digest(config), IDENTITY.digest(config.model_copy(update={"answer_match": "raw"}))}
     for name, content in (("a.json", '["x"]'), ("b.json", '["x"]'), ("c.json", '["y"]')):
         (tmp_path / name).write_text(content)
         digests.add(IDENTITY.digest(config.model_copy(update={"answers": str(tmp_path / name)})))
     assert len(digests) == 4
+
+
+def test_region_features_that_were_added_make_another_run() -> None:
+    """Features that came with the data count through its revision, as they did before others could be added."""
+    config = load_arm("finetune", {})
+    other = replace(IDENTITY, regions="0123456789abcdef")
+    assert len({one.digest(config) for one in (IDENTITY, other, replace(other, regions="f" * 16))}) == 3

@@ -73,6 +73,11 @@ class MadeUpData:
     manifest: dict[str, Any] = field(default_factory=dict)
     suite_revisions: dict[str, str] = field(default_factory=dict)
     own_spec: TaskSpec | None = None
+    region_digests: dict[str | None, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.source
 
     @property
     def spec(self) -> TaskSpec:
@@ -90,6 +95,9 @@ class MadeUpData:
 
     def regions(self, suite: str | None = None) -> None:
         return None
+
+    def region_digest(self, suite: str | None = None) -> str | None:
+        return self.region_digests.get(suite)
 
 
 class MadeUpWorkspace:

@@ -312,6 +312,25 @@ def test_a_suite_added_later_or_made_anew_is_scored_alone(made_up):
     assert len(made_up.scored) == 6
 
 
+def test_other_region_features_make_results_anew_and_are_warned_of(made_up, capsys):
+    folders = [made_up.add_run("finetune", seed, regions="aa" if seed else None) for seed in range(2)]
+    data = made_up.add_data("snli-ve", "mini-snli-ve")
+    data.names, data.region_digests = ("test", "test-own"), {None: "aa", "test": "aa", "test-own": "bb"}
+    made_up.evaluate()
+    made_up.evaluate()
+    assert len(made_up.scored) == 4
+    assert "other region features" not in capsys.readouterr().err
+    data.region_digests["test-own"] = "cc"
+    made_up.evaluate()
+    assert made_up.scored[4:] == [(folder.name, "test-own") for folder in folders]
+    data.region_digests |= {None: "dd", "test": "dd"}
+    made_up.evaluate()
+    assert made_up.scored[6:] == [(folder.name, "test") for folder in folders]
+    # a run from before features had digests says nothing of them
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "other region features" in line]
+    assert [folders[1].name in line for line in warnings] == [True]
+
+
 def test_official_test_sets_without_labels_are_no_suites(made_up, tmp_path):
     pairs(made_up, seeds=1)
     protocol = tmp_path / "mine.yaml"

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from typing import Any
 from madkit.core.console import info, progress, warn
 from madkit.core.errors import DataError, UsageProblem
 from madkit.core.files import FileLock, read_json
+from madkit.core.folders import replacing, visible
 from madkit.core.interrupts import StopSignals
 from madkit.core.workspace import Workspace
 from madkit.tasks.data import LISTS, MANIFEST, SHOTS, SUITES, TaskData
@@ -64,7 +62,7 @@ def import_data(workspace: Workspace, name: str, path: Path, options: ImportOpti
         with FileLock(workspace.data / f".{home.name}.lock", what=f"the data set {home.name}"):
             unchanged = _make(home, plan, options)
         data = TaskData(home)
-    suites = _attach(workspace, plan, options)
+    suites = _attach(workspace, plan, options, home.name)
     if data is None and not suites:
         raise DataError(
             f"{path} holds test suites of {plan.attach_to}, which this workspace does not have.",
@@ -86,7 +84,7 @@ def _folder_name(name: str, plan: ImportPlan) -> str:
 def _make(home: Path, plan: ImportPlan, options: ImportOptions) -> bool:
     """Write the data set beside its place, then move it there. Returns whether the same content was there already."""
     cut = options.dev_cut
-    with _scratch(home) as folder, StopSignals() as stop:
+    with replacing(home) as folder, StopSignals() as stop:
         if plan.prepare is not None:
             plan = plan.prepare(folder)
         if plan.cut_dev and not cut:
@@ -105,13 +103,6 @@ def _make(home: Path, plan: ImportPlan, options: ImportOptions) -> bool:
         same = isinstance(old, dict) and old.get("revision") == manifest["revision"]
         if isinstance(old, dict):
             _keep(home, folder, same=same)
-        if home.exists():
-            trash = home.with_name(f".{home.name}.{uuid.uuid4().hex[:8]}.old")
-            home.rename(trash)
-            folder.rename(home)
-            shutil.rmtree(trash, ignore_errors=True)
-        else:
-            folder.rename(home)
     return same
 
 
@@ -131,32 +122,20 @@ class _Meter:
             self._shown = self._bytes // _MB
 
 
-@contextmanager
-def _scratch(home: Path) -> Iterator[Path]:
-    """A folder beside `home` that is gone afterwards, unless it was renamed."""
-    home.parent.mkdir(parents=True, exist_ok=True)
-    for left in home.parent.glob(f".{home.name}.*.new"):  # of killed imports; the lock is ours
-        shutil.rmtree(left, ignore_errors=True)
-    folder = home.with_name(f".{home.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.new")
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        if folder.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def _keep(home: Path, folder: Path, *, same: bool) -> None:
     """Carry over what was added before: region files always, suites and id lists where they still fit."""
-    for file in home.glob("regions*"):
-        shutil.copy2(file, folder / file.name)
+    for file in visible(home, "regions*"):
+        try:
+            os.link(file, folder / file.name)  # pixel features are large, and nobody writes into them
+        except OSError:
+            shutil.copy2(file, folder / file.name)
     for name in (SUITES, SHOTS, LISTS):
         if not (home / name).is_dir():
             continue
         if same:
-            shutil.copytree(home / name, folder / name, symlinks=True)
+            shutil.copytree(home / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns(".*"))
         else:
-            made = sorted(path.name for path in (home / name).iterdir())
+            made = [path.name for path in visible(home / name, "*")]
             if made:
                 warn(f"The data changed, so its {name} are dropped and have to be made again: {', '.join(made)}.")
 
@@ -173,9 +152,15 @@ def _dev_is_test(plan: ImportPlan) -> ImportPlan:
     return replace(plan, splits=[*plan.splits, replace(test, name="dev")], notes=[*plan.notes, note])
 
 
-def _attach(workspace: Workspace, plan: ImportPlan, options: ImportOptions) -> list[Path]:
+def _attach(workspace: Workspace, plan: ImportPlan, options: ImportOptions, name: str) -> list[Path]:
     """Add the plan's suites to the data set they belong to, where the workspace holds it."""
-    if plan.attach_to is None or not (workspace.data / plan.attach_to / MANIFEST).is_file():
+    if plan.attach_to is None:
+        return []
+    if not (workspace.data / plan.attach_to / MANIFEST).is_file():
+        plan.notes.append(
+            f"{plan.attach_to} is not in this workspace yet. It gets {', '.join(suite.name for suite in plan.suites)} "
+            "when this is imported again behind it."
+        )
         return []
     data = TaskData(workspace.data / plan.attach_to)
     made = []
@@ -197,6 +182,7 @@ def _attach(workspace: Workspace, plan: ImportPlan, options: ImportOptions) -> l
                 about=suite.about,
                 labelled=suite.labelled,
                 images_root=plan.images_root if suite.choose is None else None,
+                images_of=name if suite.choose is None else None,
             )
         )
     return made

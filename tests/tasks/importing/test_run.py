@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ from PIL import Image
 from madkit.core.errors import DataError, NotFoundError, StoppedResumable, UsageProblem
 from madkit.core.workspace import Workspace
 from madkit.tasks import importing
-from madkit.tasks.data import TaskData
+from madkit.tasks.data import TaskData, every_dataset, imported_datasets
 from madkit.tasks.example import Example, ImageRef, Segment
 from madkit.tasks.id_lists import import_shots
 from madkit.tasks.importing import FoundFiles, ImportOptions, ImportPlan, SplitPlan
@@ -194,6 +195,20 @@ def test_what_a_killed_import_left_is_cleared(workspace: Workspace, source: Path
     assert leftovers(workspace) == ["snli-ve"]
 
 
+def test_what_is_being_made_is_not_seen(workspace: Workspace, source: Path, change: list[Change]) -> None:
+    """A kill between the manifest and the last rename leaves a folder that looks whole."""
+    data = run(workspace, source)
+    suite = write_suite(data, "test-a", data.examples("test"), made_by={}, about="")
+    shutil.copytree(suite, suite.with_name(".test-b.0123456789ab.new"))
+    shutil.copytree(data.root, workspace.data / ".snli-ve.0123456789ab.new")
+    (workspace.data / ".snli-ve.0123456789ab.new" / "suites").rename(workspace.root / "aside")
+    assert TaskData(data.root).suites() == ["test", "test-a"]
+    assert imported_datasets(workspace) == [one.name for one in every_dataset(workspace)] == ["snli-ve"]
+    run(workspace, source)  # suites are carried over, but not what was being made of them
+    assert leftovers(workspace) == ["snli-ve"]
+    assert sorted(path.name for path in (data.root / "suites").iterdir()) == ["test-a"]
+
+
 def test_missing_images_are_counted_and_named(workspace: Workspace, source: Path, change: list[Change]) -> None:
     for number in (3, 4, 5, 50, 51, 52, 53):
         (source / "images" / f"{number}.png").unlink()
@@ -228,6 +243,8 @@ def test_suites_go_to_the_data_set_they_belong_to(workspace: Workspace, source: 
     assert TaskData(workspace.data / "snli-ve").suites() == ["test", "test-other"]
     with pytest.raises(DataError, match="suites of snli-ve, which this workspace does not have"):
         import_data(Workspace(source.parent / "empty"), "snli-ve", source)
+    change[:] = [lambda plan: replace(plan, suites=[replace(plan.splits[1], name="test-vcr")], attach_to="vcr")]
+    assert "vcr is not in this workspace yet. It gets test-vcr" in import_data(workspace, "snli-ve", source).notes[-1]
 
 
 @pytest.mark.parametrize("name", ["vqa", "vcr", "mini-vcr", "mini", "e-snli-ve"])
