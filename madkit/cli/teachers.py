@@ -12,6 +12,7 @@ from madkit.cli.output import emit, print_table
 EXAMPLES = """
 madkit teachers list
 madkit teachers show clip-vit-l14
+madkit teachers show dinov2-vit-l14+roberta-base
 madkit teachers list --open-clip
 """
 
@@ -39,17 +40,22 @@ def list_(
 
     def human() -> None:
         print_table(
-            ["teacher", "dim", "image", "tokens", "text", "M params", "KB/image", "what it is"],
+            ["teacher", "dim", "image", "tokens", "text", "M params", "GFLOP", "KB/image", "licence", "what it is"],
             [
                 [
                     row["name"],
-                    *(row[key] for key in ("dim", "image_size", "image_tokens", "context_length", "parameters_m")),
-                    f"{row['bytes_per_image'] / 1000:.1f}",
+                    *(
+                        _short(row[key])
+                        for key in ("dim", "image_size", "image_tokens", "context_length", "parameters_m")
+                    ),
+                    " + ".join(_short(row[key]) for key in ("gflops_image", "gflops_text") if row[key]) or "-",
+                    "-" if row["bytes_per_image"] is None else f"{row['bytes_per_image'] / 1000:.1f}",
+                    row["licence"],
                     row["note"],
                 ]
                 for row in rows
             ],
-            right=range(1, 7),
+            right=range(1, 8),
         )
 
     emit({"teachers": rows}, json_, human)
@@ -57,7 +63,7 @@ def list_(
 
 @app.command("show")
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A short name, open_clip:ARCH/TAG or local:PATH.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A short name, SCHEME:NAME, or VISION+TEXT.")],
     workspace: WorkspaceOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -69,4 +75,6 @@ def show(
 
 
 def _short(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

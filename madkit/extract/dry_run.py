@@ -29,7 +29,7 @@ class PlanReport:
         images: unique images.
         texts: unique texts.
         text_tokens: tokens of all texts.
-        truncated: texts of which the teacher would read only the beginning.
+        windowed: texts longer than the teacher's limit, which would be read in overlapping windows.
         items: images and texts.
         pending: items that would be encoded.
         skipped: items that are there already.
@@ -42,7 +42,7 @@ class PlanReport:
     images: int
     texts: int
     text_tokens: int
-    truncated: int
+    windowed: int
     items: int
     pending: int
     skipped: int
@@ -71,8 +71,8 @@ def dry_run(
         data = open_task(workspace, name)
         items = collect_items(data, split_names(data, None))
         identity = store_identity(teacher, data, None)
-        folder = store_folder(workspace.cache, parse_teacher_name(teacher.name).slug, data.source, identity)
         plan = make_plan(vision, text, items, identity, shard_mb or DEFAULT_SHARD_MB)
+        folder = store_folder(workspace.cache, parse_teacher_name(teacher.name).slug, data.source, plan.identity)
         total = len(items.image_ids) + len(items.texts)
         there = _journalled(folder, plan)
         rows.append(
@@ -82,7 +82,7 @@ def dry_run(
                 images=len(items.image_ids),
                 texts=len(items.texts),
                 text_tokens=int(plan.lengths.sum()),
-                truncated=int(plan.facts["truncated_texts"]),
+                windowed=int(plan.facts["windowed_texts"]),
                 items=total,
                 pending=total - there,
                 skipped=there,

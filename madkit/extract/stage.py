@@ -36,6 +36,7 @@ from madkit.tasks.data import datasets_to_extract, open_task
 from madkit.teachers.interface import Teacher, TextTeacher, VisionTeacher
 from madkit.teachers.known import parse_teacher_name
 from madkit.teachers.load import load_teacher
+from madkit.teachers.windows import WINDOWS
 
 TOKENIZE_CHUNK = 8192
 
@@ -53,7 +54,7 @@ class StoreReport:
         task: name of the task.
         images: images in it.
         texts: texts in it.
-        truncated: texts of which the teacher read only the beginning.
+        windowed: texts longer than the teacher's limit, read in overlapping windows.
         seconds: how long it took now.
         absent: images that could not be read and texts without tokens; the store has no values for them.
     """
@@ -66,7 +67,7 @@ class StoreReport:
     task: str = ""
     images: int = 0
     texts: int = 0
-    truncated: int = 0
+    windowed: int = 0
     seconds: float = 0.0
     absent: int = 0
 
@@ -157,9 +158,9 @@ def extract_task(
     names = split_names(data, splits)
     items = collect_items(data, names)
     identity = store_identity(teacher, data, None if splits is None else names)
-    folder = store_folder(workspace.cache, parse_teacher_name(teacher.name).slug, data.source, identity)
     plan = make_plan(vision, text, items, identity, options.shard_mb)
-    truncated = int(plan.facts["truncated_texts"])
+    folder = store_folder(workspace.cache, parse_teacher_name(teacher.name).slug, data.source, plan.identity)
+    windowed = int(plan.facts["windowed_texts"])
     with StoreWriter(folder, plan) as writer:
         _look_again(writer, vision, items)
         pending = {part: sum(len(writer.plan.items(part, unit)) for unit in writer.pending(part)) for part in PARTS}
@@ -172,11 +173,10 @@ def extract_task(
         else:
             if computed < total:
                 info(f"{data.source}: going on with {folder.name}, {total - computed:,} of {total:,} items are there.")
-            if truncated:
-                dropped = int(plan.facts["dropped_tokens"])
-                warn(
-                    f"{truncated:,} texts are longer than the teacher's {text.context_length - 2} tokens; "
-                    f"{dropped:,} tokens at their ends are not read."
+            if windowed:
+                info(
+                    f"{windowed:,} texts are longer than the teacher's {text.limit} tokens and are read in overlapping "
+                    "windows."
                 )
             with one_thread_per_operation(teacher.device) as parallel:
                 encode_missing(writer, teacher, items, options, signals, parallel)
@@ -197,7 +197,7 @@ def extract_task(
         task=data.spec.name,
         images=len(items.image_ids),
         texts=len(items.texts),
-        truncated=truncated,
+        windowed=windowed,
         seconds=round(seconds, 3),
         absent=sum(len(writer.absent(part)) for part in PARTS),
     )
@@ -248,20 +248,22 @@ def store_identity(teacher: Teacher, data: ExamplesOfTask, splits: Sequence[str]
 def make_plan(
     vision: VisionTeacher, text: TextTeacher, items: Items, identity: Mapping[str, Any], shard_mb: float
 ) -> StorePlan:
-    """Tokenize all texts to know their lengths, and lay out the store."""
+    """Tokenize all texts to know their lengths, and lay out the store.
+
+    Where texts are read in windows the way of doing so joins the identity: their tokens depend on it.
+    """
     lengths = np.zeros(len(items.texts), dtype=np.int64)
     absent: dict[int, str] = {}
-    truncated = dropped = approximate = 0
+    windowed = approximate = 0
     for start in range(0, len(items.texts), TOKENIZE_CHUNK):
         for row, found in enumerate(text.tokenize(items.texts[start : start + TOKENIZE_CHUNK]), start=start):
             lengths[row] = len(found.ids)
             if not found.ids:
                 absent[row] = _why_no_tokens(items.texts[row])
-            truncated += found.dropped > 0
-            dropped += found.dropped
+            windowed += len(found.ids) > text.limit
             approximate += found.approximate
     return StorePlan(
-        identity=identity,
+        identity={**identity, "long_texts": WINDOWS} if windowed else identity,
         image_ids=items.image_ids,
         image_aliases=items.aliases,
         texts=items.texts,
@@ -269,8 +271,7 @@ def make_plan(
         images=image_layout(len(items.image_ids), vision.grid, vision.dim, shard_mb),
         text=text_layout(lengths, text.dim, shard_mb),
         facts={
-            "truncated_texts": truncated,
-            "dropped_tokens": dropped,
+            "windowed_texts": windowed,
             "texts_with_approximate_spans": approximate,
             "text_tokens": int(lengths.sum()),
         },

@@ -36,11 +36,11 @@ class ClipTokenizer:
         self._byte_symbols: dict[int, str] = self._reference.byte_encoder
         self._known: dict[str, tuple[tuple[int, int], ...]] = {}
 
-    def tokenize(self, texts: Sequence[str], limit: int) -> list[TokenizedText]:
-        """Tokenize without special tokens, keeping at most the first ``limit`` tokens of each text."""
-        return [self._plain(text, limit) if _is_plain(text) else self._any(text, limit) for text in texts]
+    def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
+        """Tokenize without special tokens."""
+        return [self._plain(text) if _is_plain(text) else self._any(text) for text in texts]
 
-    def _plain(self, text: str, limit: int) -> TokenizedText:
+    def _plain(self, text: str) -> TokenizedText:
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
         for match in _PLAIN_WORD.finditer(text.lower()):
@@ -49,9 +49,9 @@ class ClipTokenizer:
                 ids.append(number)
                 spans.append((first, first + width))
                 first += width
-        return _limited(ids, spans, limit, approximate=False)
+        return TokenizedText(tuple(ids), tuple(spans))
 
-    def _any(self, text: str, limit: int) -> TokenizedText:
+    def _any(self, text: str) -> TokenizedText:
         cleaned: str = self._reference.clean_fn(text)
         alignment = align_clean_text(text, cleaned)
         ids: list[int] = []
@@ -66,7 +66,7 @@ class ClipTokenizer:
                 ids.append(number)
                 spans.append((alignment.spans[owner[first]][0], alignment.spans[owner[last]][1]))
                 first += width
-        return _limited(ids, spans, limit, approximate=alignment.approximate)
+        return TokenizedText(tuple(ids), tuple(spans), alignment.approximate)
 
     def _pieces(self, word: str) -> tuple[tuple[int, int], ...]:
         """Return (id, number of bytes) of each piece of one pre-split word."""
@@ -87,7 +87,3 @@ class ClipTokenizer:
 
 def _is_plain(text: str) -> bool:
     return _PLAIN.fullmatch(text) is not None and "_of_text>" not in text.lower()
-
-
-def _limited(ids: Sequence[int], spans: Sequence[tuple[int, int]], limit: int, *, approximate: bool) -> TokenizedText:
-    return TokenizedText(tuple(ids[:limit]), tuple(spans[:limit]), max(0, len(ids) - limit), approximate)

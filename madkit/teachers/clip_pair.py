@@ -22,6 +22,7 @@ from madkit.core.errors import ConfigError
 from madkit.teachers.digest import weights_digest
 from madkit.teachers.interface import SpanTokenizer, Teacher, TextOutput, TokenizedText, VisionOutput
 from madkit.teachers.preprocess import Preprocessing
+from madkit.teachers.windows import encode_in_windows
 
 VISION_LAYER = "last+ln_post+proj"
 TEXT_LAYER = "last+ln_final+text_projection"
@@ -120,6 +121,7 @@ class ClipText:
         self.tokenizer = tokenizer
         self._parts = _text_parts(name, model)
         self.context_length = self._parts.context_length
+        self.limit = self.context_length - 2
         self._short = self._parts.attn_mask is not None and self._parts.pool_type in ("argmax", "eos", "first")
         self.identity: dict[str, Any] = {
             "weights": weights,
@@ -130,8 +132,8 @@ class ClipText:
         }
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
-        """Tokenize; ``context_length`` less start and end token is the limit, what is beyond is counted as dropped."""
-        return self.tokenizer.tokenize(texts, self.context_length - 2)
+        """Tokenize without start and end; what is longer than ``limit`` is encoded in windows."""
+        return self.tokenizer.tokenize(texts)
 
     def encode(self, texts: Sequence[str]) -> TextOutput:
         """Tokenize and encode into tokens [B, T, D], T the longest text of the batch with start and end."""
@@ -139,7 +141,11 @@ class ClipText:
 
     @torch.inference_mode()
     def encode_tokenized(self, texts: Sequence[TokenizedText]) -> TextOutput:
-        """Encode tokenized texts. Position 0 is the start token, so tokens of a text are positions 1..n."""
+        """Encode tokenized texts, those beyond ``limit`` in windows (:mod:`madkit.teachers.windows`)."""
+        return encode_in_windows(texts, self.limit, self._encode_short)
+
+    def _encode_short(self, texts: Sequence[TokenizedText]) -> TextOutput:
+        """Encode texts that fit. Position 0 is the start token, so tokens of a text are positions 1..n."""
         ids, mask, spans = self._batch(texts)
         parts = self._parts
         length = ids.shape[1]

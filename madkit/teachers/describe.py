@@ -36,6 +36,7 @@ def _mini_row() -> dict[str, Any]:
         "context_length": config.get("context_length", config["text_cfg"].get("context_length")),
         "parameters_m": _parameters(weights) if weights.is_file() else None,
         "bytes_per_image": tokens * int(config["embed_dim"]) * 2,
+        "bytes_per_text_token": int(config["embed_dim"]) * 2,
     }
 
 
@@ -70,7 +71,30 @@ def describe_teacher(name: str) -> dict[str, Any]:
         return _describe_open_clip(parsed)
     if parsed.scheme == "mini":
         return _mini_row()
+    if parsed.scheme in ("hf", "timm"):
+        from madkit.teachers.describe_encoders import describe_hf, describe_timm
+
+        return describe_hf(parsed) if parsed.scheme == "hf" else describe_timm(parsed)
+    if parsed.parts is not None:
+        return _describe_joined(parsed, *parsed.parts)
     return _describe_folder(parsed)
+
+
+def _describe_joined(parsed: TeacherName, vision: TeacherName, text: TeacherName) -> dict[str, Any]:
+    """Put the vision facts of one teacher and the text facts of another together."""
+    seeing, reading = describe_teacher(vision.canonical), describe_teacher(text.canonical)
+    return {
+        "name": parsed.canonical,
+        "shared_space": False,
+        "vision": vision.canonical,
+        "vision_dim": seeing["dim"],
+        **{key: seeing.get(key) for key in ("image_size", "image_tokens", "gflops_image", "bytes_per_image")},
+        "vision_licence": seeing.get("licence"),
+        "text": text.canonical,
+        "text_dim": reading["dim"],
+        **{key: reading.get(key) for key in ("context_length", "gflops_text", "bytes_per_text_token")},
+        "text_licence": reading.get("licence"),
+    }
 
 
 def _describe_open_clip(parsed: TeacherName) -> dict[str, Any]:
@@ -109,14 +133,21 @@ def _describe_folder(parsed: TeacherName) -> dict[str, Any]:
 
 
 def _model_facts(model: Any) -> dict[str, Any]:
+    import torch
+
+    from madkit.teachers.flops import gflops
+
     grid = getattr(model.visual, "grid_size", None)
     tokens = grid[0] * grid[1] if grid is not None else None
-    dim = model.visual.output_dim
+    dim, size, length = model.visual.output_dim, list(model.visual.image_size), model.context_length
     return {
         "dim": dim,
-        "image_size": list(model.visual.image_size),
+        "image_size": size,
         "image_tokens": tokens,
-        "context_length": model.context_length,
+        "context_length": length,
         "parameters_m": round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2),
+        "gflops_image": gflops(lambda: model.encode_image(torch.zeros(1, 3, *size, device="meta"))),
+        "gflops_text": gflops(lambda: model.encode_text(torch.zeros(1, length, dtype=torch.long, device="meta"))),
         "bytes_per_image": tokens * dim * 2 if tokens is not None else None,
+        "bytes_per_text_token": dim * 2,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,7 +15,7 @@ CONNECT_TIMEOUT_S = 4.0
 _PROXIES = ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
 
 
-def hub_file(repository: str, names: Sequence[str], *, wanted: str, hint: str) -> Path:
+def hub_file(repository: str, names: Sequence[str], *, wanted: str, hint: str, revision: str | None = None) -> Path:
     """Return the first of ``names`` that ``repository`` has, from the local hub cache or downloaded.
 
     The hub is asked only where it answers: without a network its client would retry for half a minute.
@@ -25,6 +25,7 @@ def hub_file(repository: str, names: Sequence[str], *, wanted: str, hint: str) -
         names: file names, best first.
         wanted: what is wanted, to begin the error's sentence ("the weights of ...").
         hint: how to get the file otherwise.
+        revision: branch, tag or commit; None for the main branch.
 
     Raises:
         NotFoundError: not in the cache, and the hub is switched off, out of reach or without such a file.
@@ -32,7 +33,7 @@ def hub_file(repository: str, names: Sequence[str], *, wanted: str, hint: str) -
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
     for name in names:
-        cached = try_to_load_from_cache(repository, name)
+        cached = try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
     switched_off = "the hub is switched off (HF_HUB_OFFLINE)"
@@ -41,9 +42,58 @@ def hub_file(repository: str, names: Sequence[str], *, wanted: str, hint: str) -
         for name in names:
             try:
                 info(f"Fetching {name} of {repository} from the hub.")
-                return Path(hf_hub_download(repository, name))
+                return Path(hf_hub_download(repository, name, revision=revision))
             except Exception as error:  # the hub's client raises several unrelated families of exceptions
                 reason = f"{repository} could not be fetched ({type(error).__name__})"
+    raise NotFoundError(f"{wanted} are not on this machine, and {reason}.", hint=hint)
+
+
+def hub_folder(
+    repository: str,
+    revision: str | None,
+    files: Sequence[str],
+    weights: Sequence[Sequence[str]],
+    *,
+    has_weights: Callable[[Path], bool],
+    wanted: str,
+    hint: str,
+) -> Path:
+    """Return a local folder with a repository's files, from the hub cache or downloaded.
+
+    Args:
+        repository: ``owner/name``.
+        revision: branch, tag or commit; None for the main branch.
+        files: names of the small files, those that exist are fetched.
+        weights: groups of patterns of weight files, best first; the first group that yields any is enough.
+        has_weights: whether a folder holds complete weights.
+        wanted: as for :func:`hub_file`.
+        hint: as for :func:`hub_file`.
+
+    Raises:
+        NotFoundError: not in the cache, and the hub is switched off, out of reach or without such files.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    def complete(folder: Path) -> bool:
+        return (folder / "config.json").is_file() and has_weights(folder)
+
+    try:
+        cached = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        if complete(cached):
+            return cached
+    except Exception:
+        pass
+    reason = "the hub is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else _why_not(constants.ENDPOINT)
+    if reason is None:
+        try:
+            for patterns in weights:
+                info(f"Fetching {repository} from the hub.")
+                folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*files, *patterns]))
+                if complete(folder):
+                    return folder
+            reason = f"{repository} holds no weights that can be read safely"
+        except Exception as error:
+            reason = f"{repository} could not be fetched ({type(error).__name__})"
     raise NotFoundError(f"{wanted} are not on this machine, and {reason}.", hint=hint)
 
 

@@ -52,16 +52,14 @@ class TokenizedText:
     """One text as its teacher will read it, special tokens left out.
 
     Attributes:
-        ids: token ids, at most the teacher's limit.
+        ids: token ids, all of them: a text beyond the teacher's limit is read in windows.
         spans: a half-open character span of the original text for each id, starts never decreasing.
-        dropped: how many tokens at the end did not fit the teacher's limit.
         approximate: true where cleaning changed the text so much that some spans point at a word or a stretch of words
             instead of exact characters.
     """
 
     ids: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
-    dropped: int = 0
     approximate: bool = False
 
 
@@ -80,8 +78,8 @@ class SpanTokenizer(Protocol):
     def end_id(self) -> int:
         """Id of the token put after every text."""
 
-    def tokenize(self, texts: Sequence[str], limit: int) -> list[TokenizedText]:
-        """Tokenize without special tokens, keeping at most the first ``limit`` tokens of each text."""
+    def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
+        """Tokenize without special tokens."""
 
 
 class VisionTeacher(Protocol):
@@ -108,11 +106,15 @@ class VisionTeacher(Protocol):
 
 
 class TextTeacher(Protocol):
-    """A frozen text encoder. ``identity`` as for vision, with the tokenizer's digest and the context length."""
+    """A frozen text encoder. ``identity`` as for vision, with the tokenizer's digest and the context length.
+
+    ``limit`` is how many real tokens fit beside the special ones; longer texts are read in windows.
+    """
 
     name: str
     dim: int
     context_length: int
+    limit: int
     identity: dict[str, Any]
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:

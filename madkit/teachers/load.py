@@ -26,10 +26,14 @@ def load_teacher(
     """Load a frozen teacher.
 
     Args:
-        name: ``mini``, an alias such as ``clip-vit-l14``, ``open_clip:ARCH/TAG``, or ``local:PATH``, a folder with
-            ``config.json``, ``model.safetensors`` and ``tokenizer.json`` like that of ``mini``.
+        name: ``mini``, an alias such as ``clip-vit-l14`` or ``roberta-base``, ``open_clip:ARCH/TAG``,
+            ``hf:ORG/NAME[@REV]`` or ``hf:PATH`` (a folder as ``save_pretrained`` writes it), ``timm:NAME``,
+            ``local:PATH`` (a folder with ``config.json``, ``model.safetensors`` and ``tokenizer.json`` like that of
+            ``mini``), or two of these joined as ``VISION+TEXT``.
         weights: a weight file, or a folder that holds one, in place of the hub's. safetensors, PyTorch files and
-            TorchScript archives are read, with the tensor names of open_clip or of transformers' CLIP.
+            TorchScript archives are read, with the tensor names of open_clip or of transformers' CLIP; for ``hf:`` a
+            folder as ``save_pretrained`` writes it. For VISION+TEXT a folder that holds the weights of the two sides
+            as ``vision`` and ``text`` (a missing one comes from its own place).
         device: a torch device.
         dtype: dtype to compute in; float32 on the CPU and float16 on a GPU when left out.
 
@@ -42,10 +46,51 @@ def load_teacher(
     parsed = parse_teacher_name(name)
     if dtype is None:
         dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    if parsed.scheme == "hf":
+        from madkit.teachers.hf_load import load_hf
+
+        return load_hf(parsed, weights, device, dtype)
+    if parsed.scheme == "timm":
+        from madkit.teachers.timm_vision import load_timm
+
+        return load_timm(parsed, weights, device, dtype)
+    if parsed.parts is not None:
+        return _load_joined(parsed, parsed.parts, weights, device, dtype)
     if parsed.scheme == "open_clip":
         return _load_open_clip(parsed, weights, device, dtype)
     folder = MINI_FOLDER if parsed.scheme == "mini" else Path(parsed.rest).expanduser()
     return _load_folder(parsed, folder, weights, device, dtype)
+
+
+def _load_joined(
+    parsed: TeacherName,
+    parts: tuple[TeacherName, TeacherName],
+    weights: Path | None,
+    device: str,
+    dtype: torch.dtype,
+) -> Teacher:
+    """Take the vision side of one teacher and the text side of another; their vectors have no common space."""
+    places: list[Path | None] = [None, None]
+    if weights is not None:
+        places = [weights / side if (weights / side).exists() else None for side in ("vision", "text")]
+        if places == [None, None]:
+            raise NotFoundError(
+                f"{weights} holds neither 'vision' nor 'text'.",
+                hint=f"give a folder with the weights of both under these names, or name the folders themselves: "
+                f"--teacher hf:PATH+hf:PATH (in place of {parsed.canonical})",
+            )
+    sides: dict[str, Any] = {}
+    for side, part, place in zip(("vision", "text"), parts, places, strict=True):
+        teacher = load_teacher(part.canonical, weights=place, device=device, dtype=dtype)
+        sides[side] = getattr(teacher, side)
+        if sides[side] is None:
+            reads, wanted = ("texts", "images") if side == "vision" else ("images", "texts")
+            raise UsageProblem(
+                f"'{part.canonical}' reads {reads} only, and in '{parsed.canonical}' it is to read {wanted}.",
+                hint="the vision side comes first: VISION+TEXT, such as dinov2-vit-l14+roberta-base",
+            )
+    vision, text = sides["vision"], sides["text"]
+    return Teacher(parsed.canonical, vision, text, shared_space=False, logit_scale=1.0, device=device, dtype=dtype)
 
 
 def _load_folder(parsed: TeacherName, folder: Path, weights: Path | None, device: str, dtype: torch.dtype) -> Teacher:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ class Preprocessing:
         interpolation: ``bicubic`` or ``bilinear``, both antialiased.
         resize_mode: ``shortest`` (shorter edge to size, then centre crop) or ``squash`` (both edges to size).
         decoder: library that decodes and resizes.
+        resize_edge: length that edges are resized to where it is not ``size``, of which the centre is then cut out.
+        crop: where a centre between two pixels goes: ``round`` (torchvision, half to even) or ``floor`` (transformers).
     """
 
     size: tuple[int, int]
@@ -45,6 +48,8 @@ class Preprocessing:
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
     decoder: str = "pillow"
+    resize_edge: int | None = None
+    crop: str = "round"
 
     def __post_init__(self) -> None:
         if self.interpolation not in _FILTERS or self.resize_mode not in RESIZE_MODES:
@@ -68,8 +73,12 @@ class Preprocessing:
         )
 
     def identity(self) -> dict[str, Any]:
-        """Return plain JSON values for manifests and digests."""
+        """Return plain JSON values for manifests and digests; the last two fields only where they say something."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if self.resize_edge is None:
+            del plain["resize_edge"]
+        if self.crop == "round":
+            del plain["crop"]
         return plain
 
     def load(self, path: Path) -> Tensor:
@@ -90,19 +99,22 @@ class Preprocessing:
     def fit(self, image: Image.Image) -> Image.Image:
         """Resize and crop an RGB image to ``size``."""
         height, width = self.size
+        edge = self.resize_edge
         if self.resize_mode == "squash":
-            target = (width, height)
-        elif height == width:
+            target = (width, height) if edge is None else (edge, edge)
+        elif height == width or edge is not None:
             # Shorter edge to size, the longer one truncated: the rounding of torchvision's Resize.
+            edge = height if edge is None else edge
             short, long = min(image.size), max(image.size)
-            other = int(height * long / short)
-            target = (height, other) if image.width <= image.height else (other, height)
+            other = int(edge * long / short)
+            target = (edge, other) if image.width <= image.height else (other, edge)
         else:
             scale = max(height / image.height, width / image.width)
             target = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
         if image.size != target:
             image = image.resize(target, _FILTERS[self.interpolation])
-        left, top = round((image.width - width) / 2.0), round((image.height - height) / 2.0)
+        whole = math.floor if self.crop == "floor" else round
+        left, top = whole((image.width - width) / 2.0), whole((image.height - height) / 2.0)
         if (left, top) == (0, 0) and image.size == (width, height):
             return image
         return image.crop((left, top, left + width, top + height))

@@ -47,10 +47,7 @@ class FileTokenizer:
             raise DataError(f"{path}: the token {token} is missing.")
         return int(number)
 
-    def tokenize(self, texts: Sequence[str], limit: int) -> list[TokenizedText]:
-        """Tokenize without special tokens, keeping at most the first ``limit`` tokens of each text."""
-        result = []
-        for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False):
-            ids, spans = encoding.ids, encoding.offsets
-            result.append(TokenizedText(tuple(ids[:limit]), tuple(spans[:limit]), dropped=max(0, len(ids) - limit)))
-        return result
+    def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
+        """Tokenize without special tokens."""
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [TokenizedText(tuple(encoding.ids), tuple(encoding.offsets)) for encoding in encodings]

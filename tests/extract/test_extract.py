@@ -123,7 +123,7 @@ def test_unreadable_images_are_listed_and_the_rest_is_kept(workspace: Path, tiny
     assert 0 < report.computed <= 3
 
 
-def test_texts_that_are_too_long_are_counted(
+def test_texts_that_are_too_long_are_read_in_windows_and_counted(
     workspace: Path, tiny_teacher: Path, reindex: Callable[[Path], None]
 ) -> None:
     file = workspace / "data/snli-ve/test.jsonl"
@@ -134,9 +134,11 @@ def test_texts_that_are_too_long_are_counted(
     file.write_text(json.dumps({**json.loads(line), "sentence2": long.strip()}) + "\n")
     reindex(workspace / "data/snli-ve")
     cache = run(workspace, tiny_teacher)
-    assert cache.manifest["facts"]["truncated_texts"] == 1
-    assert cache.manifest["facts"]["dropped_tokens"] == 20 - 14
-    assert cache.texts.lengths(cache.texts.rows([long.strip()]))[0] == 14
+    assert cache.manifest["facts"]["windowed_texts"] == 1
+    assert "long_texts" in cache.identity  # the way of reading them is part of what the store is of
+    assert cache.texts.lengths(cache.texts.rows([long.strip()]))[0] == 20
+    spans = cache.texts.tokens(cache.texts.rows([long.strip()])).spans
+    assert [long[start:end] for start, end in spans] == ["cat"] * 20
 
 
 def test_choose_cache(workspace: Path, tiny_teacher: Path) -> None:

@@ -17,12 +17,11 @@ from torch import nn
 from madkit.teachers.clip_bpe import ClipTokenizer
 from madkit.teachers.clip_pair import clip_pair
 from madkit.teachers.interface import Teacher
-from madkit.teachers.known import parse_teacher_name
-from madkit.teachers.load import build_open_clip_model, load_teacher, open_clip_tag
+from madkit.teachers.load import load_teacher
 from madkit.teachers.preprocess import Preprocessing
 
 torch.set_num_threads(1)
-TEXTS = ["a photo of a cat", "It's  TWO dogs & a house, isn't it?", "", "émigré 😀", "so many words " * 40]
+TEXTS = ["a photo of a cat", "It's  TWO dogs & a house, isn't it?", "", "émigré 😀", "so many words " * 25]
 SMALL_VISION = {"layers": 3, "width": 64, "head_width": 16, "patch_size": 8, "image_size": 48}
 SMALL_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 3}
 
@@ -171,20 +170,17 @@ def test_pixels_equal_open_clips_transform(tmp_path: Path) -> None:
 
 
 def test_stated_facts_are_those_of_open_clips_models() -> None:
+    from madkit.teachers.describe import describe_teacher
     from madkit.teachers.known import KNOWN
 
     for name, known in KNOWN.items():
-        if name == "mini":
+        if not known.target.startswith("open_clip:"):
             continue
-        parsed = parse_teacher_name(name)
-        tag = open_clip_tag(parsed)
-        with torch.device("meta"):
-            model: Any = build_open_clip_model(parsed, quick_gelu=bool(tag.get("quick_gelu")))
-        assert known.dim == model.visual.output_dim
-        assert (known.image_size, known.image_size) == model.visual.image_size
-        assert known.image_tokens == model.visual.grid_size[0] * model.visual.grid_size[1]
-        assert known.context_length == model.context_length
-        assert known.parameters_m == pytest.approx(sum(p.numel() for p in model.parameters()) / 1e6, abs=0.05)
+        found, stated = describe_teacher(name), known.as_row()
+        assert found["image_size"] == [stated["image_size"]] * 2
+        assert found["parameters_m"] == pytest.approx(stated["parameters_m"], abs=0.05)
+        for key in ("dim", "image_tokens", "context_length", "gflops_image", "gflops_text", "bytes_per_image"):
+            assert found[key] == stated[key], (name, key)
 
 
 @pytest.mark.slow

@@ -1,0 +1,22 @@
+"""Floating point operations of a forward pass, counted on torch's meta device: nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def gflops(call: Callable[[], object]) -> float | None:
+    """Return the billions of operations of a call (a multiplication with addition counts two), one decimal.
+
+    None where a model looks at values on its way, which the meta device does not have.
+    """
+    try:
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            call()
+    except (RuntimeError, NotImplementedError):
+        return None
+    total: int = counter.get_total_flops()
+    return round(total / 1e9, 1)

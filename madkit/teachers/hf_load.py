@@ -1,0 +1,168 @@
+"""From an ``hf:`` name to a teacher: which kind of model a folder holds, and its two sides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from madkit.core.errors import ConfigError
+from madkit.core.files import read_json
+from madkit.teachers.digest import weights_digest
+from madkit.teachers.fast_tokenizer import FastTokenizer
+from madkit.teachers.grid_vision import GridVision
+from madkit.teachers.hf_files import (
+    Loaded,
+    build_skeleton,
+    load_model,
+    load_tokenizer,
+    pretrained_folder,
+    read_config,
+    sentence_transformers_mean,
+)
+from madkit.teachers.hf_pair import pair_text, pair_vision
+from madkit.teachers.hf_text import ALL_MEAN, POOLER, REAL_MEAN, HfText, TextEncoder
+from madkit.teachers.hf_vision import has_pooler, image_preprocessing, patch_grid, vision_forward
+from madkit.teachers.interface import Teacher
+from madkit.teachers.known import TeacherName
+from madkit.teachers.preprocess import Preprocessing
+
+UNLIMITED = 1_000_000  # tokenizers without a limit state one with thirty digits
+DEFAULT_CONTEXT = 512
+
+
+def load_hf(parsed: TeacherName, weights: Path | None, device: str, dtype: torch.dtype) -> Teacher:
+    """Load a model of the ``transformers`` library as a teacher with one side, or both for CLIP and SigLIP.
+
+    Raises:
+        NotFoundError: the folder or its weights are not here, and not at the hub either.
+        DataError: damaged weights, or weights of another model.
+        ConfigError: a kind of model, tokenizer or preprocessing that madkit cannot read tokens from.
+    """
+    folder, source = pretrained_folder(parsed, weights)
+    config = read_config(folder)
+    sides = sides_of(config)
+    preprocessing = None if sides == "text" else image_preprocessing(folder, name=parsed.canonical)
+    loaded = load_model(config, source, name=parsed.canonical)
+    if sides == "pair":
+        return _pair(parsed, loaded, preprocessing, folder, device, dtype)
+    vision = text = None
+    if preprocessing is not None:
+        vision = _vision(parsed, loaded, preprocessing, device, dtype)
+    else:
+        text = _text(parsed, loaded, folder, device, dtype)
+    return Teacher(parsed.canonical, vision, text, shared_space=False, logit_scale=1.0, device=device, dtype=dtype)
+
+
+def _text(parsed: TeacherName, loaded: Loaded, folder: Path, device: str, dtype: torch.dtype) -> HfText:
+    tokenizer, length = hf_tokenizer(parsed.canonical, folder, context_length(loaded.model, folder))
+    pooling = ALL_MEAN if sentence_transformers_mean(folder) else POOLER if loaded.has("pooler.") else REAL_MEAN
+    digest = weights_digest(loaded.tensors())
+    model = loaded.model.to(device=device, dtype=dtype)
+    return HfText(parsed.canonical, text_encoder(model, pooling), tokenizer, length, digest)
+
+
+def text_encoder(model: nn.Module, pooling: str) -> TextEncoder:
+    """Return the way through a plain text model of the library."""
+    config: Any = model.config
+
+    def forward(ids: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+        output: Any = model(input_ids=ids, attention_mask=attention)
+        hidden: Tensor = output.last_hidden_state
+        return hidden, output.pooler_output if pooling == POOLER else hidden[:, 0]
+
+    return TextEncoder(model, forward, int(config.hidden_size), int(config.vocab_size), pooling=pooling)
+
+
+def _vision(
+    parsed: TeacherName, loaded: Loaded, preprocessing: Preprocessing, device: str, dtype: torch.dtype
+) -> GridVision:
+    config: Any = loaded.model.config
+    grid, before = patch_grid(build_skeleton(config), preprocessing.size, name=parsed.canonical)
+    pooled = has_pooler(loaded.model, loaded.missing, before=before)
+    facts = {"library": "transformers", "weights": weights_digest(loaded.tensors())}
+    model = loaded.model.to(device=device, dtype=dtype)
+    forward, facts["layer"], facts["global"] = vision_forward(model, before, pooled=pooled)
+    return GridVision(parsed.canonical, model, forward, preprocessing, grid, int(config.hidden_size), facts)
+
+
+def _pair(
+    parsed: TeacherName,
+    loaded: Loaded,
+    preprocessing: Preprocessing | None,
+    folder: Path,
+    device: str,
+    dtype: torch.dtype,
+) -> Teacher:
+    assert preprocessing is not None
+    config: Any = loaded.model.config
+    owner: Any = build_skeleton(config)
+    grid, before = patch_grid(owner.vision_model, preprocessing.size, name=parsed.canonical)
+    tokenizer, length = hf_tokenizer(parsed.canonical, folder, int(config.text_config.max_position_embeddings))
+    tensors = loaded.tensors()
+    seeing = {key: value for key, value in tensors.items() if key.startswith(("vision_model.", "visual_projection."))}
+    reading = {key: value for key, value in tensors.items() if key not in seeing}
+    scale = float(tensors["logit_scale"].float().exp().reshape(-1)[0])
+    facts = {"library": "transformers", "weights": weights_digest(seeing)}
+    model = loaded.model.to(device=device, dtype=dtype)
+    forward, facts["layer"], facts["global"] = pair_vision(model, before)
+    encoder = pair_text(model)
+    return Teacher(
+        parsed.canonical,
+        GridVision(parsed.canonical, model, forward, preprocessing, grid, encoder.dim, facts),
+        HfText(parsed.canonical, encoder, tokenizer, length, weights_digest(reading)),
+        shared_space=True,
+        logit_scale=scale,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def hf_tokenizer(name: str, folder: Path, limit: int) -> tuple[FastTokenizer, int]:
+    """Return a folder's tokenizer and the longest input, special tokens included: the model's or the tokenizer's."""
+    found = load_tokenizer(folder, name=name)
+    stated = int(found.model_max_length or UNLIMITED)
+    pad = found.pad_token_id if found.pad_token_id is not None else found.eos_token_id
+    tokenizer = FastTokenizer(name, found.backend_tokenizer, pad_id=int(pad or 0))
+    length = min(limit, stated) if stated < UNLIMITED else limit
+    if length <= tokenizer.specials:
+        raise ConfigError(f"'{name}' reads at most {length} tokens, of which {tokenizer.specials} are special ones.")
+    return tokenizer, length
+
+
+def context_length(model: nn.Module, folder: Path) -> int:
+    """Return how many tokens a text model reads at most, as its position embeddings and sentence settings say.
+
+    RoBERTa and its relatives count positions from behind the padding id, so that many of the table stay unused.
+    """
+    config: Any = model.config
+    length = int(getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT)
+    for name, module in model.named_modules():
+        if name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
+            length = module.num_embeddings
+            if module.padding_idx is not None:
+                length -= module.padding_idx + 1
+    sentence = folder / "sentence_bert_config.json"
+    if sentence.is_file():
+        stated = read_json(sentence).get("max_seq_length")
+        length = min(length, int(stated)) if stated else length
+    return length
+
+
+def sides_of(config: Any) -> str:
+    """Return ``pair``, ``vision`` or ``text`` (ConfigError for models that are none of them)."""
+    if config.model_type in ("clip", "siglip"):
+        return "pair"
+    if getattr(config, "is_encoder_decoder", False):
+        raise ConfigError(
+            f"Models of the kind '{config.model_type}' have a decoder, and madkit reads encoders.",
+            hint="use an encoder such as roberta-base or bert-base",
+        )
+    inputs = getattr(build_skeleton(config), "main_input_name", "")
+    if inputs == "pixel_values":
+        return "vision"
+    if inputs == "input_ids" and hasattr(config, "hidden_size") and hasattr(config, "vocab_size"):
+        return "text"
+    raise ConfigError(f"madkit cannot read tokens from models of the kind '{config.model_type}'.")

@@ -1,0 +1,93 @@
+"""Facts of teachers: what is stated for short names is what the libraries' own configurations give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hf_models
+import pytest
+import torch
+
+from madkit.core.errors import NotFoundError, UsageProblem
+from madkit.teachers.describe import describe_teacher
+from madkit.teachers.flops import gflops
+from madkit.teachers.hf_files import quiet
+from madkit.teachers.hf_load import context_length
+from madkit.teachers.known import KNOWN, parse_teacher_name
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("name", [name for name, known in KNOWN.items() if known.target.startswith("hf:")])
+def test_stated_facts_are_those_of_the_librarys_models(name: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    known = KNOWN[name]
+    with quiet(), torch.device("meta"):
+        model: Any = AutoModel.from_config(AutoConfig.for_model(**known.config)).eval()
+    assert known.parameters_m == pytest.approx(sum(p.numel() for p in model.parameters()) / 1e6, abs=0.05)
+    if known.image_size is not None:
+        vision = getattr(model, "vision_model", model)
+        pixels = torch.zeros(1, 3, known.image_size, known.image_size, device="meta")
+        tokens = vision(pixel_values=pixels).last_hidden_state.shape
+        assert (tokens[1] - (name.startswith("dinov2")), tokens[2]) == (known.image_tokens, known.dim)
+        assert known.gflops_image == gflops(lambda: vision(pixel_values=pixels))
+    if known.context_length is not None:
+        text = getattr(model, "text_model", model)
+        limit = 256 if name == "minilm-l6" else known.context_length  # its sentence settings say 256
+        assert context_length(text, tmp_path) >= known.context_length == limit
+        ids = torch.zeros(1, limit, dtype=torch.long, device="meta")
+        assert known.gflops_text == gflops(lambda: text(input_ids=ids))
+        assert text.config.hidden_size == known.dim
+
+
+def test_a_product_of_matrices_is_counted() -> None:
+    a, b = (torch.zeros(1000, 1000, device="meta") for _ in range(2))
+    assert gflops(lambda: a @ b) == 2.0
+    assert gflops(lambda: a.sum().item()) is None
+
+
+def test_folders_timm_and_joined_names(tmp_path: Path) -> None:
+    tokenizer = hf_models.byte_level()
+    folder = hf_models.save(tmp_path / "text", hf_models.text_model("roberta", tokenizer), tokenizer)
+    facts = describe_teacher(f"hf:{folder}")
+    assert (facts["dim"], facts["context_length"], facts["bytes_per_text_token"]) == (32, 62, 64)
+    facts = describe_teacher("timm:vit_small_patch14_dinov2.lvd142m")
+    assert (facts["dim"], facts["image_tokens"], facts["licence"]) == (384, 37 * 37, "apache-2.0")
+    facts = describe_teacher(f"dinov2-vit-b14+hf:{folder}")
+    assert (facts["vision_dim"], facts["text_dim"], facts["image_tokens"], facts["context_length"]) == (
+        768,
+        32,
+        256,
+        62,
+    )
+    with pytest.raises(NotFoundError, match="the hub is switched off"):
+        describe_teacher("hf:someone/something")
+
+
+def test_names() -> None:
+    assert parse_teacher_name("hf:FacebookAI/roberta-base") == parse_teacher_name("roberta-base")
+    pinned = parse_teacher_name("hf:FacebookAI/roberta-base@abc123")
+    assert (pinned.rest, pinned.tag, pinned.slug) == (
+        "FacebookAI/roberta-base", "abc123", "hf-facebookai-roberta-base-abc123",
+    )  # fmt: skip
+    joined = parse_teacher_name("hf:facebook/dinov2-large+hf:/models/My Text/")
+    assert joined.canonical == "dinov2-vit-l14+hf:/models/My Text/"
+    assert joined.slug == "dinov2-vit-l14-hf-my-text"
+    assert parse_teacher_name("mini+mini") == parse_teacher_name("mini")
+    assert parse_teacher_name("local:/a+b/c").scheme == "local"
+    assert parse_teacher_name("hf:/a+b+roberta-base").parts == (
+        parse_teacher_name("hf:/a+b"), parse_teacher_name("roberta-base"),
+    )  # fmt: skip
+    assert parse_teacher_name("timm:timm/resnet18.a1_in1k").canonical == "timm:resnet18.a1_in1k"
+    for bad, wrong, near in [
+        ("dinov2-vit-l14+roberta-bas", "roberta-bas", "roberta-base"),
+        ("dinov2-vit-l4+roberta-base", "dinov2-vit-l4", "dinov2-vit-l14"),
+        ("roberta", "roberta", "roberta-base"),
+    ]:
+        with pytest.raises(UsageProblem, match=rf"no teacher named '{wrong}'\. Did you mean .*'{near}'"):
+            parse_teacher_name(bad)
+    for bad in ("hf:", "hf:a b/c", "timm:", "+mini", "mini+"):
+        with pytest.raises(UsageProblem, match="no teacher named"):
+            parse_teacher_name(bad)
