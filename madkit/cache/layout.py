@@ -45,7 +45,7 @@ class ArraySpec:
         name: path of the array in the store, such as ``images/tokens``.
         rows: length of the first axis.
         item: shape of one row; empty for a one-dimensional array.
-        dtype: NumPy name, also Zarr's: ``float16``, ``float32``, ``float64``, ``int32``, ``int64``.
+        dtype: NumPy name, also Zarr's: ``float16``, ``float32``, ``float64``, ``int8``, ``int32``, ``int64``.
         shard_rows: rows per file.
         inner_rows: rows per inner chunk of a sharded array; 0 for an array that is not sharded.
         dimensions: a name for each axis.
@@ -84,10 +84,12 @@ class ArraySpec:
 
     def metadata(self) -> dict[str, Any]:
         """Return the content of the array's ``zarr.json``."""
-        little: list[dict[str, Any]] = [
+        index: list[dict[str, Any]] = [
             {"name": "bytes", "configuration": {"endian": "little"}},
             {"name": "crc32c"},
         ]
+        # single bytes have no order, and Zarr libraries differ in whether they bear one in the metadata
+        little = [{"name": "bytes"}, {"name": "crc32c"}] if self.dtype == "int8" else index
         codecs = little
         if self.inner_rows:
             codecs = [
@@ -96,7 +98,7 @@ class ArraySpec:
                     "configuration": {
                         "chunk_shape": [self.inner_rows, *self.item],
                         "codecs": little,
-                        "index_codecs": little,
+                        "index_codecs": index,
                         "index_location": "end",
                     },
                 }
@@ -157,13 +159,18 @@ def group_metadata(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class ImageLayout:
-    """Sizes of the image part: ``n`` images, ``unit`` of them per shard, each ``tokens`` x ``dim``."""
+    """Sizes of the image part: ``n`` images, ``unit`` of them per shard, each ``tokens`` x ``dim``.
+
+    ``tokens`` is smaller than the grid where a selection is kept, and 0 where global vectors alone are. ``dtype`` is
+    that of tokens: ``float16`` or ``int8``.
+    """
 
     n: int
     unit: int
     tokens: int
     dim: int
     grid: tuple[int, int]
+    dtype: str = "float16"
 
     @property
     def units(self) -> int:
@@ -172,22 +179,34 @@ class ImageLayout:
 
     def arrays(self) -> dict[str, ArraySpec]:
         """Return the arrays of the part by their last name."""
-        item = (self.tokens, self.dim)
-        return {
-            "tokens": ArraySpec("images/tokens", self.n, item, "float16", self.unit, 1, ("image", "patch", "channel")),
-            **_common_arrays("images", self.n, self.unit, self.units, self.dim, "image"),
-        }
+        arrays = _common_arrays("images", self.n, self.unit, self.units, self.dim, "image")
+        if not self.tokens:
+            return arrays
+        n, unit, item = self.n, self.unit, (self.tokens, self.dim)
+        inner = math.gcd(GLOBAL_CHUNK_ROWS, unit)
+        one = {"tokens": ArraySpec("images/tokens", n, item, self.dtype, unit, 1, ("image", "patch", "channel"))}
+        each = item[:1]
+        if self.tokens < self.grid[0] * self.grid[1]:
+            one["positions"] = ArraySpec("images/positions", n, each, "int32", unit, inner, ("image", "patch"))
+        if self.dtype == "int8":
+            one["scales"] = ArraySpec("images/scales", n, each, "float16", unit, inner, ("image", "patch"))
+            one |= _int8_arrays("images", self.units, self.dim)
+        return {**one, **arrays}
 
 
 @dataclass(frozen=True, slots=True)
 class TextLayout:
-    """Sizes of the text part: ``n`` texts, ``unit`` of them per shard, a shard having room for ``capacity`` tokens."""
+    """Sizes of the text part: ``n`` texts, ``unit`` of them per shard, a shard having room for ``capacity`` tokens.
+
+    ``capacity`` is 0 where global vectors alone are kept. ``dtype`` is that of tokens: ``float16`` or ``int8``.
+    """
 
     n: int
     unit: int
     capacity: int
     rows: int
     dim: int
+    dtype: str = "float16"
 
     @property
     def units(self) -> int:
@@ -197,14 +216,29 @@ class TextLayout:
     def arrays(self) -> dict[str, ArraySpec]:
         """Return the arrays of the part by their last name."""
         inner, capacity = TEXT_CHUNK_TOKENS, self.capacity
+        common = _common_arrays("texts", self.n, self.unit, self.units, self.dim, "text")
+        if not capacity:
+            return common
+        extra = {}
+        if self.dtype == "int8":
+            extra["scales"] = ArraySpec("texts/scales", self.rows, (), "float16", capacity, inner, ("token",))
+            extra |= _int8_arrays("texts", self.units, self.dim)
         return {
             "tokens": ArraySpec(
-                "texts/tokens", self.rows, (self.dim,), "float16", capacity, inner, ("token", "channel")
+                "texts/tokens", self.rows, (self.dim,), self.dtype, capacity, inner, ("token", "channel")
             ),
+            **extra,
             "spans": ArraySpec("texts/spans", self.rows, (2,), "int32", capacity, inner, ("token", "bound")),
             "extents": ArraySpec(TEXT_EXTENTS, self.n, (2,), "int64", max(self.n, 1), 0, ("text", "bound")),
-            **_common_arrays("texts", self.n, self.unit, self.units, self.dim, "text"),
+            **common,
         }
+
+
+def _int8_arrays(part: str, units: int, dim: int) -> dict[str, ArraySpec]:
+    return {
+        "channel_scales": ArraySpec(f"{part}/channel_scales", units, (dim,), "float32", 1, 0, ("shard", "channel")),
+        "unit_cosines": ArraySpec(f"{part}/unit_cosines", units, (3,), "float64", 1, 0, ("shard", "fact")),
+    }
 
 
 def _common_arrays(part: str, n: int, unit: int, units: int, dim: int, axis: str) -> dict[str, ArraySpec]:
@@ -218,24 +252,35 @@ def _common_arrays(part: str, n: int, unit: int, units: int, dim: int, axis: str
     }
 
 
-def image_layout(n: int, grid: tuple[int, int], dim: int, shard_mb: float) -> ImageLayout:
-    """Choose shards of about ``shard_mb`` MB (10^6 bytes) and at most 4,096 images."""
-    tokens = grid[0] * grid[1]
-    return ImageLayout(n, shard_items(tokens * dim * 2, shard_mb), tokens, dim, grid)
+def image_layout(
+    n: int, grid: tuple[int, int], dim: int, shard_mb: float, *, tokens: int | None = None, dtype: str = "float16"
+) -> ImageLayout:
+    """Choose shards of about ``shard_mb`` MB (10^6 bytes) and at most 4,096 images.
+
+    ``tokens`` an image keeps; None for all, 0 for its global vector alone.
+    """
+    tokens = grid[0] * grid[1] if tokens is None else tokens
+    return ImageLayout(
+        n, shard_items(max(1, tokens) * dim * np.dtype(dtype).itemsize, shard_mb), tokens, dim, grid, dtype
+    )
 
 
-def text_layout(lengths: npt.NDArray[np.int64], dim: int, shard_mb: float) -> TextLayout:
+def text_layout(
+    lengths: npt.NDArray[np.int64], dim: int, shard_mb: float, *, tokens: bool = True, dtype: str = "float16"
+) -> TextLayout:
     """Choose shards of about ``shard_mb`` MB and at most 4,096 texts for texts of ``lengths`` tokens.
 
     A shard holds whole texts, always ``unit`` of them; all shards have room for as many tokens as the fullest one
     needs, since Zarr's grid is regular. Room that is not used is absent from the file and takes no space.
     """
-    mean = float(lengths.mean()) if len(lengths) else 1.0
-    unit = shard_items(max(1.0, mean) * dim * 2, shard_mb)
+    mean = float(lengths.mean()) if len(lengths) and tokens else 1.0
+    unit = shard_items(max(1.0, mean) * dim * np.dtype(dtype).itemsize, shard_mb)
+    if not tokens:
+        return TextLayout(len(lengths), unit, 0, 0, dim, dtype)
     used = [int(lengths[first : first + unit].sum()) for first in range(0, len(lengths), unit)]
     capacity = -(-max([1, *used]) // TEXT_CHUNK_TOKENS) * TEXT_CHUNK_TOKENS
     rows = (len(used) - 1) * capacity + used[-1] if used else 0
-    return TextLayout(len(lengths), unit, capacity, rows, dim)
+    return TextLayout(len(lengths), unit, capacity, rows, dim, dtype)
 
 
 def text_extents(lengths: npt.NDArray[np.int64], layout: TextLayout) -> npt.NDArray[np.int64]:

@@ -53,7 +53,7 @@ class StoreRow:
 
     def as_row(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        facts = {key: self.identity.get(key) for key in ("teacher", "task", "source", "revision")}
+        facts = {key: self.identity.get(key) for key in ("teacher", "task", "source", "revision", "selection", "dtype")}
         return {
             "path": str(self.path),
             "name": self.path.name,
@@ -187,24 +187,29 @@ class Removal:
 def plan_prune(workspace: Workspace, store: str | None = None) -> list[Removal]:
     """Say what to remove: one store by name, else unfinished, unreadable and superseded stores.
 
-    A store is superseded where the same teacher and source have a complete one that was made later.
+    A store is superseded where the same teacher and source have a complete one that was made later and holds the same
+    choice of tokens in the same dtype.
     """
     if store is not None:
         return [Removal(describe(path), "asked for") for path in find_store(workspace, store)]
     rows = list_stores(workspace)
-    newest: dict[tuple[Any, Any], StoreRow] = {}
+    newest: dict[tuple[Any, ...], StoreRow] = {}
     for row in rows:
         if row.state == "complete":
-            group = (row.identity.get("teacher"), row.identity.get("source"))
+            group = _kind(row)
             if group not in newest or row.created > newest[group].created:
                 newest[group] = row
     removals = []
     for row in rows:
         if row.state != "complete":
             removals.append(Removal(row, row.state))
-        elif newest[(row.identity.get("teacher"), row.identity.get("source"))] is not row:
+        elif newest[_kind(row)] is not row:
             removals.append(Removal(row, "superseded by a later one"))
     return removals
+
+
+def _kind(row: StoreRow) -> tuple[Any, ...]:
+    return tuple(row.identity.get(name) for name in ("teacher", "source", "selection", "dtype"))
 
 
 def remove_store(path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from madkit.cache.layout import FORMAT, IMAGE_IDS, JOURNAL, MANIFEST, PLAN, SCHEMA, TEXT_EXTENTS, TEXTS
+from madkit.cache.quantise import dequantise
 from madkit.cache.rows import ShardedRows, read_spec
 from madkit.cache.shards import unpack_chunk
 from madkit.cache.statistics import GLOBAL_MEAN, GLOBAL_VAR, TOKEN_MEAN, TOKEN_VAR
@@ -52,7 +53,9 @@ class _Part:
         self.absent = dict(absent)
         self._gone = np.array(sorted(absent), dtype=np.int64)
         self._check = check
-        self._tokens = ShardedRows(root, read_spec(root, f"{part}/tokens"), check=check)
+        self._tokens = _open(root, f"{part}/tokens", check)
+        self._scales = _open(root, f"{part}/scales", check)
+        self._channels: Float32 | None = None
         self._globals = ShardedRows(root, read_spec(root, f"{part}/globals"), check=check)
         self._part = part
         self._extract = extract
@@ -62,7 +65,7 @@ class _Part:
     @property
     def dim(self) -> int:
         """Width of tokens and global vectors."""
-        return self._tokens.spec.item[-1]
+        return self._globals.spec.item[-1]
 
     def __len__(self) -> int:
         return self._globals.spec.rows
@@ -71,6 +74,32 @@ class _Part:
         """Return the global vectors of rows: [n, D] float16 (CacheError for an absent row)."""
         self._refuse_absent(rows)
         return self._globals.take(rows)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the store has more than global vectors."""
+        return self._tokens is not None
+
+    @property
+    def dtype(self) -> str:
+        """How tokens lie on disk: ``float16`` or ``int8``. Reading gives float16 in any case."""
+        return "float16" if self._scales is None else "int8"
+
+    def _token_rows(self) -> ShardedRows:
+        if self._tokens is None:
+            raise CacheError(
+                f"The cache {self._root.name} holds global vectors only, no tokens.",
+                hint=f"extract tokens: {self._extract.partition(' --tokens ')[0]}",
+            )
+        return self._tokens
+
+    def _channels_of(self, units: Int64) -> Float32:
+        """Return the channel scales of units: [n, D]."""
+        with self._lock:
+            if self._channels is None:
+                self._channels = _read_units(self._root, f"{self._part}/channel_scales")
+            chosen: Float32 = self._channels[units]
+            return chosen
 
     def _refuse_absent(self, rows: npt.ArrayLike) -> None:
         if not len(self._gone):
@@ -119,8 +148,9 @@ class _Part:
 
     def close(self) -> None:
         """Let go of open files."""
-        self._tokens.close()
-        self._globals.close()
+        for rows in (self._tokens, self._scales, self._globals):
+            if rows is not None:
+                rows.close()
 
 
 class ImageTokens(_Part):
@@ -134,6 +164,20 @@ class ImageTokens(_Part):
         self.ids: list[str] = document["ids"]
         self.grid = grid
         self._rows = {name: row for row, name in enumerate(self.ids)} | document["aliases"]
+        self._positions = _open(root, "images/positions", check)
+
+    @property
+    def selected(self) -> int | None:
+        """How many patches of each image are kept; None where all are."""
+        return None if self._positions is None else self._positions.spec.item[0]
+
+    def positions(self, rows: npt.ArrayLike) -> npt.NDArray[np.int32]:
+        """Return which patches the tokens of rows stand for: [n, T] int32, ascending, row-major in ``grid``."""
+        self._refuse_absent(rows)
+        if self._positions is not None:
+            return self._positions.take(rows)
+        every = np.arange(self._token_rows().spec.item[0], dtype=np.int32)
+        return np.broadcast_to(every, (np.asarray(rows).size, len(every)))
 
     def rows(self, image_ids: Sequence[str], *, absent: Absent = "error") -> Int64:
         """Return the rows of images: [n] int64.
@@ -152,13 +196,36 @@ class ImageTokens(_Part):
         return ~np.isin(_lookup(self._rows, image_ids, "images", self._root, self._extract), self._gone)
 
     def tokens(self, rows: npt.ArrayLike) -> Float16:
-        """Return the patch tokens of rows: [n, P, D] float16, patches in row-major order of ``grid``.
+        """Return the patch tokens of rows: [n, T, D] float16, those of :meth:`positions` (all P, or a selection).
 
         Raises:
-            CacheError: an absent row, or a damaged file.
+            CacheError: an absent row, a damaged file, or a store of global vectors only.
         """
         self._refuse_absent(rows)
-        return self._tokens.take(rows)
+        stored = self._token_rows()
+        if self._scales is None:
+            return stored.take(rows)
+        values, scales, channels = self.rounded_tokens(rows)
+        return dequantise(values, scales, channels[:, None, :])
+
+    def rounded_tokens(self, rows: npt.ArrayLike) -> tuple[npt.NDArray[np.int8], Float16, Float32]:
+        """Return what an int8 store holds of rows, to be decoded elsewhere, such as on a GPU.
+
+        Returns:
+            values [n, T, D], scales [n, T] and channel scales [n, D]; a token is the product of the three.
+        """
+        self._refuse_absent(rows)
+        stored = self._token_rows()
+        if self._scales is None:
+            raise CacheError(f"The cache {self._root.name} holds {self.dtype} tokens, which are not rounded.")
+        units = np.asarray(rows, dtype=np.int64).reshape(-1) // stored.spec.shard_rows
+        return stored.take(rows), self._scales.take(rows), self._channels_of(units)
+
+    def close(self) -> None:
+        """Let go of open files."""
+        super().close()
+        if self._positions is not None:
+            self._positions.close()
 
 
 class TextTokens(_Part):
@@ -167,8 +234,10 @@ class TextTokens(_Part):
     def __init__(self, root: Path, *, check: bool, extract: str, absent: Mapping[int, str]) -> None:
         super().__init__(root, "texts", check, absent, extract)
         self.texts: list[str] = read_json(root / TEXTS)
-        self._spans = ShardedRows(root, read_spec(root, "texts/spans"), check=check)
-        self._extents = np.asarray(_read_whole(root, TEXT_EXTENTS), dtype=np.int64)
+        self._spans = _open(root, "texts/spans", check)
+        self._extents = np.zeros((len(self), 2), dtype=np.int64)
+        if self._spans is not None:
+            self._extents = np.asarray(_read_whole(root, TEXT_EXTENTS), dtype=np.int64)
         self._rows = {text: row for row, text in enumerate(self.texts)}
 
     def rows(self, texts: Sequence[str], *, absent: Absent = "error") -> Int64:
@@ -189,13 +258,22 @@ class TextTokens(_Part):
         self._refuse_absent(rows)
         extents = self._extents[np.asarray(rows, dtype=np.int64).reshape(-1)]
         starts, stops = extents[:, 0], extents[:, 1]
-        offsets = np.concatenate([[0], np.cumsum(stops - starts)]).astype(np.int64)
-        return RaggedTokens(self._tokens.take_ranges(starts, stops), self._spans.take_ranges(starts, stops), offsets)
+        stored = self._token_rows()
+        assert self._spans is not None  # they come with the tokens
+        lengths = stops - starts
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        tokens = stored.take_ranges(starts, stops)
+        if self._scales is not None:
+            # a shard of tokens is a unit; an empty text may end where its shard does, and needs no scale
+            units = np.repeat(starts // stored.spec.shard_rows, lengths)
+            tokens = dequantise(tokens, self._scales.take_ranges(starts, stops), self._channels_of(units))
+        return RaggedTokens(tokens, self._spans.take_ranges(starts, stops), offsets)
 
     def close(self) -> None:
         """Let go of open files."""
         super().close()
-        self._spans.close()
+        if self._spans is not None:
+            self._spans.close()
 
 
 class TokenCache:
@@ -328,7 +406,29 @@ def missing_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 def extract_command(identity: Mapping[str, Any]) -> str:
     """Return the command that makes a store."""
-    return f"madkit extract --teacher {identity.get('teacher')} --task {identity.get('task')}"
+    command = f"madkit extract --teacher {identity.get('teacher')} --task {identity.get('task')}"
+    if identity.get("dtype", "float16") != "float16":
+        command += f" --store-dtype {identity['dtype']}"
+    if identity.get("selection", "all") != "all":
+        command += f" --tokens {identity['selection']}"
+    return command
+
+
+def _open(root: Path, name: str, check: bool) -> ShardedRows | None:
+    """Open a sharded array; None where the store has none of this name (the manifest's files are there)."""
+    if not (root / name / "zarr.json").is_file():
+        return None
+    return ShardedRows(root, read_spec(root, name), check=check)
+
+
+def _read_units(root: Path, name: str) -> Float32:
+    """Read an array with a file per unit."""
+    spec = read_spec(root, name)
+    rows = np.zeros((spec.rows, *spec.item), dtype=np.float32)
+    for unit in range(spec.rows):
+        path = root / spec.file(unit)
+        rows[unit] = unpack_chunk(spec, path.read_bytes(), str(path))[0]
+    return rows
 
 
 def _read_whole(root: Path, name: str) -> npt.NDArray[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ ARRAYS = (
     "texts/tokens",
     "texts/spans",
     "texts/globals",
+    "images/positions",
+    "images/scales",
+    "texts/scales",
 )
 
 
@@ -89,7 +92,7 @@ def verify_cache(path: Path, *, on_file: Callable[[int], None] | None = None) ->
     except MadkitError as error:
         return VerifyReport(path, 0, 0, (Problem(MANIFEST, "manifest", error.message),))
     problems = [] if key_fits else [Problem(MANIFEST, "manifest", "the key is not the digest of the identity")]
-    specs = _specs(path, problems)
+    specs = _specs(path, manifest["files"], problems)
     files = bytes_ = 0
     for name, entry in manifest["files"].items():
         try:
@@ -109,9 +112,11 @@ def verify_cache(path: Path, *, on_file: Callable[[int], None] | None = None) ->
     return VerifyReport(path, files, bytes_, tuple(problems))
 
 
-def _specs(path: Path, problems: list[Problem]) -> dict[str, ArraySpec]:
+def _specs(path: Path, files: Mapping[str, Any], problems: list[Problem]) -> dict[str, ArraySpec]:
     specs = {}
     for name in ARRAYS:
+        if f"{name}/zarr.json" not in files:
+            continue
         try:
             specs[name] = read_spec(path, name)
         except MadkitError as error:

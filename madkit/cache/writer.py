@@ -35,6 +35,7 @@ from madkit.cache.layout import (
     store_key,
     text_extents,
 )
+from madkit.cache.quantise import quantise
 from madkit.cache.shards import file_crc32, pack_chunk, pack_shard, unpack_chunk
 from madkit.cache.statistics import merge_moments, moments
 from madkit.core.environment import environment
@@ -87,8 +88,8 @@ class StorePlan:
             "key": store_key(self.identity),
             "identity": dict(self.identity),
             "items": sha256(_json(items)).hexdigest()[:16],
-            "images": asdict(self.images),
-            "texts": asdict(self.text),
+            "images": _sizes(self.images),
+            "texts": _sizes(self.text),
             "facts": dict(self.facts),
         }
 
@@ -110,6 +111,8 @@ class StorePlan:
         rows = self.items(part, unit)
         if part == "images":
             return len(rows) * self.images.tokens
+        if not self.text.capacity:
+            return 0
         return int(self.lengths[rows.start : rows.stop].sum())
 
 
@@ -220,8 +223,8 @@ class StoreWriter:
                 self._put(f"{spec.name}/zarr.json", _json(spec.metadata()))
         self._put(IMAGE_IDS, _json({"ids": list(plan.image_ids), "aliases": dict(plan.image_aliases)}))
         self._put(TEXTS, _json(list(plan.texts)))
-        extents = plan.arrays("texts")["extents"]
-        if extents.shards:
+        extents = plan.arrays("texts").get("extents")
+        if extents is not None and extents.shards:
             self._put(extents.file(0), pack_chunk(extents, text_extents(plan.lengths, plan.text)))
 
     def _put(self, name: str, data: bytes) -> None:
@@ -284,7 +287,8 @@ class StoreWriter:
         Args:
             part: ``images`` or ``texts``.
             unit: its number.
-            arrays: ``tokens`` and ``globals`` as float16 and, for texts, ``spans`` as int32, the unit's rows only.
+            arrays: ``tokens`` and ``globals`` as float16, for texts ``spans`` and for a selection ``positions`` as
+                int32, the unit's rows only. Tokens are rounded here where the store keeps int8.
             absent: what is wrong with each item of the unit that has no values, by row of the store. Its values in
                 ``arrays`` are not looked at.
 
@@ -297,19 +301,23 @@ class StoreWriter:
         known = self.plan.absent_texts if part == "texts" else {}
         missing = {row: error for row, error in {**known, **(absent or {})}.items() if row in rows}
         gone = sorted(row - rows.start for row in missing)
-        tokens = np.asarray(arrays["tokens"], dtype=np.float16)
+        dim = specs["globals"].item[0]
+        tokens = np.asarray(arrays.get("tokens", np.zeros((len(rows), 0, dim))), dtype=np.float16)
         globals_ = np.asarray(arrays["globals"], dtype=np.float16)
         if gone:
             globals_ = globals_.copy()
             globals_[gone] = 0
-        values = {**arrays, "globals": globals_}
+        values = {**{name: found for name, found in arrays.items() if name in specs}, "globals": globals_}
+        if "scales" in specs:
+            values.pop("tokens", None)  # rounded below
         packed = {
             specs[name].file(unit): pack_shard(specs[name], given, gone) for name, given in values.items() if len(given)
         }
+        there = np.delete(np.arange(len(rows)), gone)
+        if "scales" in specs:
+            packed |= self._round(part, unit, tokens, there, gone)
         if gone:
-            there = np.delete(np.arange(len(rows)), gone)
             tokens, globals_ = tokens[there] if part == "images" else tokens, globals_[there]
-        dim = specs["globals"].item[0]
         both = np.concatenate([moments(tokens.reshape(-1, dim)), moments(globals_)])
         statistics = specs["unit_statistics"]
         packed[statistics.file(unit)] = pack_chunk(statistics, both[None])
@@ -321,6 +329,46 @@ class StoreWriter:
         append_jsonl(self.folder / JOURNAL, self._line((part, unit), files))
         self._files.update(files)
         self._done.add((part, unit))
+
+    def _round(
+        self, part: Part, unit: int, tokens: npt.NDArray[np.float16], there: npt.NDArray[np.int64], gone: Sequence[int]
+    ) -> dict[str, bytes]:
+        """Round a unit's tokens to int8, and measure what that costs."""
+        specs = self.plan.arrays(part)
+        kept = tokens[there] if part == "images" else tokens
+        rounded = quantise(kept.reshape(-1, tokens.shape[-1]))
+        values, scales = np.zeros(tokens.shape, np.int8), np.zeros(tokens.shape[:-1], np.float16)
+        place = there if part == "images" else slice(None)
+        values[place] = rounded.values.reshape(kept.shape)
+        scales[place] = rounded.scales.reshape(kept.shape[:-1])
+        packed = {}
+        if len(values):
+            packed[specs["tokens"].file(unit)] = pack_shard(specs["tokens"], values, gone)
+            packed[specs["scales"].file(unit)] = pack_shard(specs["scales"], scales, gone)
+        facts = {"channel_scales": rounded.channels, "unit_cosines": np.array(rounded.cosines)}
+        return packed | {specs[name].file(unit): pack_chunk(specs[name], fact[None]) for name, fact in facts.items()}
+
+    def rounding(self) -> dict[str, dict[str, Any]]:
+        """Return, for each part in int8, its tokens and the mean and worst cosine that rounding left them."""
+        found: dict[str, dict[str, Any]] = {}
+        for part in PARTS:
+            specs = self.plan.arrays(part)
+            if "scales" not in specs:
+                continue
+            facts = [self._chunk(specs["unit_cosines"], unit) for unit in range(self.plan.units(part))]
+            channels = [self._chunk(specs["channel_scales"], unit) for unit in range(self.plan.units(part))]
+            n = sum(fact[0] for fact in facts)
+            found[part] = {
+                "tokens": int(n),
+                "mean_cosine": float(sum(fact[0] * fact[1] for fact in facts) / n) if n else 1.0,
+                "worst_cosine": float(min((fact[2] for fact in facts), default=1.0)),
+                "outlier_channels": int(np.any(np.stack(channels) > 1, axis=0).sum()) if channels else 0,
+            }
+        return found
+
+    def _chunk(self, spec: ArraySpec, unit: int) -> npt.NDArray[np.float64]:
+        name = spec.file(unit)
+        return np.asarray(unpack_chunk(spec, (self.folder / name).read_bytes(), name)[0], np.float64)
 
     def finish(self, *, seconds: float, keep: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Write the statistics and the manifest, which makes the store readable, and return the manifest.
@@ -344,6 +392,9 @@ class StoreWriter:
             "environment": environment(),
             "files": dict(sorted(self._files.items())),
         }
+        rounding = self.rounding()
+        if rounding:
+            manifest["rounding"] = rounding
         if keep is not None:
             manifest |= {name: keep[name] for name in ("created", "seconds", "environment")}
             manifest["repaired"] = [*keep.get("repaired", []), {"when": now, "environment": environment()}]
@@ -372,12 +423,7 @@ class StoreWriter:
             self._put(target.file(0), pack_chunk(target, np.zeros((4, *target.item), dtype=np.float32)))
             return
         source = specs["unit_statistics"]
-        values = [
-            np.asarray(
-                unpack_chunk(source, (self.folder / source.file(unit)).read_bytes(), source.file(unit))[0], np.float64
-            )
-            for unit in units
-        ]
+        values = [self._chunk(source, unit) for unit in units]
         gone = [len(self._absent.get((part, unit), {})) for unit in units]
         each = self.plan.images.tokens if part == "images" else 0  # an absent text has no tokens anyway
         counts = [self.plan.token_count(part, unit) - each * less for unit, less in zip(units, gone, strict=True)]
@@ -394,6 +440,14 @@ def unit_of_file(name: str) -> tuple[Part, int] | None:
     if not found or last in ("extents", "statistics"):
         return None
     return ("images" if part == "images" else "texts"), int(rest.partition("/")[0])
+
+
+def _sizes(layout: ImageLayout | TextLayout) -> dict[str, Any]:
+    """Return a part's sizes; the dtype is named only where it is not the usual one, which older plans do not name."""
+    sizes = asdict(layout)
+    if sizes["dtype"] == "float16":
+        del sizes["dtype"]
+    return sizes
 
 
 def _entry(data: bytes) -> dict[str, Any]:

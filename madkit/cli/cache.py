@@ -37,12 +37,14 @@ def list_(workspace: WorkspaceOption = None, json_: JsonOption = False) -> None:
 
     def human() -> None:
         print_table(
-            ["cache", "teacher", "data", "images", "texts", "absent", "MB", "state"],
+            ["cache", "teacher", "data", "tokens", "dtype", "images", "texts", "absent", "MB", "state"],
             [
                 [
                     row["name"],
                     row["teacher"],
                     row["source"],
+                    row["selection"],
+                    row["dtype"],
                     row["images"],
                     row["texts"],
                     row["absent"],
@@ -51,7 +53,7 @@ def list_(workspace: WorkspaceOption = None, json_: JsonOption = False) -> None:
                 ]
                 for row in rows
             ],
-            right=(3, 4, 5, 6),
+            right=(5, 6, 7, 8),
         )
 
     emit({"stores": rows}, json_, human)

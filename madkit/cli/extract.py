@@ -15,6 +15,7 @@ madkit extract --teacher mini
 madkit extract --teacher clip-vit-l14 --task vcr --weights ViT-L-14.safetensors
 madkit extract --teacher open_clip:ViT-B-16/datacomp_xl_s13b_b90k --task vqa --dry-run
 madkit extract --teacher clip-vit-b32 --task snli-ve --allow-missing
+madkit extract --teacher clip-vit-l14 --task vqa --tokens selected:64 --store-dtype int8
 """
 
 
@@ -43,6 +44,14 @@ def extract(
         float | None,
         typer.Option("--shard-mb", metavar="MB", help="Size of a shard, what a kill can cost.", show_default="32"),
     ] = None,
+    tokens: Annotated[
+        str,
+        typer.Option("--tokens", metavar="WHICH", help="all, selected:K image tokens, or global vectors only."),
+    ] = "all",
+    store_dtype: Annotated[
+        str,
+        typer.Option("--store-dtype", metavar="DTYPE", help="float16, or int8: half the size; its error is printed."),
+    ] = "float16",
     allow_missing: Annotated[
         bool,
         typer.Option(
@@ -65,7 +74,10 @@ def extract(
     if dry_run:
         from madkit.extract.dry_run import dry_run as plan
 
-        rows = [row.as_row() for row in plan(place, teacher, task or (), weights=weights, shard_mb=shard_mb)]
+        plans = plan(
+            place, teacher, task or (), weights=weights, shard_mb=shard_mb, tokens=tokens, store_dtype=store_dtype
+        )
+        rows = [row.as_row() for row in plans]
         emit({"stores": rows}, json_, lambda: _print_plan(rows))
         return
     from madkit.extract.stage import extract as run
@@ -79,6 +91,8 @@ def extract(
         workers=workers,
         shard_mb=shard_mb,
         allow_missing=allow_missing,
+        tokens=tokens,
+        store_dtype=store_dtype,
     )
     rows = [report.as_row() for report in reports]
     emit({"stores": rows}, json_, lambda: _print_reports(rows))

@@ -62,6 +62,11 @@ def needs_text_tokens(config: MADConfig) -> bool:
     return words or "token_text" in config.term_weights
 
 
+def needs_regions(config: MADConfig) -> bool:
+    """Whether any term compares regions, so that the cache must hold image tokens."""
+    return config.affinity_weight > 0 or bool({"token_region", "token_tag"} & set(config.term_weights))
+
+
 class TeacherSide:
     """The banks of one set of examples and how a batch's targets are cut from them."""
 
@@ -78,7 +83,12 @@ class TeacherSide:
         self.examples = examples
         self.shared_space = cache.shared_space
         self.images: ImageBank = image_bank(
-            cache, examples.image_ids, examples.region_boxes, threads=threads, permute_seed=permute_seed
+            cache,
+            examples.image_ids,
+            examples.region_boxes,
+            threads=threads,
+            permute_seed=permute_seed,
+            tokens=cache.images.has_tokens or needs_regions(config),
         )
         pairs = examples.token_pairs if needs_text_tokens(config) else None
         self.texts: TextBank = text_bank(cache, examples.texts, pairs, threads=threads)
@@ -126,7 +136,9 @@ class TeacherSide:
             text_mask=mask,
             text_global=self.text_globals(rows.texts),
             regions=self.images.regions[rows.images, :R],
-            region_mask=inputs.region_mask,
+            region_mask=inputs.region_mask
+            if self.images.covered is None
+            else inputs.region_mask & self.images.covered[rows.images, :R],
             image_global=self.images.globals[rows.images],
             image_index=inputs.image_index,
             shared_space=self.shared_space,

@@ -19,7 +19,7 @@ from torch import Tensor
 from madkit.cache import ImageTokens, TextTokens, TokenCache
 from madkit.core.console import Progress
 from madkit.core.seeds import permutation
-from madkit.mad.align import align_text, pool_regions
+from madkit.mad.align import align_text, pool_regions, pool_selected
 from madkit.mad.select import function_word_mask_of_spans
 from madkit.mad.targets import ChannelStats
 
@@ -33,6 +33,7 @@ class ImageBank:
     """regions [n, R, Dv] float16 and globals [n, Dv] float32 of the images of a set, in its own order.
 
     `present` [n] bool says which of them the cache has; the others are zeros, and no term may compare them.
+    `covered` [n, R] bool says which regions have a target, where the cache holds a selection of patches; None: all.
     """
 
     regions: Tensor
@@ -40,6 +41,7 @@ class ImageBank:
     stats: ChannelStats
     global_stats: ChannelStats
     present: Tensor
+    covered: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -74,6 +76,7 @@ def image_bank(
     threads: int = 2,
     permute_seed: int | None = None,
     progress: Progress | None = None,
+    tokens: bool = True,
 ) -> ImageBank:
     """Read and pool the images of a set.
 
@@ -84,6 +87,7 @@ def image_bank(
         threads: readers.
         permute_seed: control: every image is given the tokens of another one.
         progress: advanced by one per image.
+        tokens: whether any term compares regions; without, they stay zeros, and a cache of global vectors will do.
     """
     images = cache.images
     known = images.present(image_ids)
@@ -92,18 +96,27 @@ def image_bank(
     if permute_seed is not None:
         rows = rows[_derangement(len(rows), permute_seed)]
     n, R = boxes.shape[:2]
+    covered = torch.zeros(n, R, dtype=torch.bool) if tokens and images.selected is not None else None
     regions = torch.zeros(n, R, images.dim, dtype=torch.float16)
     global_ = torch.zeros(n, images.dim)
 
     def read(start: int) -> int:
         piece = rows[start : start + CHUNK_IMAGES]
         where = torch.from_numpy(there[start : start + CHUNK_IMAGES])
-        patches = torch.from_numpy(np.ascontiguousarray(images.tokens(piece)))
         whole = torch.from_numpy(np.ascontiguousarray(images.globals(piece))).float()
         global_[where] = whole
+        if not tokens:
+            return len(piece)
+        patches = torch.from_numpy(np.ascontiguousarray(images.tokens(piece)))
         box = boxes[where].float()
         area = (box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1])
-        pooled = pool_regions(patches, box, images.grid, image_global=whole, whole_image=area >= _WHOLE)
+        if covered is None:
+            pooled = pool_regions(patches, box, images.grid, image_global=whole, whole_image=area >= _WHOLE)
+        else:
+            places = torch.from_numpy(images.positions(piece))
+            pooled, covered[where] = pool_selected(
+                patches, places, box, images.grid, image_global=whole, whole_image=area >= _WHOLE
+            )
         regions[where] = pooled.half()
         return len(piece)
 
@@ -111,7 +124,7 @@ def image_bank(
         for done in workers.map(read, range(0, len(rows), CHUNK_IMAGES)):
             if progress is not None:
                 progress.advance(done)
-    return ImageBank(regions, global_, *_stats(images), torch.from_numpy(known))
+    return ImageBank(regions, global_, *_stats(images), torch.from_numpy(known), covered)
 
 
 def _derangement(n: int, seed: int) -> NDArray[np.int64]:

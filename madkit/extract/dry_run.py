@@ -13,6 +13,7 @@ from madkit.cache.writer import PARTS, StorePlan
 from madkit.core.files import read_jsonl
 from madkit.core.workspace import Workspace
 from madkit.extract.items import collect_items, split_names
+from madkit.extract.options import ExtractOptions
 from madkit.extract.stage import make_plan, store_identity, vision_and_text
 from madkit.tasks.data import datasets_to_extract, open_task
 from madkit.teachers.known import parse_teacher_name
@@ -61,8 +62,11 @@ def dry_run(
     *,
     weights: Path | None = None,
     shard_mb: float | None = None,
+    tokens: str = "all",
+    store_dtype: str = "float16",
 ) -> list[PlanReport]:
     """Plan an extraction. Arguments and errors as for :func:`madkit.extract.stage.extract`."""
+    ExtractOptions(tokens=tokens, store_dtype=store_dtype)  # refuses what cannot be meant
     names = datasets_to_extract(workspace, tasks)
     teacher = load_teacher(teacher_name, weights=weights)
     vision, text = vision_and_text(teacher)
@@ -70,7 +74,7 @@ def dry_run(
     for name in names:
         data = open_task(workspace, name)
         items = collect_items(data, split_names(data, None))
-        identity = store_identity(teacher, data, None)
+        identity = store_identity(teacher, data, None, tokens=tokens, dtype=store_dtype)
         plan = make_plan(vision, text, items, identity, shard_mb or DEFAULT_SHARD_MB)
         folder = store_folder(workspace.cache, parse_teacher_name(teacher.name).slug, data.source, plan.identity)
         total = len(items.image_ids) + len(items.texts)
@@ -102,12 +106,13 @@ def _journalled(folder: Path, plan: StorePlan) -> int:
 
 
 def _bytes(plan: StorePlan) -> int:
+    ragged = ("tokens", "spans", "scales")
     return sum(
         spec.rows * spec.row_bytes
         for part in PARTS
         for name, spec in plan.arrays(part).items()
-        if not (part == "texts" and name in ("tokens", "spans"))
-    ) + int(plan.lengths.sum()) * (plan.text.dim * 2 + 8)
+        if not (part == "texts" and name in ragged)
+    ) + int(plan.lengths.sum()) * sum(spec.row_bytes for name, spec in plan.arrays("texts").items() if name in ragged)
 
 
 def _existing(path: Path) -> Path:

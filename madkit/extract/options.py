@@ -9,6 +9,7 @@ import torch
 
 from madkit.cache.layout import DEFAULT_SHARD_MB
 from madkit.core.errors import UsageProblem
+from madkit.extract.selection import check_dtype, selected_count
 
 IMAGE_BATCH = {"cpu": 32, "cuda": 256}
 TEXT_BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
@@ -25,6 +26,8 @@ class ExtractOptions:
         image_batch: images per forward pass; 0 for the device's default.
         text_tokens: tokens per forward pass, padding included; 0 for the device's default.
         allow_missing: complete a store though images cannot be read or texts have no tokens.
+        tokens: ``all``, ``selected:K`` image tokens (see :mod:`madkit.extract.selection`), or ``global`` vectors only.
+        store_dtype: ``float16`` or ``int8``.
     """
 
     device: str = "auto"
@@ -33,10 +36,16 @@ class ExtractOptions:
     image_batch: int = 0
     text_tokens: int = 0
     allow_missing: bool = False
+    tokens: str = "all"
+    store_dtype: str = "float16"
 
     def __post_init__(self) -> None:
         if self.shard_mb <= 0:
             raise UsageProblem(f"A shard of {self.shard_mb} MB is impossible.", hint="--shard-mb 32")
+        selected_count(self.tokens)
+        check_dtype(self.store_dtype)
+        if self.tokens == "global" and self.store_dtype != "float16":
+            raise UsageProblem("Global vectors are always stored as float16.", hint="leave out --store-dtype")
         if self.workers < 0 or self.image_batch < 0 or self.text_tokens < 0:
             raise UsageProblem("Numbers of threads, images and tokens cannot be negative.")
 

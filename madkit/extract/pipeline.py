@@ -22,6 +22,7 @@ import torch
 
 from madkit.cache.writer import Part, StoreWriter
 from madkit.core.errors import CacheError
+from madkit.extract.selection import select_patches
 from madkit.teachers.interface import TextTeacher, TokenizedText, VisionTeacher
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -77,13 +78,27 @@ def encode_images(
     batch: int,
     advance: Callable[[int], None],
     parallel: int = 1,
+    kept: int | None = None,
 ) -> Arrays:
     """Encode the ``count`` images of one unit, ``parallel`` batches at a time.
 
+    Args:
+        teacher: the encoder.
+        images: uint8 [3, H, W] each.
+        count: how many to take of them.
+        batch: images per forward pass.
+        advance: called with the number of images done.
+        parallel: batches at a time.
+        kept: tokens to keep of each image, chosen on the device before they are copied back; None for all.
+
     Returns:
-        ``tokens`` [n, P, D] and ``globals`` [n, D], both float16.
+        ``tokens`` [n, T, D] and ``globals`` [n, D], both float16, and ``positions`` [n, T] int32 of the tokens.
     """
-    tokens = np.empty((count, teacher.grid[0] * teacher.grid[1], teacher.dim), dtype=np.float16)
+    cells = teacher.grid[0] * teacher.grid[1]
+    kept = cells if kept is None else kept
+    tokens = np.empty((count, kept, teacher.dim), dtype=np.float16)
+    positions = np.empty((count, kept), dtype=np.int32)
+    positions[:] = np.arange(kept)
     globals_ = np.empty((count, teacher.dim), dtype=np.float16)
 
     def batches() -> Iterator[tuple[int, list[torch.Tensor]]]:
@@ -93,13 +108,18 @@ def encode_images(
     def encode(job: tuple[int, list[torch.Tensor]]) -> int:
         start, pixels = job
         output = teacher.encode(torch.stack(pixels))
-        tokens[start : start + len(pixels)] = _half(output.tokens, teacher.name)
+        chosen = output.tokens
+        if kept < cells:
+            places = select_patches(output.tokens, output.global_, teacher.grid, kept)
+            chosen = output.tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, output.tokens.shape[-1]))
+            positions[start : start + len(pixels)] = places.cpu().numpy()
+        tokens[start : start + len(pixels)] = _half(chosen, teacher.name)
         globals_[start : start + len(pixels)] = _half(output.global_, teacher.name)
         return len(pixels)
 
     for done in ordered_map(encode, batches(), threads=parallel, window=parallel + 1):
         advance(done.result())
-    return {"tokens": tokens, "globals": globals_}
+    return {"tokens": tokens, "globals": globals_, "positions": positions}
 
 
 def encode_texts(

@@ -28,17 +28,19 @@ class Recheck:
     """Cosines between stored and freshly computed tokens.
 
     Attributes:
-        images: cosine of every patch token of the sampled images.
-        texts: cosine of every token of the sampled texts.
+        images: cosine of every stored patch token of the sampled images (of global vectors where these alone are kept).
+        texts: cosine of every token of the sampled texts, likewise.
+        floor: the least cosine that is in order.
     """
 
     images: npt.NDArray[np.float64]
     texts: npt.NDArray[np.float64]
+    floor: float = COSINE_FLOOR
 
     @property
     def ok(self) -> bool:
-        """Whether no token is below :data:`COSINE_FLOOR`."""
-        return all(not len(cosines) or float(cosines.min()) >= COSINE_FLOOR for cosines in (self.images, self.texts))
+        """Whether no token is below the floor."""
+        return all(not len(cosines) or float(cosines.min()) >= self.floor for cosines in (self.images, self.texts))
 
     def as_row(self) -> dict[str, Any]:
         """Return counts, mean and worst cosine of both parts."""
@@ -76,19 +78,30 @@ def recheck(workspace: Workspace, path: Path, sample: int, *, weights: Path | No
         chosen = np.random.default_rng(derive_seed("recheck", cache.key))
         rows = np.sort(chosen.choice(len(items.image_ids), min(sample, len(items.image_ids)), replace=False))
         rows = rows[cache.images.present([items.image_ids[row] for row in rows])]
-        fresh = [vision.encode(vision.load_image(items.image_paths[row])[None]).tokens[0] for row in rows]
-        ids = [items.image_ids[row] for row in rows]
-        stored = torch.from_numpy(cache.images.tokens(cache.images.rows(ids)))
-        images = [_cosines(a, b) for a, b in zip(fresh, stored, strict=True)]
+        images = []
+        for row in rows:
+            seen = vision.encode(vision.load_image(items.image_paths[row])[None])
+            at = cache.images.rows([items.image_ids[row]])
+            if cache.images.has_tokens:
+                places = torch.from_numpy(cache.images.positions(at)[0].astype(np.int64))
+                images.append(_cosines(seen.tokens[0].cpu()[places], torch.from_numpy(cache.images.tokens(at)[0])))
+            else:
+                images.append(_cosines(seen.global_, torch.from_numpy(cache.images.globals(at))))
         rows = np.sort(chosen.choice(len(items.texts), min(sample, len(items.texts)), replace=False))
         rows = rows[cache.texts.present([items.texts[row] for row in rows])]
         texts = []
         for row in rows:
             output = text.encode([items.texts[row]])
+            if not cache.texts.has_tokens:
+                at = cache.texts.rows([items.texts[row]])
+                texts.append(_cosines(output.global_, torch.from_numpy(cache.texts.globals(at))))
+                continue
             kept = cache.texts.tokens(cache.texts.rows([items.texts[row]]))
             texts.append(_cosines(output.tokens[0][output.mask[0]], torch.from_numpy(kept.tokens)))
+        rounding = cache.manifest.get("rounding", {}).values()
+        floor = min([COSINE_FLOOR, *(facts["worst_cosine"] - 1e-3 for facts in rounding)])
     empty = np.zeros(0)
-    return Recheck(np.concatenate([empty, *images]), np.concatenate([empty, *texts]))
+    return Recheck(np.concatenate([empty, *images]), np.concatenate([empty, *texts]), floor)
 
 
 def _cosines(fresh: torch.Tensor, stored: torch.Tensor) -> npt.NDArray[np.float64]:

@@ -98,7 +98,8 @@ def repair(
         )
         splits = None if identity["splits"] == "all" else identity["splits"]
         items = collect_items(data, split_names(data, splits))
-        plan = make_plan(vision, text, items, store_identity(teacher, data, splits), 1.0)
+        here = store_identity(teacher, data, splits, tokens=identity["selection"], dtype=identity["dtype"])
+        plan = make_plan(vision, text, items, here, 1.0)
         different = sorted(
             name for name in {*identity, *plan.identity} if identity.get(name) != plan.identity.get(name)
         )

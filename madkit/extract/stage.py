@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from madkit.cache.layout import DEFAULT_SHARD_MB, MANIFEST, image_layout, store_folder, text_layout
+from madkit.cache.quantise import COSINE_FLOOR
 from madkit.cache.reader import read_manifest
 from madkit.cache.writer import PARTS, Part, StorePlan, StoreWriter
 from madkit.core.console import Progress, duration, info, progress, warn
@@ -32,6 +33,7 @@ from madkit.extract.options import (
     resolve_device,
 )
 from madkit.extract.pipeline import WriterThread, encode_images, encode_texts, one_thread_per_operation, ordered_map
+from madkit.extract.selection import stored_tokens
 from madkit.tasks.data import datasets_to_extract, open_task
 from madkit.teachers.interface import Teacher, TextTeacher, VisionTeacher
 from madkit.teachers.known import parse_teacher_name
@@ -88,6 +90,8 @@ def extract(
     splits: Sequence[str] | None = None,
     part: str = "full",
     allow_missing: bool = False,
+    tokens: str = "all",
+    store_dtype: str = "float16",
 ) -> list[StoreReport]:
     """Extract tasks with a teacher.
 
@@ -102,6 +106,8 @@ def extract(
         splits: only these splits and suites; None for all.
         part: part of the embedded benchmark (see :func:`madkit.tasks.data.open_task`).
         allow_missing: complete a store though images cannot be read or texts have no tokens; they are marked as absent.
+        tokens: ``all``, ``selected:K`` image tokens, or ``global`` vectors only (see :mod:`madkit.extract.selection`).
+        store_dtype: ``float16`` or ``int8`` (see :mod:`madkit.cache.quantise`).
 
     Returns:
         One report per task.
@@ -117,7 +123,12 @@ def extract(
         KeyboardInterrupt: Ctrl-C, likewise.
     """
     options = ExtractOptions(
-        device, workers, DEFAULT_SHARD_MB if shard_mb is None else shard_mb, allow_missing=allow_missing
+        device,
+        workers,
+        DEFAULT_SHARD_MB if shard_mb is None else shard_mb,
+        allow_missing=allow_missing,
+        tokens=tokens,
+        store_dtype=store_dtype,
     )
     chosen_device, reason = resolve_device(device)
     names = datasets_to_extract(workspace, tasks)
@@ -157,7 +168,9 @@ def extract_task(
     vision, text = vision_and_text(teacher)
     names = split_names(data, splits)
     items = collect_items(data, names)
-    identity = store_identity(teacher, data, None if splits is None else names)
+    identity = store_identity(
+        teacher, data, None if splits is None else names, tokens=options.tokens, dtype=options.store_dtype
+    )
     plan = make_plan(vision, text, items, identity, options.shard_mb)
     folder = store_folder(workspace.cache, parse_teacher_name(teacher.name).slug, data.source, plan.identity)
     windowed = int(plan.facts["windowed_texts"])
@@ -181,7 +194,9 @@ def extract_task(
             with one_thread_per_operation(teacher.device) as parallel:
                 encode_missing(writer, teacher, items, options, signals, parallel)
             _judge(writer, options.allow_missing)
-            size = int(writer.finish(seconds=time.monotonic() - started)["bytes"])
+            manifest = writer.finish(seconds=time.monotonic() - started)
+            size = int(manifest["bytes"])
+            _say_rounding(manifest)
     seconds = time.monotonic() - started
     if computed:
         info(
@@ -201,6 +216,16 @@ def extract_task(
         seconds=round(seconds, 3),
         absent=sum(len(writer.absent(part)) for part in PARTS),
     )
+
+
+def _say_rounding(manifest: Mapping[str, Any]) -> None:
+    for part, facts in manifest.get("rounding", {}).items():
+        line = (
+            f"int8 {part}: cosine to the values before rounding {facts['mean_cosine']:.5f} on average, "
+            f"{facts['worst_cosine']:.5f} at worst ({facts['tokens']:,} tokens, {facts['outlier_channels']} outlier "
+            "channels scaled)."
+        )
+        info(line) if facts["worst_cosine"] >= COSINE_FLOOR else warn(line)
 
 
 def _look_again(writer: StoreWriter, vision: VisionTeacher, items: Items) -> None:
@@ -226,7 +251,14 @@ def _judge(writer: StoreWriter, allow_missing: bool) -> None:
     warn(f"{error.message} The cache has no values for them.")
 
 
-def store_identity(teacher: Teacher, data: ExamplesOfTask, splits: Sequence[str] | None) -> dict[str, Any]:
+def store_identity(
+    teacher: Teacher,
+    data: ExamplesOfTask,
+    splits: Sequence[str] | None,
+    *,
+    tokens: str = "all",
+    dtype: str = "float16",
+) -> dict[str, Any]:
     """Return what decides the content of a store, as plain JSON values; its digest is the store's key."""
     vision, text = vision_and_text(teacher)
     return {
@@ -236,8 +268,8 @@ def store_identity(teacher: Teacher, data: ExamplesOfTask, splits: Sequence[str]
         "shared_space": teacher.shared_space,
         "logit_scale": round(teacher.logit_scale, 6),
         "compute_dtype": _dtype(teacher),
-        "dtype": "float16",
-        "selection": "all",
+        "dtype": dtype,
+        "selection": tokens,
         "task": data.spec.name,
         "source": data.source,
         "revision": data.revision,
@@ -268,8 +300,17 @@ def make_plan(
         image_aliases=items.aliases,
         texts=items.texts,
         lengths=lengths,
-        images=image_layout(len(items.image_ids), vision.grid, vision.dim, shard_mb),
-        text=text_layout(lengths, text.dim, shard_mb),
+        images=image_layout(
+            len(items.image_ids),
+            vision.grid,
+            vision.dim,
+            shard_mb,
+            tokens=stored_tokens(identity["selection"], vision.grid),
+            dtype=identity["dtype"],
+        ),
+        text=text_layout(
+            lengths, text.dim, shard_mb, tokens=identity["selection"] != "global", dtype=identity["dtype"]
+        ),
         facts={
             "windowed_texts": windowed,
             "texts_with_approximate_spans": approximate,
@@ -338,7 +379,13 @@ class _Job:
             for unit in self._until_stopped(units):
                 count = len(self.plan.items("images", unit))
                 arrays = encode_images(
-                    teacher, islice(images, count), count, self.image_batch, bar.advance, self.parallel
+                    teacher,
+                    islice(images, count),
+                    count,
+                    self.image_batch,
+                    bar.advance,
+                    self.parallel,
+                    self.plan.images.tokens,
                 )
                 thread.put("images", unit, arrays, unreadable.copy())
                 unreadable.clear()

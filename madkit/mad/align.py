@@ -210,6 +210,36 @@ def pool_regions(
     return pooled
 
 
+def pool_selected(
+    patch_tokens: Tensor,
+    positions: Tensor,
+    boxes: Tensor,
+    grid: tuple[int, int],
+    *,
+    image_global: Tensor,
+    whole_image: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Region targets where only some patches are known: `pool_regions` over those, by their exact share of each box.
+
+    Args:
+        patch_tokens: [B, K, D] of any float dtype.
+        positions: [B, K] which patches they are, row by row.
+        boxes: [B, R, 4] normalised corners, see `box_patch_weights`.
+        grid: patches (down, across).
+        image_global: [B, D], the target of the regions that stand for the whole image.
+        whole_image: [B, R] bool.
+
+    Returns:
+        [B, R, D] float32, and [B, R] bool: regions with a target, that is with a known patch or for the whole image.
+    """
+    every = box_patch_weights(boxes, grid)
+    known = every.gather(-1, positions.long().unsqueeze(1).expand(-1, boxes.shape[1], -1))
+    share = known.sum(-1, keepdim=True)
+    pooled = torch.matmul(known / share.clamp_min(1e-12), patch_tokens.float())
+    pooled = torch.where(whole_image.unsqueeze(-1), image_global.float().unsqueeze(-2), pooled)
+    return pooled, (share.squeeze(-1) > 0) | whole_image
+
+
 def align_tags(tag_regions: Tensor, regions: Tensor, region_mask: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
     """Targets of object tags: the embedding of the region that the tag points to.
 
