@@ -79,12 +79,16 @@ def _check(data: TaskData) -> None:
                 f"{data.source} has no split {split}, so a change of source cannot be made.",
                 hint="import VCR with train.jsonl and val.jsonl",
             )
+    for split in data.splits():
         found = {source_of(example) for example in data.examples(split)}
         for source, prefix in SOURCES.items():
             if source not in found:
                 raise DataError(
                     f"The split {split} of {data.source} has no image whose folder begins with '{prefix}', so there is "
-                    f"nothing from {_TITLES[source]}."
+                    f"nothing from {_TITLES[source]}.",
+                    hint=f"cut a larger development split: madkit data import {data.name} PATH --dev-cut 0.2"
+                    if split == "dev"
+                    else "give VCR's own train.jsonl and val.jsonl, which have both",
                 )
 
 

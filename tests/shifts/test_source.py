@@ -10,6 +10,7 @@ import pytest
 from madkit.core.errors import DataError, UsageProblem
 from madkit.shifts import make_shift
 from madkit.tasks.data import TaskData, imported_datasets, open_task
+from madkit.tasks.importing.write import in_cut
 
 Make = Callable[..., Any]
 
@@ -65,6 +66,21 @@ def one_source(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for key in ("img_fn", "metadata_fn"):
             row[key] = row[key].replace("movieclips", "lsmdc")
     return rows
+
+
+def test_a_development_split_of_one_source_is_said_before_anything_is_made(make_vcr: Make) -> None:
+    """The cut takes films, and a small one may find them all in one source."""
+
+    def one_for_dev(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        held = [row for row in rows if in_cut(row["img_fn"].rpartition("/")[0], 0.3)]
+        one_source(name, held)
+        return rows
+
+    workspace, data = make_vcr(60, 30, one_for_dev)
+    with pytest.raises(DataError, match="split dev of vcr has no image .* 'movieclips_'") as caught:
+        make_shift(workspace, data, "source")
+    assert "--dev-cut" in (caught.value.hint or "")
+    assert imported_datasets(workspace) == ["vcr"]
 
 
 def test_one_source_is_no_shift(make_vcr: Make) -> None:
