@@ -15,7 +15,7 @@ from madkit.distill.loop import StepLoss
 from madkit.distill.order import Indices
 from madkit.distill.teacher_bank import ImageBank, TextBank, image_bank, text_bank
 from madkit.mad.config import MADConfig
-from madkit.mad.criterion import MADCriterion
+from madkit.mad.criterion import MADCriterion, separate_spaces
 from madkit.mad.targets import TeacherTargets
 from madkit.students.heads import VqaLoss, gold_probability, task_loss
 from madkit.students.interface import StudentInputs
@@ -67,6 +67,12 @@ def needs_regions(config: MADConfig) -> bool:
     return config.affinity_weight > 0 or bool({"token_region", "token_tag"} & set(config.term_weights))
 
 
+def compares_modalities(config: MADConfig) -> bool:
+    """Whether a term sets regions against texts, which only a teacher with one space for both can teach."""
+    relevance = config.relevance == "shared" and config.tokens == "adaptive" and bool(config.term_weights)
+    return config.affinity_weight > 0 or relevance
+
+
 class TeacherSide:
     """The banks of one set of examples and how a batch's targets are cut from them."""
 
@@ -79,9 +85,15 @@ class TeacherSide:
         threads: int = 2,
         permute_seed: int | None = None,
     ) -> None:
-        """Read what `config` needs. CacheError names missing images or texts and the command that extracts them."""
+        """Read what `config` needs.
+
+        Raises CacheError, which names missing images or texts and the command that extracts them, or ConfigError where
+        `config` compares images with texts and the teacher's two encoders do not share a space.
+        """
         self.examples = examples
         self.shared_space = cache.shared_space
+        if compares_modalities(config) and not self.shared_space:  # said before anything is read
+            raise separate_spaces(config.affinity_weight > 0)
         self.images: ImageBank = image_bank(
             cache,
             examples.image_ids,

@@ -386,11 +386,16 @@ class MADCriterion(nn.Module):
         adaptive = config.tokens == "adaptive" and len(self.heads) > 0
         needs_shared = len(self.affinity) > 0 or (adaptive and shares_space(config, targets))
         if needs_shared and not (targets.shared_space and Dv == Dl):
-            what = "Affinity distillation" if len(self.affinity) > 0 else "relevance: shared"
-            raise ConfigError(
-                f"{what} compares text with regions, but this teacher's two encoders do not share a space.",
-                hint="use a CLIP-like teacher, or set affinity_weight: 0 and relevance: unrelated.",
-            )
+            raise separate_spaces(len(self.affinity) > 0)
+
+
+def separate_spaces(affinity: bool) -> ConfigError:
+    """The error for a term that compares text with regions where the teacher's encoders do not share a space."""
+    return ConfigError(
+        f"{'Affinity distillation' if affinity else 'relevance: shared'} compares text with regions, but this "
+        "teacher's two encoders do not share a space.",
+        hint="use a CLIP-like teacher, or set affinity_weight: 0 and relevance: unrelated.",
+    )
 
 
 def last_token(text_mask: Tensor) -> Tensor:
