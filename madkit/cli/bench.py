@@ -14,6 +14,7 @@ from madkit.cli.output import emit, print_table
 EXAMPLES = """
 madkit bench data
 madkit bench data --questions 658111 --tsv-gb 5.3
+madkit bench read --tokens 33
 """
 
 app = typer.Typer(no_args_is_help=True, help="Measure madkit against what published code does.")
@@ -51,6 +52,49 @@ def data(
 
     document = bench_data(DataBenchOptions(questions, tsv_gb, keep, repeats))
     emit(document, json_, lambda: _print_data(document))
+
+
+@app.command("read")
+def read(
+    images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="Images in the made-up store.")] = 1024,
+    tokens: Annotated[
+        int, typer.Option("--tokens", metavar="N", min=1, help="Tokens of an image; 33 for a selection.")
+    ] = 257,
+    texts: Annotated[int, typer.Option("--texts", metavar="N", min=1, help="Texts of about 20 tokens.")] = 8192,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Items read at a time.")] = 64,
+    repeats: Annotated[
+        int, typer.Option("--repeats", metavar="N", min=1, help="Turns of each side; medians are shown.")
+    ] = 3,
+    json_: JsonOption = False,
+) -> None:
+    """Measure shuffled batches out of a token cache, against np.take on a memory map and reads of zarr-python.
+
+    The same random values lie in a store and in flat files of a temporary folder, which is removed in any case.
+    """
+    from madkit.bench.cache_read import ReadBenchOptions, bench_cache_read
+
+    options = ReadBenchOptions(images=images, tokens=tokens, texts=texts, batch=batch, repeats=repeats)
+    document = bench_cache_read(options)
+    emit(document, json_, lambda: _print_read(document))
+
+
+def _print_read(document: dict[str, Any]) -> None:
+    print_table(
+        ["", "", "madkit/s", "np.take/s", "zarr-python/s", "of np.take", "of zarr-python"],
+        [
+            [
+                row["part"],
+                row["state"],
+                *(f"{value:,.0f}" for value in row["items_per_s"].values()),
+                f"{row['of_np_take']:.2f}x",
+                f"{row['of_zarr_python']:.1f}x",
+            ]
+            for row in document["rows"]
+        ],
+        right=range(2, 7),
+    )
+    for warning in document["warnings"]:
+        print(f"Warning: {warning}")
 
 
 def _print_data(document: dict[str, Any]) -> None:
