@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +22,7 @@ Item = tuple[str, NDArray[Any], NDArray[Any], tuple[int, int]]
 
 _BUFFER_ROWS = 8192
 _CHUNK_BYTES = 1 << 16
+_MARGIN = 8 << 20  # bytes that must stay free: HDF5 writes behind our back, from its cache and for its tables
 
 
 def write_butd_hdf5(path: Path, items: Iterable[Item], *, dtype: Literal["float16", "float32"] = "float16") -> int:
@@ -38,6 +41,7 @@ def write_butd_hdf5(path: Path, items: Iterable[Item], *, dtype: Literal["float1
 
     Raises:
         DataError: a repeated id, shapes that do not fit, boxes outside the image, NaN, no images.
+        OSError: the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -79,6 +83,8 @@ class _Output:
     def __init__(self, path: Path, dtype: str) -> None:
         import h5py
 
+        self._path = path
+        self._check_room(0)
         self._file = h5py.File(path, "w")
         self._dtype = dtype
         self._limit = float(np.finfo(dtype).max)
@@ -99,6 +105,7 @@ class _Output:
     def _flush(self) -> None:
         if not self._buffer:
             return
+        self._check_room(sum(part.nbytes for parts in self._buffer for part in parts))
         names = ("image_bb", "spatial_features", "image_features")
         for name, parts in zip(names, zip(*self._buffer, strict=True), strict=True):
             if len({part.shape[1] for part in parts}) != 1:
@@ -119,6 +126,11 @@ class _Output:
         self._written += self._buffered
         self._buffer.clear()
         self._buffered = 0
+
+    def _check_room(self, needed: int) -> None:
+        """HDF5 does not survive a full disk: it cannot close its file then, and ends the process with a fault."""
+        if shutil.disk_usage(self._path.parent).free < needed + _MARGIN:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def __enter__(self) -> _Output:
         return self

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from madkit.core.errors import DataError, NotFoundError
+from madkit.core.errors import DataError, NotFoundError, RunError
 from madkit.core.files import read_json, sha256_file, write_json_atomic
 from madkit.core.registry import suggest
 from madkit.students.heads import HeadSpec, TaskHead
@@ -94,7 +94,13 @@ def save_student(student: Student, folder: Path, *, with_head: bool = True) -> N
     if not with_head:
         state = {k: v for k, v in state.items() if not k.startswith("head.")}
     temporary = folder / f"{WEIGHTS}.tmp"
-    save_file(state, temporary)
+    try:
+        save_file(state, temporary)
+    except SafetensorError as error:  # what the library makes of a full disk
+        temporary.unlink(missing_ok=True)
+        raise RunError(
+            f"{folder / WEIGHTS} cannot be written ({error}).", hint="free some space and run the same command again"
+        ) from None
     temporary.replace(folder / WEIGHTS)
     student.tokenizer.write(folder / VOCABULARY)
     config: dict[str, Any] = {

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
 import threading
 import time
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -286,6 +288,21 @@ def test_a_wrong_item_leaves_nothing_behind(tmp_path: Path, item: Any, problem: 
     with pytest.raises(DataError, match=problem):
         write_butd_hdf5(tmp_path / "r.h5", [*items(), item])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_gets_full_is_said_before_hdf5_meets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5 cannot close its file on a full disk, and the process ends with a segmentation fault."""
+    free = [1 << 30, 8 << 20]  # after opening, another one fills the disk
+    usage = namedtuple("usage", ["free"])
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(free.pop(0) if len(free) > 1 else free[0]))
+    one = ("1", np.array([[1.0, 1, 5, 5]]), np.zeros((1, 4)), (10, 10))
+    for _ in range(2):  # the second time it is full from the start
+        with pytest.raises(OSError, match="No space left") as caught:
+            write_butd_hdf5(tmp_path / "full.h5", [one])
+        assert caught.value.errno == errno.ENOSPC
+        assert list(tmp_path.iterdir()) == []
+    free[:] = [9 << 20]
+    assert write_butd_hdf5(tmp_path / "full.h5", [one]) == 1
 
 
 def test_no_items(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from madkit.core.errors import DataError, NotFoundError
+from madkit.core.errors import DataError, NotFoundError, RunError
 from madkit.regions import Regions
+from madkit.students import load
 from madkit.students.heads import HeadSpec
 from madkit.students.inputs import collate, encode_example
 from madkit.students.load import load_student, save_student, student_folder
@@ -32,6 +34,17 @@ def test_round_trip_gives_the_same_logits(tmp_path: Path) -> None:
     batch = collate([encode_example(example, student.tokenizer, 64)], [regions], pad_id=student.tokenizer.pad_id)
     with torch.no_grad():
         assert torch.equal(student(batch).logits, again(batch).logits)
+
+
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(load, "save_file", full)
+    with pytest.raises(RunError, match=r"model\.safetensors cannot be written .*No space left"):
+        save_student(load_student("mini-uniter", head=HEAD), tmp_path / "student")
+    assert list((tmp_path / "student").iterdir()) == []
 
 
 def test_a_fresh_head_depends_on_its_seed_alone() -> None:

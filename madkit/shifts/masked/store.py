@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from madkit.core.files import read_json, sync_folder, write_json_atomic
+from madkit.core.files import read_json, write_bytes_atomic, write_json_atomic
 from madkit.shifts.masked.scorer import Scorer, ScorerConfig
 from madkit.shifts.masked.sequences import Part
 from madkit.shifts.masked.words import Vocabulary
@@ -26,14 +25,11 @@ class StoredScorer:
 
 def write_scorer(folder: Path, part: Part, stored: StoredScorer) -> None:
     """Write `<part>.safetensors`, `<part>-words.json` and, last, `<part>.json`."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / f"{part}.safetensors"
-    temporary = folder / f".{part}.{os.getpid()}.tmp"
-    save_file({name: value.cpu().contiguous() for name, value in stored.scorer.state_dict().items()}, temporary)
-    temporary.replace(weights)
-    sync_folder(folder)
+    # through memory: the library turns a full disk into an error of its own
+    weights = save({name: value.cpu().contiguous() for name, value in stored.scorer.state_dict().items()})
+    write_bytes_atomic(folder / f"{part}.safetensors", weights)
     stored.vocabulary.write(folder / f"{part}-words.json")
     write_json_atomic(folder / f"{part}.json", stored.facts)
 
