@@ -75,9 +75,12 @@ def unigram(*, template: str = "[CLS] $A [SEP]") -> Any:
     return wrapped(tokenizer, **named, eos_token="</s>")
 
 
-def clip_bpe() -> Any:
-    """A CLIP tokenizer of transformers: lower-cased byte-level BPE whose words end in </w>."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+def clip_bpe(known: tuple[dict[str, int], list[tuple[str, str]]] | None = None) -> Any:
+    """A CLIP tokenizer of transformers: lower-cased byte-level BPE whose words end in </w>.
+
+    ``known``: vocabulary and merges, with the special tokens last; trained on the spot without it.
+    """
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence(
@@ -90,6 +93,22 @@ def clip_bpe() -> Any:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
+    vocabulary, merges = _trained_clip(tokenizer) if known is None else known
+    tokenizer.model = models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token="<|endoftext|>")
+    tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+    start, end = (tokenizer.token_to_id(token) for token in ("<|startoftext|>", "<|endoftext|>"))
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("<|endoftext|>", end), ("<|startoftext|>", start), trim_offsets=False, add_prefix_space=False
+    )
+    return wrapped(
+        tokenizer, bos_token="<|startoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+    )  # fmt: skip
+
+
+def _trained_clip(tokenizer: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    from tokenizers import pre_tokenizers, trainers
+
     trainer = trainers.BpeTrainer(
         vocab_size=700,
         end_of_word_suffix="</w>",
@@ -104,16 +123,7 @@ def clip_bpe() -> Any:
     pieces = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     merges = [tuple(merge) for merge in trained["merges"]]
-    tokenizer.model = models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token="<|endoftext|>")
-    tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
-    start, end = (tokenizer.token_to_id(token) for token in ("<|startoftext|>", "<|endoftext|>"))
-    tokenizer.post_processor = processors.RobertaProcessing(
-        ("<|endoftext|>", end), ("<|startoftext|>", start), trim_offsets=False, add_prefix_space=False
-    )
-    return wrapped(
-        tokenizer, bos_token="<|startoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>",
-        unk_token="<|endoftext|>",
-    )  # fmt: skip
+    return vocabulary, merges
 
 
 TOKENIZERS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import hf_models
 import numpy as np
 import open_clip
 import pytest
@@ -152,6 +153,47 @@ def test_transformers_clip_on_the_same_weights(tmp_path: Path, monkeypatch: pyte
     assert teacher.vision is not None
     images = torch.stack([teacher.vision.load_image(picture(tmp_path / f"{w}.png", w, 70, w)) for w in (60, 91)])
     compare_with_transformers(teacher, reference, images)
+    through_transformers = hf_models.save(tmp_path / "hf", reference, clip_tokenizer(), clip_images())
+    compare_teachers(teacher, load_teacher(f"hf:{through_transformers}"), images)
+
+
+def clip_images() -> Any:
+    from transformers import CLIPImageProcessor
+
+    return CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+
+
+def clip_tokenizer() -> Any:
+    """The CLIP vocabulary that open_clip carries, as a tokenizer of transformers."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    plain = SimpleTokenizer()
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {names.get(token, token): number for token, number in plain.encoder.items()}
+    return hf_models.clip_bpe((vocabulary, list(plain.bpe_ranks)))
+
+
+def compare_teachers(one: Teacher, other: Teacher, images: torch.Tensor) -> None:
+    """The same weights through open_clip and through transformers: tokens, globals, ids, spans, scale."""
+    assert one.vision is not None
+    assert one.text is not None
+    assert other.vision is not None
+    assert other.text is not None
+    a, b = one.vision.encode(images), other.vision.encode(images)
+    assert a.grid == b.grid
+    assert float((a.tokens - b.tokens).abs().max()) < 1e-4
+    assert float((a.global_ - b.global_).abs().max()) < 1e-4
+    long = "two cats & a dog, isn't it? " * 20
+    for text in ["a photo of a cat", "It's  TWO dogs & a house, isn't it?", "", "\u00e9migr\u00e9 \U0001f600", long]:
+        assert one.text.tokenize([text]) == other.text.tokenize([text])
+        said, heard = one.text.encode([text]), other.text.encode([text])
+        assert torch.equal(said.spans[said.mask], heard.spans[heard.mask])
+        if text:
+            assert float((said.tokens[said.mask] - heard.tokens[heard.mask]).abs().max()) < 1e-4
+        assert float((said.global_ - heard.global_).abs().max()) < 1e-4
+    assert one.shared_space
+    assert other.shared_space
+    assert one.logit_scale == pytest.approx(other.logit_scale, rel=1e-5)
 
 
 def test_pixels_equal_open_clips_transform(tmp_path: Path) -> None:
