@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from madkit.core.errors import ConfigError, DataError, NotFoundError
+from madkit.teachers.describe import describe_teacher
 from madkit.teachers.hf_text import ALL_MEAN, POOLER, REAL_MEAN
 from madkit.teachers.interface import TextTeacher
 from madkit.teachers.load import load_teacher
@@ -196,3 +197,26 @@ def test_without_a_network_a_hub_name_is_one_sentence() -> None:
             load_teacher(name)
         assert found.value.hint is not None
         assert "--weights FOLDER" in found.value.hint
+
+
+def test_what_the_hub_cache_holds_is_used_without_a_network(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    home, commit = tmp_path / "models--someone--something", "0" * 40
+    shutil.copytree(folders["bert"], home / "snapshots" / commit)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    expected = text_of(f"hf:{folders['bert']}").identity
+    assert text_of("hf:someone/something").identity == expected
+    assert text_of(f"hf:someone/something@{commit}").identity == expected
+    assert describe_teacher("hf:someone/something")["context_length"] == 64
+    with pytest.raises(NotFoundError, match="the hub is switched off"):
+        load_teacher("hf:someone/something@v2")
+    (home / "snapshots" / commit / "model.safetensors").unlink()  # a download that was cut off
+    with pytest.raises(NotFoundError, match="the hub is switched off"):
+        load_teacher("hf:someone/something")
