@@ -245,7 +245,7 @@ def _chosen(data: TaskData, split: str, number: int, seed: int, ids: list[str] |
 
 
 def _save(chosen: list[Any], data: TaskData, path: Path) -> None:
-    from madkit.core.errors import UsageProblem
+    from madkit.core.errors import NotFoundError, UsageProblem
     from madkit.core.files import write_bytes_atomic
     from madkit.tasks.picture import contact_sheet, draw_example
 
@@ -256,7 +256,11 @@ def _save(chosen: list[Any], data: TaskData, path: Path) -> None:
     from io import BytesIO
 
     buffer = BytesIO()
-    contact_sheet([draw_example(example, data.spec) for example in chosen]).save(buffer, "PNG", optimize=True)
+    try:
+        drawn = [draw_example(example, data.spec) for example in chosen]
+    except NotFoundError as error:
+        raise NotFoundError(error.message, hint=f"see what else is missing: madkit data check {data.name}") from None
+    contact_sheet(drawn).save(buffer, "PNG", optimize=True)
     write_bytes_atomic(path, buffer.getvalue())
 
 

@@ -161,7 +161,9 @@ def suite(
         fitting = [shift for shift in SHIFTS.values() if shift.task == data.spec.name]
         rows = [[shift.name, "yes" if shift.trains else "no", shift.about] for shift in fitting]
         document: dict[str, Any] = {"shifts": [{"name": s.name, "about": s.about, "trains": s.trains} for s in fitting]}
-        emit(document, json_, lambda: print_table(["shift", "trains a model", "what it makes"], rows))
+        headers = ["shift", "trains a model", "what it makes"]
+        none = f"There are no shifts that are made from data of the task {data.spec.name}."
+        emit(document, json_, lambda: print_table(headers, rows) if rows else print(none))
         return
     options = ShiftOptions(seed=seed, device=device, threads=threads, limit=limit, epochs=epochs, snli=snli)
     made = make_shift(Workspace.at(workspace), data, name, options)

@@ -30,9 +30,8 @@ class FoundFiles:
         if not root.exists():
             raise NotFoundError(f"There is nothing at {root}.", hint="give the folder that holds the downloaded files")
         if images is not None and not archives.is_folder(images):
-            raise UsageProblem(
-                f"The image folder {images} does not exist.", hint="give a folder or a zip: --images DIR"
-            )
+            what = "is neither a folder nor a zip" if images.exists() else "does not exist"
+            raise UsageProblem(f"The image folder {images} {what}.", hint="give a folder or a zip: --images DIR")
 
     @cached_property
     def all(self) -> list[Path]:

@@ -51,6 +51,11 @@ def import_data(workspace: Workspace, name: str, path: Path, options: ImportOpti
     if not 0 <= options.dev_cut < 1:
         raise UsageProblem(f"The share of the development split must be 0 to below 1, found {options.dev_cut:g}.")
     importer = IMPORTERS.get(name)
+    if name != "custom" and (options.kind or options.name):
+        raise UsageProblem(
+            f"--kind and --name are for questions of your own; {name} is a benchmark.",
+            hint="leave them out, or: madkit data import custom FILE --kind KIND --name NAME",
+        )
     path = path.expanduser().absolute()
     if options.images is not None:
         options = replace(options, images=options.images.expanduser().absolute())
@@ -89,6 +94,8 @@ def _make(home: Path, plan: ImportPlan, options: ImportOptions) -> bool:
             plan = plan.prepare(folder)
         if plan.cut_dev and not cut:
             plan = _dev_is_test(plan)
+        elif not plan.cut_dev and plan.spec is None and cut != ImportOptions().dev_cut:  # own tasks cut by themselves
+            warn(f"Nothing is cut from train of {plan.source} for a development split, so --dev-cut has no effect.")
         with progress(f"Reading {plan.source}", total_bytes(plan.splits) // _MB, "MB") as bar:
             meter = _Meter(bar.advance, stop)
             manifest = write_dataset(

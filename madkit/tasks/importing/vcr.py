@@ -37,7 +37,9 @@ def plan(files: FoundFiles, options: ImportOptions) -> ImportPlan:
     """
     found = {official: path for official in _OFFICIAL if (path := _annotations(files, official)) is not None}
     if not found.keys() & {"train", "val"}:
-        files.need(r"(train|val)\.jsonl", "VCR annotations", _DOWNLOAD)
+        raise NotFoundError(
+            f"There are no annotations of VCR below {files.root}: neither train.jsonl nor val.jsonl.", hint=_DOWNLOAD
+        )
     images = images_root(files, found.values(), "vcr1images.zip")
     splits = [
         SplitPlan(

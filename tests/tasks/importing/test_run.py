@@ -257,6 +257,23 @@ def test_an_own_task_cannot_take_a_benchmarks_name(
         import_data(workspace, "snli-ve", source)
 
 
+def test_options_that_would_have_no_effect(
+    workspace: Workspace, source: Path, change: list[Change], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options in (ImportOptions(kind="vqa"), ImportOptions(name="mine")):
+        with pytest.raises(UsageProblem, match="for questions of your own; snli-ve is a benchmark"):
+            import_data(workspace, "snli-ve", source, options)
+    run(workspace, source, dev_cut=0.2)
+    assert "--dev-cut" not in capsys.readouterr().err
+    change.append(lambda plan: replace(plan, cut_dev=False))
+    run(workspace, source)
+    assert "--dev-cut" not in capsys.readouterr().err
+    run(workspace, source, dev_cut=0.2)
+    assert "--dev-cut has no effect" in capsys.readouterr().err
+    with pytest.raises(UsageProblem, match=r"lines\.txt is neither a folder nor a zip"):
+        run(workspace, source, images=source / "lines.txt")
+
+
 def test_names_and_paths_that_are_wrong(workspace: Workspace, source: Path) -> None:
     with pytest.raises(UsageProblem, match="Did you mean 'vqa-v2'"):
         import_data(workspace, "vqa-v1", source)

@@ -120,7 +120,7 @@ def test_annotations_and_images_in_different_places(tmp_path: Path) -> None:
 
 def test_nothing_there(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(NotFoundError, match="no VCR annotations below") as caught:
+    with pytest.raises(NotFoundError, match="no annotations of VCR below") as caught:
         imported(tmp_path, tmp_path / "empty")
     assert "vcr1annots.zip" in str(caught.value.hint)
 
