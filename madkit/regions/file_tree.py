@@ -40,5 +40,8 @@ def path_below(root: Path, name: str) -> Path:
     """The file of an image whose id becomes a file name. Raises DataError for an id that would leave the folder."""
     pure = PurePosixPath(name)
     if not name or pure.is_absolute() or ".." in pure.parts or "\0" in name or name.endswith("/"):
-        raise DataError(f"The image id {name!r} cannot be a file name below {root}.")
+        raise DataError(
+            f"The image id {name!r} cannot be a file name below {root}.",
+            hint="convert to butd-hdf5 or lxmert-tsv, which take any id",
+        )
     return root / pure
