@@ -77,7 +77,7 @@ def test_a_development_split_of_one_source_is_said_before_anything_is_made(make_
         return rows
 
     workspace, data = make_vcr(60, 30, one_for_dev)
-    with pytest.raises(DataError, match="split dev of vcr has no image .* 'movieclips_'") as caught:
+    with pytest.raises(DataError, match=r"split dev of vcr has no image .* 'movieclips_'") as caught:
         make_shift(workspace, data, "source")
     assert "--dev-cut" in (caught.value.hint or "")
     assert imported_datasets(workspace) == ["vcr"]
