@@ -47,6 +47,11 @@ def visible(folder: Path, pattern: str) -> list[Path]:
     )
 
 
+def plain_path(path: Path) -> Path:
+    """A path that a user typed as one to keep: absolute, without "~" and "..", which may not be there later."""
+    return Path(os.path.normpath(path.expanduser().absolute()))  # links stay: what they lead to may move
+
+
 def _mend(home: Path) -> None:
     """Clear away what killed writers left, after putting back the old folder where its successor never arrived."""
     name = re.compile(rf"\.{re.escape(home.name)}\.[0-9a-f-]+\.(new|old)")

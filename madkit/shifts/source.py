@@ -17,9 +17,10 @@ from madkit.core.files import FileLock, read_json
 from madkit.core.folders import replacing
 from madkit.core.workspace import Workspace
 from madkit.shifts.interface import Made, ShiftOptions
-from madkit.tasks.data import MANIFEST, TaskData
+from madkit.tasks.data import MANIFEST, REGIONS, TaskData
 from madkit.tasks.example import Example
 from madkit.tasks.importing.plan import Advance, ImportPlan, SplitPlan
+from madkit.tasks.importing.run import keep_additions
 from madkit.tasks.importing.write import write_dataset
 from madkit.tasks.region_files import share_region_files
 
@@ -45,7 +46,7 @@ def build(workspace: Workspace, data: TaskData, options: ShiftOptions) -> list[M
         raise UsageProblem(f"{data.name} holds one source already.", hint="use the data set that it was made from")
     names = {source: f"{data.name}-{source}" for source in SOURCES}
     made_by = {"shift": "source", "version": _VERSION, "of": data.name, "parent_revision": data.revision}
-    done = {source: _finished(workspace.data / name, made_by) for source, name in names.items()}
+    done = {source: _finished(workspace.data / name, made_by, data) for source, name in names.items()}
     if all(done.values()):
         info(f"{' and '.join(names.values())} are there already; nothing to make.")
     else:
@@ -58,12 +59,14 @@ def source_of(example: Example) -> str | None:
     return next((source for source, prefix in SOURCES.items() if example.image.id.startswith(prefix)), None)
 
 
-def _finished(home: Path, made_by: dict[str, Any]) -> TaskData | None:
+def _finished(home: Path, made_by: dict[str, Any], data: TaskData) -> TaskData | None:
+    """What was made from this revision, unless the owners' files were imported from another place since."""
     try:
-        manifest = read_json(home / MANIFEST)
-        return TaskData(home) if manifest.get("derived_from") == made_by else None
+        found = TaskData(home)
     except MadkitError:
         return None
+    same = found.manifest.get("derived_from") == made_by
+    return found if same and found.image_root() == data.image_root() else None
 
 
 def _made(data: TaskData) -> Made:
@@ -107,8 +110,13 @@ def _write(home: Path, data: TaskData, source: str, made_by: dict[str, Any]) -> 
     )
     lock = FileLock(home.with_name(f".{home.name}.lock"), what=f"the data set {home.name}")
     with lock, replacing(home) as folder:
-        write_dataset(folder, plan, check_images=False, extra={"derived_from": made_by})
-        share_region_files(data, folder)
+        manifest = write_dataset(folder, plan, check_images=False, extra={"derived_from": made_by})
+        old = read_json(home / MANIFEST) if (home / MANIFEST).is_file() else {}
+        same = old.get("revision") == manifest["revision"]
+        if old:
+            keep_additions(home, folder, same=same)
+        if not same or not (folder / REGIONS).is_file():
+            share_region_files(data, folder)
     return TaskData(home)
 
 

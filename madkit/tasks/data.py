@@ -66,6 +66,7 @@ class TaskData:
         self._examples: dict[str, ExampleTable] = {}
         self._regions: dict[str | None, RegionReader | None] = {}
         self._images: dict[Path, StoredImages] = {}
+        self._files: dict[str, str] | None = None
         self._lock = threading.RLock()
 
     @property
@@ -117,9 +118,9 @@ class TaskData:
     def image_root(self, name: str | None = None) -> Path:
         """The folder (or zip) that the image paths of a split or suite are relative to."""
         added = self._added.get(name or "")
-        folder = self.root if added is None else self.root / SUITES / str(name)
-        manifest = self.manifest if added is None else added
-        return folder / str(manifest.get("images_root", "."))
+        if added is None or "images_of" not in added:
+            return self.root / str(self.manifest.get("images_root", "."))
+        return self.root / SUITES / str(name) / str(added.get("images_root", "."))
 
     def regions(self, suite: str | None = None) -> RegionReader | None:
         """The region features of the images (one reader, kept open), None where the data has none.
@@ -194,8 +195,15 @@ class TaskData:
 
         if home not in self._images:
             root = self.image_root(None if home == self.root else home.name)
-            self._images[home] = StoredImages(home / f"{NAME}.arrow", root)
+            borrowed = home != self.root and "images_of" not in self._added[home.name]
+            files = self._own_files if borrowed else None
+            self._images[home] = StoredImages(home / f"{NAME}.arrow", root, files)
         return self._images[home]
+
+    def _own_files(self) -> dict[str, str]:
+        if self._files is None:
+            self._files = self.image_files()
+        return self._files
 
 
 def open_task(workspace: Workspace, name: str, *, build: bool = True, part: str = "full") -> TaskData:

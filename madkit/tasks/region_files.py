@@ -12,6 +12,7 @@ import numpy as np
 
 from madkit.core.errors import DataError, UsageProblem
 from madkit.core.files import digest_of, read_json, write_json_atomic
+from madkit.core.folders import plain_path
 from madkit.core.registry import suggest
 from madkit.core.seeds import permutation
 from madkit.tasks.data import REGIONS, SUITES, TaskData
@@ -159,7 +160,7 @@ def attach_regions(
         raise UsageProblem("No region features are named.", hint="give their files or folders")
     parts: list[dict[str, Any]] = []
     for path in [*paths, *([ground_truth] if ground_truth else [])]:
-        full = path.expanduser().absolute()
+        full = plain_path(path)
         annotated = path is ground_truth
         entry: dict[str, Any] = {"format": format or detect_format(full), "path": str(full)}
         if annotated:

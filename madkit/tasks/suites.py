@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,8 +28,8 @@ def write_suite(
     *,
     made_by: Mapping[str, Any],
     about: str,
-    images_root: Path | None = None,
     images_of: str | None = None,
+    images_root: Path | None = None,
     labelled: bool = True,
     files: Mapping[str, Path] | None = None,
 ) -> Path:
@@ -42,8 +41,8 @@ def write_suite(
         examples: in the order in which they are to be scored.
         made_by: everything needed to make it again: method, settings, seed, what it was made from.
         about: one sentence for listings.
-        images_root: what image paths are stored relative to; the data's own by default.
         images_of: the data set that the images came with, where they are not this one's; it may have region features.
+        images_root: what the paths of such images are stored relative to.
         labelled: whether the labels are known.
         files: further files to keep in the suite's folder, by name (lists of ids, scores).
 
@@ -78,9 +77,8 @@ def write_suite(
             "images": len(writer.image_rows),
             "labelled": labelled,
             "balance": dict(sorted(writer.balance.items())),
-            # relative where the data set's own paths are, so that a workspace can be moved
-            "images_root": os.path.relpath(root, home) if data.root in (root, *root.parents) else str(root),
-            **({} if images_of is None else {"images_of": images_of}),
+            # without these, the images are the data set's own, wherever it is imported from
+            **({} if images_of is None else {"images_of": images_of, "images_root": str(root)}),
             "made_by": dict(made_by),
         }
         write_json_atomic(folder / MANIFEST, manifest)

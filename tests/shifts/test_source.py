@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from madkit.core.errors import DataError, UsageProblem
 from madkit.shifts import make_shift
 from madkit.tasks.data import TaskData, imported_datasets, open_task
+from madkit.tasks.importing import ImportOptions
+from madkit.tasks.importing.run import import_data
 from madkit.tasks.importing.write import in_cut
 
 Make = Callable[..., Any]
@@ -59,6 +62,21 @@ def test_finished_ones_are_found(make_vcr: Make, capsys: pytest.CaptureFixture[s
     assert "nothing to make" in capsys.readouterr().err
     with pytest.raises(UsageProblem, match="vcr-lsmdc holds one source already"):
         make_shift(workspace, open_task(workspace, "vcr-lsmdc"), "source")
+
+
+def test_they_follow_files_that_moved_and_keep_what_was_added(make_vcr: Make) -> None:
+    workspace, data = make_vcr(60, 30)
+    name = make_shift(workspace, data, "source")[0].name
+    made = open_task(workspace, name)
+    suite = make_shift(workspace, made, "shortcut-singular")[0].name
+    files = Path(data.about("test")["files"][0]["path"]).parent
+    moved = files.rename(files.with_name("elsewhere"))
+    data = import_data(workspace, "vcr", moved, ImportOptions(dev_cut=0.3)).data
+    assert make_shift(workspace, data, "source")[0].name == name
+    again = open_task(workspace, name)
+    assert (again.revision, again.suites()) == (made.revision, [*made.suites(), suite])
+    for split in again.suites():
+        assert again.examples(split)[0].image.path.is_relative_to(moved)
 
 
 def one_source(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

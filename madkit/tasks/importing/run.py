@@ -11,7 +11,7 @@ from typing import Any
 from madkit.core.console import info, progress, warn
 from madkit.core.errors import DataError, UsageProblem
 from madkit.core.files import FileLock, read_json
-from madkit.core.folders import replacing, visible
+from madkit.core.folders import plain_path, replacing, visible
 from madkit.core.interrupts import StopSignals
 from madkit.core.workspace import Workspace
 from madkit.tasks.data import LISTS, MANIFEST, SHOTS, SUITES, TaskData
@@ -56,9 +56,9 @@ def import_data(workspace: Workspace, name: str, path: Path, options: ImportOpti
             f"--kind and --name are for questions of your own; {name} is a benchmark.",
             hint="leave them out, or: madkit data import custom FILE --kind KIND --name NAME",
         )
-    path = path.expanduser().absolute()
+    path = plain_path(path)
     if options.images is not None:
-        options = replace(options, images=options.images.expanduser().absolute())
+        options = replace(options, images=plain_path(options.images))
     info(f"Looking through {path}")
     plan = importer(FoundFiles(path, options.images, without_images=options.without_images), options)
     home = workspace.data / _folder_name(name, plan)
@@ -109,7 +109,7 @@ def _make(home: Path, plan: ImportPlan, options: ImportOptions) -> bool:
         old = read_json(home / MANIFEST) if (home / MANIFEST).is_file() else None
         same = isinstance(old, dict) and old.get("revision") == manifest["revision"]
         if isinstance(old, dict):
-            _keep(home, folder, same=same)
+            keep_additions(home, folder, same=same)
     return same
 
 
@@ -129,7 +129,7 @@ class _Meter:
             self._shown = self._bytes // _MB
 
 
-def _keep(home: Path, folder: Path, *, same: bool) -> None:
+def keep_additions(home: Path, folder: Path, *, same: bool) -> None:
     """Carry over what was added before: region files always, suites and id lists where they still fit."""
     for file in visible(home, "regions*"):
         try:

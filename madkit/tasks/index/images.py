@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,11 +83,19 @@ class ImageTable:
 
 
 class StoredImages:
-    """The rows of an `images.arrow`, made into objects when they are asked for and then kept."""
+    """The rows of an `images.arrow`, made into objects when they are asked for and then kept.
 
-    def __init__(self, path: Path, root: Path) -> None:
+    Args:
+        path: the file.
+        root: what the images' paths are relative to.
+        files: where images lie, by id, if not where the table says: that of a suite stays as it is when the owners'
+            files are imported from another place.
+    """
+
+    def __init__(self, path: Path, root: Path, files: Callable[[], Mapping[str, str]] | None = None) -> None:
         batch = open_batch(path)
         self._root = root
+        self._files = files
         self._ids, self._paths = Strings(batch.column("id")), Strings(batch.column("path"))
         self._width, self._height = integers(batch.column("width")), integers(batch.column("height"))
         boxes = batch.column("boxes")
@@ -104,7 +112,8 @@ class StoredImages:
 
     def file(self, row: int) -> str:
         """The path of a row's image, relative to the root where it lies below it."""
-        return self._paths[row]
+        own = self._paths[row]
+        return own if self._files is None else self._files().get(self._ids[row], own)
 
     def get(self, row: int) -> tuple[ImageRef, tuple[Box, ...], int, int]:
         """(image, boxes, width, height) of a row."""
@@ -112,6 +121,6 @@ class StoredImages:
         if made is None:
             flat = self._boxes[self._offsets[row] : self._offsets[row + 1]].tolist()
             boxes = tuple(zip(*(iter(flat),) * 4, strict=True))
-            image = ImageRef(self._ids[row], self._root / self._paths[row])
+            image = ImageRef(self._ids[row], self._root / self.file(row))
             made = self._made[row] = (image, boxes, self._width[row], self._height[row])
         return made

@@ -195,6 +195,44 @@ def test_what_a_killed_import_left_is_cleared(workspace: Workspace, source: Path
     assert leftovers(workspace) == ["snli-ve"]
 
 
+def test_images_of_suites_are_where_the_data_was_imported_from_last(
+    workspace: Workspace, source: Path, change: list[Change], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = run(workspace, source)
+    write_suite(data, "test-a", data.examples("test"), made_by={}, about="")
+    before = [one.image for one in TaskData(data.root).examples("test-a")]
+    zipped = source.parent / "other" / "zipped"
+    zipped.mkdir(parents=True)
+    shutil.copy(source / "lines.txt", zipped)
+    shutil.make_archive(str(zipped / "images"), "zip", source / "images")
+    shutil.rmtree(source)
+    monkeypatch.chdir(zipped)
+    folder = importing.IMPORTERS.get("snli-ve")
+
+    def plan(files: FoundFiles, options: ImportOptions) -> ImportPlan:
+        made = folder(files, options)
+        inside = files.root / "images.zip"
+
+        def moved(split: SplitPlan) -> SplitPlan:
+            return replace(
+                split,
+                read=lambda advance: (
+                    replace(one, image=replace(one.image, path=inside / one.image.path.name))
+                    for one in split.read(advance)
+                ),
+            )
+
+        return replace(made, splits=[moved(one) for one in made.splits], images_root=inside)
+
+    monkeypatch.setattr(importing.IMPORTERS, "get", lambda name: plan)
+    data = run(workspace, Path("..") / "zipped")
+    assert ".." not in json.dumps(data.manifest)
+    images = [one.image for one in data.examples("test-a")]
+    assert images == [one.image for one in data.examples("test")]
+    assert [one.id for one in images] == [one.id for one in before]
+    assert images[0].path == zipped / "images.zip" / before[0].path.name
+
+
 def test_what_is_being_made_is_not_seen(workspace: Workspace, source: Path, change: list[Change]) -> None:
     """A kill between the manifest and the last rename leaves a folder that looks whole."""
     data = run(workspace, source)
