@@ -128,7 +128,9 @@ def check_submission(found: Iterable[str], expected: Iterable[str], *, where: st
     if problems:
         raise DataError(
             f"{where}: {'; '.join(problems)}, of {len(asked):,} that are asked.",
-            hint="answer every question once; madkit score takes a part of them with --subset",
+            hint="leave out what is asked elsewhere, and answer no question twice"
+            if subset
+            else "answer every question once; madkit score takes a part of them with --subset",
         )
 
 

@@ -125,6 +125,9 @@ def test_many_wrong_ids_are_counted_and_the_first_five_named():
         "of 2,000 that are asked."
     )
     check_submission(["1"], ["1", "2"], where="f.json", subset=True)
+    with pytest.raises(DataError, match="1 not of this split") as caught:
+        check_submission(["1", "3"], ["1", "2"], where="f.json", subset=True)
+    assert "--subset" not in str(caught.value.hint)
 
 
 def test_vqa_is_a_list_of_question_ids_and_answers(tmp_path):
