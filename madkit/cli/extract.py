@@ -103,7 +103,7 @@ def _print_reports(rows: list[dict[str, Any]]) -> None:
         ["task", "images", "texts", "absent", "computed", "skipped", "MB", "cache"],
         [
             [
-                *(row[key] for key in ("task", "images", "texts", "absent", "computed", "skipped")),
+                *(row[key] for key in ("dataset", "images", "texts", "absent", "computed", "skipped")),
                 _mb(row["bytes"]),
                 row["path"],
             ]
@@ -118,7 +118,7 @@ def _print_plan(rows: list[dict[str, Any]]) -> None:
         ["task", "images", "texts", "to do", "there", "MB", "MB free", "cache"],
         [
             [
-                *(row[key] for key in ("task", "images", "texts", "pending", "skipped")),
+                *(row[key] for key in ("dataset", "images", "texts", "pending", "skipped")),
                 _mb(row["bytes"]),
                 _mb(row["free_bytes"]),
                 row["path"],

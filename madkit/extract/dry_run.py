@@ -27,6 +27,7 @@ class PlanReport:
     Attributes:
         path: its folder.
         task: name of the task.
+        dataset: what `--task` calls the data.
         images: unique images.
         texts: unique texts.
         text_tokens: tokens of all texts.
@@ -40,6 +41,7 @@ class PlanReport:
 
     path: Path
     task: str
+    dataset: str
     images: int
     texts: int
     text_tokens: int
@@ -83,6 +85,7 @@ def dry_run(
             PlanReport(
                 path=folder,
                 task=data.spec.name,
+                dataset=data.source.removeprefix("mini-"),
                 images=len(items.image_ids),
                 texts=len(items.texts),
                 text_tokens=int(plan.lengths.sum()),

@@ -54,6 +54,7 @@ class StoreReport:
         computed: items encoded now.
         skipped: items that were there already.
         task: name of the task.
+        dataset: what `--task` calls the data, which may be one of several of that task.
         images: images in it.
         texts: texts in it.
         windowed: texts longer than the teacher's limit, read in overlapping windows.
@@ -67,6 +68,7 @@ class StoreReport:
     computed: int
     skipped: int
     task: str = ""
+    dataset: str = ""
     images: int = 0
     texts: int = 0
     windowed: int = 0
@@ -210,6 +212,7 @@ def extract_task(
         computed=computed,
         skipped=total - computed,
         task=data.spec.name,
+        dataset=data.source.removeprefix("mini-"),
         images=len(items.image_ids),
         texts=len(items.texts),
         windowed=windowed,

@@ -235,7 +235,7 @@ def test_an_imported_data_set_is_extracted_and_trained_on(
     teacher = f"local:{tiny_teacher}"
     (store,) = document(capsys, "extract", "--teacher", teacher, "--device", "cpu", *place)["stores"]
     data = Workspace.at(workspace).data / "vcr"
-    assert store["task"] == "vcr"
+    assert (store["task"], store["dataset"]) == ("vcr", "vcr")
     assert store["images"] == 185 - 31  # those of the official test set are not read
     assert (data / "regions-pixels.h5").is_file()
     code, _, err = madkit(capsys, "distill", "--task", "vcr", "--shots", "10", *place)
