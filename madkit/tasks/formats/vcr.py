@@ -40,6 +40,7 @@ def iter_vcr(
     check_images: bool = False,
     allow_missing_images: bool = False,
     conditioned: bool = False,
+    labelled: bool = False,
     advance: Advance | None = None,
 ) -> Iterator[Example]:
     """Read a VCR split: for every line an Example "<annot_id>/answer" and, behind it, one "<annot_id>/rationale".
@@ -64,6 +65,7 @@ def iter_vcr(
         allow_missing_images: whether an image that is missing together with its metadata file is one without boxes, for
             callers that deal with missing images themselves. Metadata missing for an image that is there stay an error.
         conditioned: whether to ask for a rationale of every answer.
+        labelled: whether the split has labels, so that a line without one is an error.
         advance: receives the bytes of every line that has been read.
 
     Raises:
@@ -75,6 +77,9 @@ def iter_vcr(
     image_files: dict[Path, Place] = {}
     for place, row in iter_json_lines(annotations, advance):
         examples = examples_of_row(row, place, metadata, conditioned=conditioned)
+        if labelled and any(example.label is None for example in examples):
+            key = "answer_label" if examples[0].label is None else "rationale_label"
+            place.fail(f"'{key}' is missing, and this split has labels")
         ids.add(examples[0].question_id, place)
         if check_images:
             image_files.setdefault(examples[0].image.path, place)
@@ -112,13 +117,20 @@ def examples_of_row(row: Row, place: Place, metadata: MetadataSource, *, conditi
     objects = need_list(row, "objects", place)
     if not all(isinstance(name, str) and name for name in objects):
         place.fail("'objects' must be a list of class names")
-    image_name = need_string(row, "img_fn", place)
-    metadata_name = need_string(row, "metadata_fn", place)
+    image_name = _file_name(row, "img_fn", place)
+    metadata_name = _file_name(row, "metadata_fn", place)
     about = metadata.get(metadata_name, place, image_name)
     if about is not None:
         _check_objects(objects, about, metadata.images / metadata_name, place)
     image = ImageRef(image_name, metadata.images / image_name)
     return _examples(row, annot_id, objects, image, about, place, conditioned)
+
+
+def _file_name(row: Row, key: str, place: Place) -> str:
+    name = need_string(row, key, place)
+    if name.startswith("/") or ".." in name.split("/"):
+        place.fail(f"'{key}' must be a path below the folder of the images, found {name[:80]!r}")
+    return name
 
 
 def _examples(

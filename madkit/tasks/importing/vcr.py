@@ -45,7 +45,7 @@ def plan(files: FoundFiles, options: ImportOptions) -> ImportPlan:
         SplitPlan(
             name=_OFFICIAL[official],
             official=official,
-            read=reader(path, images, options, conditioned=official == "test"),
+            read=reader(path, images, options, conditioned=official == "test", labelled=official != "test"),
             files=(path,),
             labelled=official != "test",
         )
@@ -70,7 +70,13 @@ def film_of(example: Example) -> str:
 
 
 def reader(
-    annotations: Path, images: Path, options: ImportOptions, *, conditioned: bool = False, region: str | None = None
+    annotations: Path,
+    images: Path,
+    options: ImportOptions,
+    *,
+    conditioned: bool = False,
+    labelled: bool = True,
+    region: str | None = None,
 ) -> Read:
     """What reads one split; `region` keeps the examples of one region of GD-VCR.
 
@@ -85,6 +91,7 @@ def reader(
             require_metadata=not options.allow_missing,
             allow_missing_images=True,
             conditioned=conditioned,
+            labelled=labelled,
             advance=advance,
         )
         return examples if region is None else (example for example in examples if example.form == region)

@@ -116,6 +116,8 @@ def test_without_metadata_the_texts_carry_no_tags(tmp_path: Path) -> None:
     [
         (changed(annot_id=...), "line 2: the key 'annot_id' is missing"),
         (changed(annot_id=""), "line 2: 'annot_id' is empty"),
+        (changed(img_fn="/etc/passwd"), "line 2: 'img_fn' must be a path below the folder of the images, found '/etc"),
+        (changed(metadata_fn="1_A/../../a.json"), "line 2: 'metadata_fn' must be a path below"),
         (changed(annot_id="train-0"), "line 2: 'annot_id' 'train-0' was used before, on line 1"),
         (changed(answer_choices=[["Yes"]]), "line 2: 'answer_choices' must have 4 entries, found 1"),
         (changed(rationale_choices=[["Yes"]] * 5), "line 2: 'rationale_choices' must have 4 entries, found 5"),
@@ -140,6 +142,14 @@ def test_a_broken_line_is_named(tmp_path: Path, line: dict[str, Any], problem: s
         read_vcr(write(tmp_path, LINE, line), tmp_path / "images")
     assert "train.jsonl" in str(caught.value)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("key", ["answer_label", "rationale_label"])
+def test_a_labelled_split_has_all_labels(tmp_path: Path, key: str) -> None:
+    path = write(tmp_path, LINE, changed(annot_id="train-1", **{key: ...}))
+    assert len(read_vcr(path, tmp_path / "images")) >= 3  # without the promise, such a line is one without label
+    with pytest.raises(DataError, match=f"line 2: '{key}' is missing, and this split has labels"):
+        list(iter_vcr(path, tmp_path / "images", labelled=True))
 
 
 @pytest.mark.parametrize(
