@@ -22,7 +22,8 @@ import numpy.typing as npt
 from madkit.bench.machine import busy, forget_cached, machine_facts
 from madkit.cache import TokenCache
 from madkit.cache.layout import DEFAULT_SHARD_MB, image_layout, text_layout
-from madkit.cache.writer import PARTS, StorePlan, StoreWriter
+from madkit.cache.plan import PARTS, StorePlan
+from madkit.cache.writer import StoreWriter
 from madkit.core.console import progress
 from madkit.core.errors import RunError, UsageProblem
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from madkit.cache.manage import choose_cache, find_caches
-from madkit.cache.reader import ImageTokens, RaggedTokens, TextTokens, TokenCache
+from madkit.cache.parts import ImageTokens, RaggedTokens, TextTokens
+from madkit.cache.reader import TokenCache
 from madkit.cache.verify import verify_cache
 
 __all__ = [

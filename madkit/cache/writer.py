@@ -7,34 +7,28 @@ line is done again. The manifest, with size and checksum of every file, is writt
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from madkit.cache.layout import (
     ABSENT_ITEMS,
-    FORMAT,
     IMAGE_IDS,
     JOURNAL,
     LOCK,
     MANIFEST,
     PLAN,
-    SCHEMA,
     TEXTS,
     ArraySpec,
-    ImageLayout,
-    TextLayout,
     group_metadata,
-    store_key,
     text_extents,
 )
+from madkit.cache.plan import PARTS, Part, StorePlan, compact_json, unit_of_file
 from madkit.cache.quantise import quantise
 from madkit.cache.shards import file_crc32, pack_chunk, pack_shard, unpack_chunk
 from madkit.cache.statistics import merge_moments, moments
@@ -48,72 +42,6 @@ from madkit.core.files import (
     write_bytes_atomic,
     write_json_atomic,
 )
-
-Part = Literal["images", "texts"]
-PARTS: tuple[Part, ...] = ("images", "texts")
-
-
-@dataclass(frozen=True, slots=True)
-class StorePlan:
-    """Everything about a store that is known before the first encoding.
-
-    Attributes:
-        identity: what the store is of; its digest is the store's key.
-        image_ids: one id per row of the image arrays.
-        image_aliases: further ids that stand for a row, where several ids name one file.
-        texts: one text per row of the text arrays.
-        lengths: [texts] tokens of each text.
-        images: sizes of the image part.
-        text: sizes of the text part.
-        facts: counts for the manifest, such as texts that were too long.
-        absent_texts: what is wrong with each text that has no tokens, by row.
-    """
-
-    identity: Mapping[str, Any]
-    image_ids: Sequence[str]
-    image_aliases: Mapping[str, int]
-    texts: Sequence[str]
-    lengths: npt.NDArray[np.int64]
-    images: ImageLayout
-    text: TextLayout
-    facts: Mapping[str, Any]
-    absent_texts: Mapping[int, str] = field(default_factory=dict)
-
-    def document(self) -> dict[str, Any]:
-        """Return what ``plan.json`` holds: identity, sizes, and a digest over ids, texts and lengths."""
-        items = [list(self.image_ids), dict(self.image_aliases), list(self.texts), self.lengths.tolist()]
-        return {
-            "schema": SCHEMA,
-            "format": FORMAT,
-            "key": store_key(self.identity),
-            "identity": dict(self.identity),
-            "items": sha256(_json(items)).hexdigest()[:16],
-            "images": _sizes(self.images),
-            "texts": _sizes(self.text),
-            "facts": dict(self.facts),
-        }
-
-    def arrays(self, part: Part) -> dict[str, ArraySpec]:
-        """Return the arrays of a part by their last name."""
-        return self.images.arrays() if part == "images" else self.text.arrays()
-
-    def units(self, part: Part) -> int:
-        """Return the number of units of a part."""
-        return self.images.units if part == "images" else self.text.units
-
-    def items(self, part: Part, unit: int) -> range:
-        """Return the rows (images or texts) that a unit holds."""
-        layout: ImageLayout | TextLayout = self.images if part == "images" else self.text
-        return range(unit * layout.unit, min(layout.n, (unit + 1) * layout.unit))
-
-    def token_count(self, part: Part, unit: int) -> int:
-        """Return the number of token rows that a unit holds."""
-        rows = self.items(part, unit)
-        if part == "images":
-            return len(rows) * self.images.tokens
-        if not self.text.capacity:
-            return 0
-        return int(self.lengths[rows.start : rows.stop].sum())
 
 
 class StoreWriter:
@@ -216,13 +144,13 @@ class StoreWriter:
         """Write what depends on the plan alone: metadata, ids, texts, extents."""
         plan = self.plan
         attributes = {"madkit": plan.document()}
-        self._put("zarr.json", _json(group_metadata(attributes)))
+        self._put("zarr.json", compact_json(group_metadata(attributes)))
         for part in PARTS:
-            self._put(f"{part}/zarr.json", _json(group_metadata({})))
+            self._put(f"{part}/zarr.json", compact_json(group_metadata({})))
             for spec in plan.arrays(part).values():
-                self._put(f"{spec.name}/zarr.json", _json(spec.metadata()))
-        self._put(IMAGE_IDS, _json({"ids": list(plan.image_ids), "aliases": dict(plan.image_aliases)}))
-        self._put(TEXTS, _json(list(plan.texts)))
+                self._put(f"{spec.name}/zarr.json", compact_json(spec.metadata()))
+        self._put(IMAGE_IDS, compact_json({"ids": list(plan.image_ids), "aliases": dict(plan.image_aliases)}))
+        self._put(TEXTS, compact_json(list(plan.texts)))
         extents = plan.arrays("texts").get("extents")
         if extents is not None and extents.shards:
             self._put(extents.file(0), pack_chunk(extents, text_extents(plan.lengths, plan.text)))
@@ -433,23 +361,6 @@ class StoreWriter:
         self._put(target.file(0), pack_chunk(target, np.concatenate([tokens, globals_]).astype(np.float32)))
 
 
-def unit_of_file(name: str) -> tuple[Part, int] | None:
-    """Return the unit that a file of a store belongs to; None for metadata, ids, texts, extents and statistics."""
-    array, found, rest = name.partition("/c/")
-    part, _, last = array.partition("/")
-    if not found or last in ("extents", "statistics"):
-        return None
-    return ("images" if part == "images" else "texts"), int(rest.partition("/")[0])
-
-
-def _sizes(layout: ImageLayout | TextLayout) -> dict[str, Any]:
-    """Return a part's sizes; the dtype is named only where it is not the usual one, which older plans do not name."""
-    sizes = asdict(layout)
-    if sizes["dtype"] == "float16":
-        del sizes["dtype"]
-    return sizes
-
-
 def _entry(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "crc32": f"{file_crc32(data):08x}"}
 
@@ -459,7 +370,3 @@ def _has_size(path: Path, size: int) -> bool:
         return path.stat().st_size == size
     except OSError:
         return False
-
-
-def _json(document: object) -> bytes:
-    return (json.dumps(document, allow_nan=False, separators=(",", ":")) + "\n").encode()

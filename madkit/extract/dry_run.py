@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from madkit.cache.layout import DEFAULT_SHARD_MB, JOURNAL, store_folder
-from madkit.cache.writer import PARTS, StorePlan
+from madkit.cache.plan import PARTS, StorePlan
 from madkit.core.files import read_jsonl
 from madkit.core.workspace import Workspace
 from madkit.extract.items import collect_items, split_names

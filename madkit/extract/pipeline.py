@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from madkit.cache.writer import Part, StoreWriter
+from madkit.cache.plan import Part
+from madkit.cache.writer import StoreWriter
 from madkit.core.errors import CacheError
 from madkit.extract.selection import select_patches
 from madkit.teachers.interface import TextTeacher, TokenizedText, VisionTeacher

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from madkit.cache.layout import MANIFEST
+from madkit.cache.plan import PARTS, Part, unit_of_file
 from madkit.cache.reader import extract_command, read_manifest
 from madkit.cache.verify import VerifyReport, verify_cache
-from madkit.cache.writer import PARTS, Part, StoreWriter, unit_of_file
+from madkit.cache.writer import StoreWriter
 from madkit.core.console import info, warn
 from madkit.core.errors import CacheError
 from madkit.core.interrupts import StopSignals

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from madkit.cache.layout import DEFAULT_SHARD_MB, MANIFEST, image_layout, store_folder, text_layout
+from madkit.cache.plan import PARTS, Part, StorePlan
 from madkit.cache.quantise import COSINE_FLOOR
 from madkit.cache.reader import read_manifest
-from madkit.cache.writer import PARTS, Part, StorePlan, StoreWriter
+from madkit.cache.writer import StoreWriter
 from madkit.core.console import Progress, duration, info, progress, warn
 from madkit.core.errors import ConfigError, DataError
 from madkit.core.interrupts import StopSignals

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from madkit.cache.layout import image_layout, text_layout
-from madkit.cache.writer import PARTS, StorePlan, StoreWriter
+from madkit.cache.plan import PARTS, StorePlan
+from madkit.cache.writer import StoreWriter
 
 
 @dataclass

@@ -13,7 +13,8 @@ import pytest
 
 from madkit.cache import TokenCache, find_caches, verify_cache
 from madkit.cache.manage import list_stores, plan_prune, remove_store
-from madkit.cache.writer import PARTS, StoreWriter
+from madkit.cache.plan import PARTS
+from madkit.cache.writer import StoreWriter
 from madkit.core.errors import CacheError, NotFoundError
 from madkit.core.workspace import Workspace
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from madkit.cache.layout import image_layout, store_folder, text_layout
-from madkit.cache.writer import StorePlan, StoreWriter
+from madkit.cache.plan import StorePlan
+from madkit.cache.writer import StoreWriter
 from madkit.core.errors import RunError
 from madkit.core.files import FileLock
 from madkit.core.seeds import derive_seed

@@ -1,0 +1,102 @@
+"""What a token store will hold, known before the first encoding: its items, their arrays, and the units of work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from madkit.cache.layout import FORMAT, SCHEMA, ArraySpec, ImageLayout, TextLayout, store_key
+
+Part = Literal["images", "texts"]
+PARTS: tuple[Part, ...] = ("images", "texts")
+
+
+@dataclass(frozen=True, slots=True)
+class StorePlan:
+    """Everything about a store that is known before the first encoding.
+
+    Attributes:
+        identity: what the store is of; its digest is the store's key.
+        image_ids: one id per row of the image arrays.
+        image_aliases: further ids that stand for a row, where several ids name one file.
+        texts: one text per row of the text arrays.
+        lengths: [texts] tokens of each text.
+        images: sizes of the image part.
+        text: sizes of the text part.
+        facts: counts for the manifest, such as texts that were too long.
+        absent_texts: what is wrong with each text that has no tokens, by row.
+    """
+
+    identity: Mapping[str, Any]
+    image_ids: Sequence[str]
+    image_aliases: Mapping[str, int]
+    texts: Sequence[str]
+    lengths: npt.NDArray[np.int64]
+    images: ImageLayout
+    text: TextLayout
+    facts: Mapping[str, Any]
+    absent_texts: Mapping[int, str] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """Return what ``plan.json`` holds: identity, sizes, and a digest over ids, texts and lengths."""
+        items = [list(self.image_ids), dict(self.image_aliases), list(self.texts), self.lengths.tolist()]
+        return {
+            "schema": SCHEMA,
+            "format": FORMAT,
+            "key": store_key(self.identity),
+            "identity": dict(self.identity),
+            "items": sha256(compact_json(items)).hexdigest()[:16],
+            "images": _sizes(self.images),
+            "texts": _sizes(self.text),
+            "facts": dict(self.facts),
+        }
+
+    def arrays(self, part: Part) -> dict[str, ArraySpec]:
+        """Return the arrays of a part by their last name."""
+        return self.images.arrays() if part == "images" else self.text.arrays()
+
+    def units(self, part: Part) -> int:
+        """Return the number of units of a part."""
+        return self.images.units if part == "images" else self.text.units
+
+    def items(self, part: Part, unit: int) -> range:
+        """Return the rows (images or texts) that a unit holds."""
+        layout: ImageLayout | TextLayout = self.images if part == "images" else self.text
+        return range(unit * layout.unit, min(layout.n, (unit + 1) * layout.unit))
+
+    def token_count(self, part: Part, unit: int) -> int:
+        """Return the number of token rows that a unit holds."""
+        rows = self.items(part, unit)
+        if part == "images":
+            return len(rows) * self.images.tokens
+        if not self.text.capacity:
+            return 0
+        return int(self.lengths[rows.start : rows.stop].sum())
+
+
+def unit_of_file(name: str) -> tuple[Part, int] | None:
+    """Return the unit that a file of a store belongs to; None for metadata, ids, texts, extents and statistics."""
+    array, found, rest = name.partition("/c/")
+    part, _, last = array.partition("/")
+    if not found or last in ("extents", "statistics"):
+        return None
+    return ("images" if part == "images" else "texts"), int(rest.partition("/")[0])
+
+
+def _sizes(layout: ImageLayout | TextLayout) -> dict[str, Any]:
+    """Return a part's sizes; the dtype is named only where it is not the usual one, which older plans do not name."""
+    sizes = asdict(layout)
+    if sizes["dtype"] == "float16":
+        del sizes["dtype"]
+    return sizes
+
+
+def compact_json(document: object) -> bytes:
+    """One line of JSON without spaces, with a newline."""
+    return (json.dumps(document, allow_nan=False, separators=(",", ":")) + "\n").encode()
