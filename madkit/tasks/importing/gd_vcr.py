@@ -33,13 +33,15 @@ def plan(files: FoundFiles, options: ImportOptions) -> ImportPlan:
     main, addition = _files(files)
     images = images_root(files, [path for path in (main, addition) if path is not None], "MC-VCR_sample.zip")
     suites: list[SplitPlan] = []
+    notes: list[str] = []
     if main is not None:
-        suites.append(SplitPlan("test-gd-vcr", main.name, reader(main, images, options), (main,)))
+        suites.append(SplitPlan("test-gd-vcr", main.name, reader(main, images, options, notes), (main,)))
         for region in _regions(main):
-            read = reader(main, images, options, region=region)
+            read = reader(main, images, options, notes, region=region)
             suites.append(SplitPlan(f"test-gd-vcr-{region}", main.name, read, (main,), about=f"region {region}"))
     if addition is not None:
-        suites.append(SplitPlan("test-gd-vcr-addition", addition.name, reader(addition, images, options), (addition,)))
+        read = reader(addition, images, options, notes)
+        suites.append(SplitPlan("test-gd-vcr-addition", addition.name, read, (addition,)))
     # What is "test-gd-vcr" beside VCR's own test split is the test split of the data set itself.
     splits = [replace(suites[0], name="test"), *suites[1:]]
     return ImportPlan(
@@ -50,6 +52,7 @@ def plan(files: FoundFiles, options: ImportOptions) -> ImportPlan:
         suites=suites,
         images_root=images,
         attach_to="vcr",
+        notes=notes,
     )
 
 

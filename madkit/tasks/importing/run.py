@@ -73,7 +73,7 @@ def import_data(workspace: Workspace, name: str, path: Path, options: ImportOpti
             f"{path} holds test suites of {plan.attach_to}, which this workspace does not have.",
             hint=f"first: madkit data import {plan.attach_to} PATH",
         )
-    return Imported(data, unchanged, tuple(suites), tuple(plan.notes))
+    return Imported(data, unchanged, tuple(suites), tuple(dict.fromkeys(plan.notes)))
 
 
 def _folder_name(name: str, plan: ImportPlan) -> str:

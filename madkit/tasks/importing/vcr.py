@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+from madkit.core.archives import exists
 from madkit.core.errors import NotFoundError, UsageProblem
 from madkit.tasks.example import Example
 from madkit.tasks.formats.source_lines import iter_json_lines
@@ -41,17 +42,18 @@ def plan(files: FoundFiles, options: ImportOptions) -> ImportPlan:
             f"There are no annotations of VCR below {files.root}: neither train.jsonl nor val.jsonl.", hint=_DOWNLOAD
         )
     images = images_root(files, found.values(), "vcr1images.zip")
+    missing = [official for official in _OFFICIAL if official not in found]
+    notes = [f"{official}.jsonl is not there, so there is no split '{_OFFICIAL[official]}'." for official in missing]
     splits = [
         SplitPlan(
             name=_OFFICIAL[official],
             official=official,
-            read=reader(path, images, options, conditioned=official == "test", labelled=official != "test"),
+            read=reader(path, images, options, notes, conditioned=official == "test", labelled=official != "test"),
             files=(path,),
             labelled=official != "test",
         )
         for official, path in found.items()
     ]
-    missing = [official for official in _OFFICIAL if official not in found]
     return ImportPlan(
         task="vcr",
         source="vcr",
@@ -60,7 +62,7 @@ def plan(files: FoundFiles, options: ImportOptions) -> ImportPlan:
         images_root=images,
         cut_dev="train" in found,
         cut_group=film_of,
-        notes=[f"{official}.jsonl is not there, so there is no split '{_OFFICIAL[official]}'" for official in missing],
+        notes=notes,
     )
 
 
@@ -73,6 +75,7 @@ def reader(
     annotations: Path,
     images: Path,
     options: ImportOptions,
+    notes: list[str],
     *,
     conditioned: bool = False,
     labelled: bool = True,
@@ -81,7 +84,7 @@ def reader(
     """What reads one split; `region` keeps the examples of one region of GD-VCR.
 
     Missing images are left to whoever runs the plan. Missing metadata of an image that is there are an error, or, with
-    `allow_missing`, an image without boxes.
+    `allow_missing`, an image without boxes. `notes` receives how many questions are about images without boxes.
     """
 
     def read(advance: Advance) -> Iterator[Example]:
@@ -94,7 +97,19 @@ def reader(
             labelled=labelled,
             advance=advance,
         )
-        return examples if region is None else (example for example in examples if example.form == region)
+        return _counted(examples if region is None else (one for one in examples if one.form == region))
+
+    def _counted(examples: Iterable[Example]) -> Iterator[Example]:
+        without: dict[str, None] = {}
+        for example in examples:
+            if not example.width and (options.without_images or exists(example.image.path)):
+                without[example.question_id] = None
+            yield example
+        if without and region is None:
+            notes.append(
+                f"{annotations.name}: {len(without):,} questions are about images without metadata, so they have no "
+                "boxes, and their texts name classes without saying which box."
+            )
 
     return read
 

@@ -129,7 +129,7 @@ def write_dataset(
         "images_root": _place(plan.images_root, folder),
         "images": len(images),
         "splits": ordered,
-        "notes": list(plan.notes),
+        "notes": list(dict.fromkeys(plan.notes)),  # a split may be read twice
         **(extra or {}),
     }
     write_json_atomic(folder / MANIFEST, manifest)

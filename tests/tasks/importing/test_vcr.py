@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def test_annotations_and_images_in_different_places(tmp_path: Path) -> None:
     data = imported(tmp_path, folder / "vcr1annots", options=options).data
     assert data is not None
     assert data.splits() == ["test"]
-    assert "train.jsonl is not there, so there is no split 'train'" in data.manifest["notes"]
+    assert "train.jsonl is not there, so there is no split 'train'." in data.manifest["notes"]
     with pytest.raises(NotFoundError, match=r"holds the file lsmdc_1_A/val0\.json") as caught:
         imported(tmp_path, folder / "vcr1annots")
     assert "--images" in str(caught.value.hint)
@@ -214,6 +215,19 @@ def test_an_image_without_metadata_has_no_boxes_where_that_is_allowed(tmp_path: 
     first, other = data.examples("test")[0], data.examples("test")[4]
     assert (first.boxes, first.context[0].text, first.context[0].tags) == ((), "Is person at diningtable?", ())
     assert len(other.boxes) == 2
+    (note,) = [note for note in data.manifest["notes"] if "without metadata" in note]
+    assert note.startswith("val.jsonl: 2 questions are about images without metadata, so they have no boxes")
+
+
+def test_without_images_there_are_no_boxes_and_it_is_said(tmp_path: Path) -> None:
+    folder = write(tmp_path / "files", vcr(tmp_path), zipped=False)
+    shutil.rmtree(folder / "vcr1images")
+    data = imported(tmp_path, folder, options=ImportOptions(dev_cut=0.3, without_images=True)).data
+    assert data is not None
+    assert not any(example.boxes for example in data.examples("test"))
+    said = [note.partition(" questions")[0] for note in data.manifest["notes"] if "without metadata" in note]
+    splits = {"train": 40, "val": data.about("test")["questions"], "test": data.about("submission")["questions"]}
+    assert said == [f"{official}.jsonl: {count}" for official, count in splits.items()]
 
 
 # GD-VCR
