@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from madkit.core.errors import DataError, UsageProblem
-from madkit.core.files import digest_of, read_json, write_json_atomic
+from madkit.core.files import FileLock, digest_of, read_json, write_json_atomic
 from madkit.core.folders import plain_path
 from madkit.core.registry import suggest
 from madkit.core.seeds import permutation
@@ -258,5 +258,8 @@ def make_pixels(
             if known is None or (not known[1] and example.boxes):
                 seen[example.image.id] = (example.image.path, example.boxes)
     items = [(image, path, boxes or None) for image, (path, boxes) in seen.items()]
-    make_pixel_regions(data.root / PIXELS, items, side=side, grid=grid, workers=workers, advance=advance)
+    with FileLock(data.root / f".{PIXELS}.lock", what=f"the pixel features of {data.name}"):
+        for left in data.root.glob(f".{PIXELS}.*.tmp"):  # of a killed one; the lock is ours
+            left.unlink(missing_ok=True)
+        make_pixel_regions(data.root / PIXELS, items, side=side, grid=grid, workers=workers, advance=advance)
     return _attach(data, data.root, None, [{"format": "butd-hdf5", "path": PIXELS}], allow_missing=False)

@@ -112,10 +112,12 @@ def test_added_suites_read_the_features_of_the_data_set_that_their_images_came_w
 def test_one_data_set_may_have_the_features_of_its_suites_too(workspace: Workspace, tmp_path: Path) -> None:
     attach_regions(data_of(workspace), [features(tmp_path / "all.h5", VCR + GD)])
     assert value(data_of(workspace), "test-gd-vcr-west") == 0.5
+    (workspace.data / "vcr" / ".regions-pixels.h5.1.tmp").write_bytes(b"what a killed one left")
     make_pixels(data_of(workspace), side=2, grid=1, workers=1)
     data = data_of(workspace)
     assert {value(data, split) for split in ("test", *SUITES)} != {0.5}
     assert sum(finding.wrong for finding in check_dataset(data, deep=True)) == 0
+    assert not list(data.root.glob(".*"))
 
 
 def test_features_for_suites_without_images_of_their_own_are_refused(workspace: Workspace, tmp_path: Path) -> None:
