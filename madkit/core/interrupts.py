@@ -46,14 +46,17 @@ class StopSignals:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
-    def error(self, hint: str = "run the same command again to go on from here.") -> BaseException:
+    def error(
+        self, hint: str = "run the same command again to go on from here.", *, how: str = "after saving"
+    ) -> BaseException:
         """Return what to raise after saving: KeyboardInterrupt (exit 130) for Ctrl-C, else StoppedResumable (75).
 
         Args:
             hint: how to go on.
+            how: what became of the work.
         """
         if self.signal == signal.SIGINT:
-            info(f"Stopped after saving; {hint}")
+            info(f"Stopped {how}; {hint}")
             return KeyboardInterrupt()
         name = self.signal.name if self.signal is not None else "a signal"
-        return StoppedResumable(f"Stopped by {name} after saving.", hint=hint)
+        return StoppedResumable(f"Stopped by {name} {how}.", hint=hint)

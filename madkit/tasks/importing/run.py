@@ -122,7 +122,7 @@ class _Meter:
 
     def advance(self, n: int) -> None:
         if self._stop.requested:
-            raise self._stop.error()
+            raise self._stop.error("run the same command again to import it.", how="with nothing imported")
         self._bytes += n
         if self._bytes // _MB > self._shown:
             self._advance(self._bytes // _MB - self._shown)

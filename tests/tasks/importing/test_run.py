@@ -183,7 +183,7 @@ def test_a_signal_stops_an_import_without_a_trace(workspace: Workspace, source: 
         return replace(plan, splits=[replace(plan.splits[0], read=read)])
 
     change.append(stopped)
-    with pytest.raises(StoppedResumable):
+    with pytest.raises(StoppedResumable, match="Stopped by SIGTERM with nothing imported"):
         import_data(workspace, "snli-ve", source)
     assert leftovers(workspace) == []
 
