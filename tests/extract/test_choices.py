@@ -114,7 +114,10 @@ def test_int8_is_close_and_says_how_close(
     assert plan_prune(Workspace(workspace)) == []  # neither supersedes the other
     place = ["--workspace", str(workspace)]
     assert main(["cache", "verify", path.name, "--sample", "4", *place]) == 0
-    size = lambda store: sum(file.stat().st_size for file in (store / "images/tokens").rglob("c/**/0"))  # noqa: E731
+
+    def size(store: Path) -> int:
+        return sum(file.stat().st_size for file in (store / "images/tokens").rglob("c/**/0"))
+
     assert size(path) < 0.6 * size(whole.path)
 
 

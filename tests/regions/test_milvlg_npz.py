@@ -66,7 +66,7 @@ def test_random_records_are_read_back_as_numpy_reads_them(
         absolute = regions.boxes * np.array([oracle["image_w"], oracle["image_h"]] * 2)
         np.testing.assert_allclose(absolute, oracle["bbox"], rtol=1e-5, atol=1e-3)
         np.testing.assert_array_equal(regions.features, oracle["x"])
-        np.testing.assert_array_equal(regions.confidence, info["objects_conf"])  # type: ignore[arg-type]
+        np.testing.assert_array_equal(regions.confidence, info["objects_conf"])
     assert regions.size == size
 
 

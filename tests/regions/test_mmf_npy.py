@@ -37,7 +37,7 @@ def image(count: int = 6, width: int = 640, height: int = 480, seed: int = 0) ->
 def save(folder: Path, name: str, content: Image) -> None:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     np.save(folder / f"{name}.npy", content[0])
-    np.save(folder / f"{name}_info.npy", content[1])  # type: ignore[arg-type]  # a dictionary becomes a pickle
+    np.save(folder / f"{name}_info.npy", content[1])  # a dictionary becomes a pickle
 
 
 @given(
@@ -74,7 +74,7 @@ def test_ids_selection_and_padding(tmp_path: Path) -> None:
     assert reader.ids() == ["COCO_train2014_000000000009", "deep/x"]
     confidence = reader.get("COCO_train2014_000000000009").confidence
     expected = info["cls_prob"].max(1) * [1, 1, 1, 1, 0, 0]
-    np.testing.assert_array_equal(confidence, expected)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(confidence, expected)
     cut = MmfNpyReader(tmp_path, max_boxes=3).get("COCO_train2014_000000000009")
     np.testing.assert_array_equal(cut.features, features[np.argsort(-expected, kind="stable")[:3]])
 
@@ -85,7 +85,7 @@ def test_the_background_column_is_no_confidence(tmp_path: Path) -> None:
     info["cls_prob"][:, 0] = 0.75
     info["cls_prob"][:, 7] = 0.25
     save(tmp_path, "a", (features, info))
-    np.testing.assert_array_equal(MmfNpyReader(tmp_path).get("a").confidence, [0.25, 0.25])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(MmfNpyReader(tmp_path).get("a").confidence, [0.25, 0.25])
 
 
 def test_features_padded_with_zeros_behind_the_last_box(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_random_records_are_read_back_as_numpy_reads_them(
     with np.load(path) as oracle:
         np.testing.assert_array_equal(regions.boxes, oracle["norm_bb"][:, :4])
         np.testing.assert_array_equal(regions.features, oracle["features"])
-        np.testing.assert_array_equal(regions.confidence, oracle["conf"][:, 0])  # type: ignore[arg-type]
+        np.testing.assert_array_equal(regions.confidence, oracle["conf"][:, 0])
     assert regions.boxes.dtype == regions.features.dtype == np.float32
     assert regions.size is None
 

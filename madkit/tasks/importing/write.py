@@ -104,6 +104,8 @@ def write_dataset(
             missing.check()
         if plan.cut_group is not image_of and not all(writer.count for writer in writers.values()):
             # too few groups to cut between (one film): questions about one image still stay together
+            if missing is not None:
+                missing.left_out[split.name] = 0  # counted anew
             writers = _read(split, names, folder, images, image_of, cut, missing, None)
         for name, writer in writers.items():
             if not writer.count:
