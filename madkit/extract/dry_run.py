@@ -14,7 +14,7 @@ from madkit.core.files import read_jsonl
 from madkit.core.workspace import Workspace
 from madkit.extract.items import collect_items, split_names
 from madkit.extract.options import ExtractOptions
-from madkit.extract.stage import make_plan, store_identity, vision_and_text
+from madkit.extract.planning import make_plan, store_identity, vision_and_text
 from madkit.tasks.data import datasets_to_extract, open_task
 from madkit.teachers.known import parse_teacher_name
 from madkit.teachers.load import load_teacher

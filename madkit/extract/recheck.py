@@ -15,7 +15,7 @@ from madkit.core.errors import CacheError
 from madkit.core.seeds import derive_seed
 from madkit.core.workspace import Workspace
 from madkit.extract.items import collect_items, split_names
-from madkit.extract.stage import store_identity, vision_and_text
+from madkit.extract.planning import store_identity, vision_and_text
 from madkit.tasks.data import find_dataset, open_task
 from madkit.teachers.load import load_teacher
 

@@ -16,10 +16,11 @@ from madkit.core.console import info, warn
 from madkit.core.errors import CacheError
 from madkit.core.interrupts import StopSignals
 from madkit.core.workspace import Workspace
+from madkit.extract.encoding import encode_missing
 from madkit.extract.items import collect_items, items_missing, split_names
 from madkit.extract.options import ExtractOptions, resolve_device
 from madkit.extract.pipeline import one_thread_per_operation
-from madkit.extract.stage import encode_missing, make_plan, store_identity, vision_and_text
+from madkit.extract.planning import make_plan, store_identity, vision_and_text
 from madkit.tasks.data import find_dataset, open_task
 from madkit.teachers.load import load_teacher
 
