@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from madkit.cache.layout import IMAGE_IDS, TEXT_EXTENTS, TEXTS
 from madkit.cache.quantise import dequantise
-from madkit.cache.rows import ShardedRows, read_spec
+from madkit.cache.rows import Fetch, ShardedRows, read_spec
 from madkit.cache.shards import unpack_chunk
 from madkit.cache.statistics import GLOBAL_MEAN, GLOBAL_VAR, TOKEN_MEAN, TOKEN_VAR
 from madkit.core.errors import CacheError
@@ -47,15 +47,18 @@ class _Part:
         absent: what is wrong with each row that has no values (an unreadable image, an empty text).
     """
 
-    def __init__(self, root: Path, part: str, check: bool, absent: Mapping[int, str], extract: str) -> None:
+    def __init__(
+        self, root: Path, part: str, check: bool, absent: Mapping[int, str], extract: str, fetch: Fetch | None
+    ) -> None:
         self._root = root
+        self._fetch = fetch
         self.absent = dict(absent)
         self._gone = np.array(sorted(absent), dtype=np.int64)
         self._check = check
-        self._tokens = _open(root, f"{part}/tokens", check)
-        self._scales = _open(root, f"{part}/scales", check)
+        self._tokens = _open(root, f"{part}/tokens", check, fetch)
+        self._scales = _open(root, f"{part}/scales", check, fetch)
         self._channels: Float32 | None = None
-        self._globals = ShardedRows(root, read_spec(root, f"{part}/globals"), check=check)
+        self._globals = ShardedRows(root, read_spec(root, f"{part}/globals"), check=check, fetch=fetch)
         self._part = part
         self._extract = extract
         self._statistics: Float32 | None = None
@@ -96,7 +99,7 @@ class _Part:
         """Return the channel scales of units: [n, D]."""
         with self._lock:
             if self._channels is None:
-                self._channels = _read_units(self._root, f"{self._part}/channel_scales")
+                self._channels = _read_units(self._root, f"{self._part}/channel_scales", self._fetch)
             chosen: Float32 = self._channels[units]
             return chosen
 
@@ -121,7 +124,8 @@ class _Part:
     def _statistic(self, number: int) -> Float32:
         with self._lock:
             if self._statistics is None:
-                self._statistics = np.asarray(_read_whole(self._root, f"{self._part}/statistics"), dtype=np.float32)
+                stored = _read_whole(self._root, f"{self._part}/statistics", self._fetch)
+                self._statistics = np.asarray(stored, dtype=np.float32)
             row: Float32 = self._statistics[number]
             return row
 
@@ -156,14 +160,21 @@ class ImageTokens(_Part):
     """The image half of a store. Safe to use from several threads."""
 
     def __init__(
-        self, root: Path, *, check: bool, grid: tuple[int, int], extract: str, absent: Mapping[int, str]
+        self,
+        root: Path,
+        *,
+        check: bool,
+        grid: tuple[int, int],
+        extract: str,
+        absent: Mapping[int, str],
+        fetch: Fetch | None = None,
     ) -> None:
-        super().__init__(root, "images", check, absent, extract)
+        super().__init__(root, "images", check, absent, extract, fetch)
         document = read_json(root / IMAGE_IDS)
         self.ids: list[str] = document["ids"]
         self.grid = grid
         self._rows = {name: row for row, name in enumerate(self.ids)} | document["aliases"]
-        self._positions = _open(root, "images/positions", check)
+        self._positions = _open(root, "images/positions", check, fetch)
 
     @property
     def selected(self) -> int | None:
@@ -230,13 +241,15 @@ class ImageTokens(_Part):
 class TextTokens(_Part):
     """The text half of a store. Safe to use from several threads."""
 
-    def __init__(self, root: Path, *, check: bool, extract: str, absent: Mapping[int, str]) -> None:
-        super().__init__(root, "texts", check, absent, extract)
+    def __init__(
+        self, root: Path, *, check: bool, extract: str, absent: Mapping[int, str], fetch: Fetch | None = None
+    ) -> None:
+        super().__init__(root, "texts", check, absent, extract, fetch)
         self.texts: list[str] = read_json(root / TEXTS)
-        self._spans = _open(root, "texts/spans", check)
+        self._spans = _open(root, "texts/spans", check, fetch)
         self._extents = np.zeros((len(self), 2), dtype=np.int64)
         if self._spans is not None:
-            self._extents = np.asarray(_read_whole(root, TEXT_EXTENTS), dtype=np.int64)
+            self._extents = np.asarray(_read_whole(root, TEXT_EXTENTS, fetch), dtype=np.int64)
         self._rows = {text: row for row, text in enumerate(self.texts)}
 
     def rows(self, texts: Sequence[str], *, absent: Absent = "error") -> Int64:
@@ -275,29 +288,33 @@ class TextTokens(_Part):
             self._spans.close()
 
 
-def _open(root: Path, name: str, check: bool) -> ShardedRows | None:
-    """Open a sharded array; None where the store has none of this name (the manifest's files are there)."""
+def _open(root: Path, name: str, check: bool, fetch: Fetch | None) -> ShardedRows | None:
+    """Open a sharded array; None where the store has none of this name (metadata are there from the start)."""
     if not (root / name / "zarr.json").is_file():
         return None
-    return ShardedRows(root, read_spec(root, name), check=check)
+    return ShardedRows(root, read_spec(root, name), check=check, fetch=fetch)
 
 
-def _read_units(root: Path, name: str) -> Float32:
+def _read_units(root: Path, name: str, fetch: Fetch | None) -> Float32:
     """Read an array with a file per unit."""
     spec = read_spec(root, name)
     rows = np.zeros((spec.rows, *spec.item), dtype=np.float32)
     for unit in range(spec.rows):
         path = root / spec.file(unit)
+        if fetch is not None:
+            fetch(spec.file(unit))
         rows[unit] = unpack_chunk(spec, path.read_bytes(), str(path))[0]
     return rows
 
 
-def _read_whole(root: Path, name: str) -> npt.NDArray[Any]:
+def _read_whole(root: Path, name: str, fetch: Fetch | None) -> npt.NDArray[Any]:
     """Read an array that is one file and not sharded."""
     spec = read_spec(root, name)
     if spec.rows == 0:
         return np.zeros((0, *spec.item), dtype=spec.dtype)
     path = root / spec.file(0)
+    if fetch is not None:
+        fetch(spec.file(0))
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -11,7 +11,7 @@ import os
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,6 +27,8 @@ from madkit.core.errors import CacheError
 from madkit.core.files import read_json
 
 Int64 = npt.NDArray[np.int64]
+Fetch = Callable[[str], None]
+"""Brings a file of a store, named relative to the store's root, to where it is read; called before it is opened."""
 MAX_OPEN_FILES = 256
 THREADS = 4
 THREAD_BYTES = 1 << 20
@@ -82,12 +84,15 @@ class ShardedRows:
         root: the store's folder.
         spec: the array.
         check: whether every read verifies the CRC-32C of the inner chunks that it touches.
+        fetch: called with a shard's name before the file is opened, such as to bring it from a remote store; it may
+            be called again for the same file, and from several threads.
     """
 
-    def __init__(self, root: Path, spec: ArraySpec, *, check: bool = False) -> None:
+    def __init__(self, root: Path, spec: ArraySpec, *, check: bool = False, fetch: Fetch | None = None) -> None:
         self.root = root
         self.spec = spec
         self.check = check
+        self._fetch = fetch
         self._indices: dict[int, npt.NDArray[np.uint64]] = {}
         self._files: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
@@ -276,16 +281,21 @@ class ShardedRows:
             if file is not None:
                 self._files.move_to_end(shard)
                 return file
-        path = self.root / self.spec.file(shard)
-        try:
-            file = _OpenFile(path)
-        except FileNotFoundError:
-            raise CacheError(f"{path} is missing.", hint="see: madkit cache verify") from None
+        file = self._open_shard(shard)
         with self._lock:
             self._files[shard] = file
             while len(self._files) > MAX_OPEN_FILES:
                 self._files.popitem(last=False)
         return file
+
+    def _open_shard(self, shard: int) -> _OpenFile:
+        name = self.spec.file(shard)
+        if self._fetch is not None:
+            self._fetch(name)
+        try:
+            return _OpenFile(self.root / name)
+        except FileNotFoundError:
+            raise CacheError(f"{self.root / name} is missing.", hint="see: madkit cache verify") from None
 
 
 def read_spec(root: Path, name: str) -> ArraySpec:
