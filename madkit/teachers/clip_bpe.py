@@ -32,6 +32,7 @@ class ClipTokenizer:
         self._reference = SimpleTokenizer()
         self.start_id = int(self._reference.sot_token_id)
         self.end_id = int(self._reference.eot_token_id)
+        self.prefix, self.suffix, self.pad_id = (self.start_id,), (self.end_id,), 0
         self.digest = digest_of(["clip-bpe", 1, self._reference.encoder, self._reference.pat.pattern])
         self._byte_symbols: dict[int, str] = self._reference.byte_encoder
         self._known: dict[str, tuple[tuple[int, int], ...]] = {}

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
@@ -22,7 +21,7 @@ from madkit.core.errors import ConfigError
 from madkit.teachers.digest import weights_digest
 from madkit.teachers.interface import SpanTokenizer, Teacher, TextOutput, TokenizedText, VisionOutput
 from madkit.teachers.preprocess import Preprocessing
-from madkit.teachers.windows import encode_in_windows
+from madkit.teachers.text_teacher import WindowedText
 
 VISION_LAYER = "last+ln_post+proj"
 TEXT_LAYER = "last+ln_final+text_projection"
@@ -79,7 +78,6 @@ class _TextParts:
     attn_mask: Tensor | None
     pool_type: str
     eos_id: int | None
-    pad_id: int
     context_length: int
 
 
@@ -103,12 +101,11 @@ def _text_parts(name: str, model: nn.Module) -> _TextParts:
         attn_mask=owner.attn_mask,
         pool_type=owner.text_pool_type if is_clip else owner.pool_type,
         eos_id=getattr(owner, "text_eos_id" if is_clip else "eos_id", None),
-        pad_id=0 if is_clip else int(owner.pad_id),
         context_length=int(owner.context_length),
     )
 
 
-class ClipText:
+class ClipText(WindowedText):
     """The text half of a pair. See :class:`madkit.teachers.interface.TextTeacher`.
 
     With a causal mask, and pooling at the end token, what follows the end token cannot reach anything that is kept;
@@ -116,14 +113,11 @@ class ClipText:
     """
 
     def __init__(self, name: str, model: nn.Module, tokenizer: SpanTokenizer, dim: int, weights: str) -> None:
-        self.name = name
-        self.dim = dim
-        self.tokenizer = tokenizer
-        self._parts = _text_parts(name, model)
-        self.context_length = self._parts.context_length
-        self.limit = self.context_length - 2
+        parts = _text_parts(name, model)
+        super().__init__(name, tokenizer, parts.context_length, dim)
+        self._parts = parts
         self._short = self._parts.attn_mask is not None and self._parts.pool_type in ("argmax", "eos", "first")
-        self.identity: dict[str, Any] = {
+        self.identity = {
             "weights": weights,
             "tokenizer": tokenizer.digest,
             "context_length": self.context_length,
@@ -131,27 +125,14 @@ class ClipText:
             "dim": dim,
         }
 
-    def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
-        """Tokenize without start and end; what is longer than ``limit`` is encoded in windows."""
-        return self.tokenizer.tokenize(texts)
-
-    def encode(self, texts: Sequence[str]) -> TextOutput:
-        """Tokenize and encode into tokens [B, T, D], T the longest text of the batch with start and end."""
-        return self.encode_tokenized(self.tokenize(texts))
-
-    @torch.inference_mode()
-    def encode_tokenized(self, texts: Sequence[TokenizedText]) -> TextOutput:
-        """Encode tokenized texts, those beyond ``limit`` in windows (:mod:`madkit.teachers.windows`)."""
-        return encode_in_windows(texts, self.limit, self._encode_short)
-
     def _encode_short(self, texts: Sequence[TokenizedText]) -> TextOutput:
         """Encode texts that fit. Position 0 is the start token, so tokens of a text are positions 1..n."""
-        ids, mask, spans = self._batch(texts)
         parts = self._parts
-        length = ids.shape[1]
+        batch = self._batch(texts, full_width=not self._short)
+        length = batch.ids.shape[1]
         dtype: torch.dtype = parts.transformer.get_cast_dtype()
         device = parts.positional_embedding.device
-        ids = ids.to(device)
+        ids = batch.ids.to(device, non_blocking=True)
         hidden = parts.token_embedding(ids).to(dtype) + parts.positional_embedding[:length].to(dtype)
         causal = None if parts.attn_mask is None else parts.attn_mask[:length, :length]
         hidden = parts.ln_final(parts.transformer(hidden, attn_mask=causal))
@@ -160,22 +141,7 @@ class ClipText:
             linear = isinstance(parts.projection, nn.Linear)
             hidden = parts.projection(hidden) if linear else hidden @ parts.projection
             pooled = parts.projection(pooled) if linear else pooled @ parts.projection
-        return TextOutput(hidden, pooled, mask, spans)
-
-    def _batch(self, texts: Sequence[TokenizedText]) -> tuple[Tensor, Tensor, Tensor]:
-        longest = max((len(text.ids) for text in texts), default=0) + 2
-        width = longest if self._short else self.context_length
-        ids = np.full((len(texts), width), self._parts.pad_id, dtype=np.int64)
-        mask = np.zeros((len(texts), width), dtype=bool)
-        spans = np.zeros((len(texts), width, 2), dtype=np.int32)
-        for row, text in enumerate(texts):
-            n = len(text.ids)
-            ids[row, 0], ids[row, n + 1] = self.tokenizer.start_id, self.tokenizer.end_id
-            ids[row, 1 : n + 1] = text.ids
-            mask[row, 1 : n + 1] = True
-            if n:
-                spans[row, 1 : n + 1] = text.spans
-        return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(spans)
+        return TextOutput(hidden, pooled, batch.mask, batch.spans)
 
 
 def clip_pair(

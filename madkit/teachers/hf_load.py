@@ -68,7 +68,7 @@ def text_encoder(model: nn.Module, pooling: str) -> TextEncoder:
     """Return the way through a plain text model of the library."""
     config: Any = model.config
 
-    def forward(ids: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ids: Tensor, attention: Tensor | None) -> tuple[Tensor, Tensor]:
         output: Any = model(input_ids=ids, attention_mask=attention)
         hidden: Tensor = output.last_hidden_state
         return hidden, output.pooler_output if pooling == POOLER else hidden[:, 0]

@@ -41,11 +41,11 @@ def pair_text(model: nn.Module) -> TextEncoder:
     owner: Any = model
     encoder, config = owner.text_model, owner.config
 
-    def clip(ids: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+    def clip(ids: Tensor, attention: Tensor | None) -> tuple[Tensor, Tensor]:
         output: Any = encoder(input_ids=ids, attention_mask=attention)
         return owner.text_projection(output.last_hidden_state), owner.text_projection(output.pooler_output)
 
-    def siglip(ids: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+    def siglip(ids: Tensor, attention: Tensor | None) -> tuple[Tensor, Tensor]:
         output: Any = encoder(input_ids=ids)  # trained without a mask: padding is attended to
         return encoder.head(output.last_hidden_state), output.pooler_output
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from madkit.core.errors import DataError
-from madkit.teachers.fast_tokenizer import FastTokenizer
-from madkit.teachers.interface import TextOutput, TokenizedText
-from madkit.teachers.text_batch import text_batch
-from madkit.teachers.windows import encode_in_windows
+from madkit.teachers.interface import SpanTokenizer, TextOutput, TokenizedText
+from madkit.teachers.text_batch import TextBatch
+from madkit.teachers.text_teacher import WindowedText
 
 POOLER, ALL_MEAN, REAL_MEAN = "pooler_output", "mean of all tokens, special ones included", "mean of real tokens"
 
@@ -29,8 +27,8 @@ class TextEncoder:
 
     Attributes:
         model: holds the weights.
-        forward: (ids [B, T], attention mask [B, T]) -> (tokens [B, T, D], the library's pooled output [B, D]); the
-            latter is not looked at where ``pooling`` is a mean.
+        forward: (ids [B, T], attention mask [B, T] or None where nothing is padding) -> (tokens [B, T, D], the
+            library's pooled output [B, D]); the latter is not looked at where ``pooling`` is a mean.
         dim: D.
         vocabulary: how many ids the model knows.
         layer: where the tokens are taken, for the identity.
@@ -39,7 +37,7 @@ class TextEncoder:
     """
 
     model: nn.Module
-    forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    forward: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
     dim: int
     vocabulary: int
     layer: str = "last_hidden_state"
@@ -47,7 +45,7 @@ class TextEncoder:
     full_width: bool = False
 
 
-class HfText:
+class HfText(WindowedText):
     """A text encoder. See :class:`madkit.teachers.interface.TextTeacher`.
 
     Args:
@@ -56,24 +54,23 @@ class HfText:
         tokenizer: its tokenizer.
         context_length: longest input, special tokens included.
         weights: digest of the weights.
+        library: whose model it is, for the identity.
     """
 
     def __init__(
         self,
         name: str,
         encoder: TextEncoder,
-        tokenizer: FastTokenizer,
+        tokenizer: SpanTokenizer,
         context_length: int,
         weights: str,
+        *,
+        library: str = "transformers",
     ) -> None:
-        self.name = name
-        self.dim = encoder.dim
-        self.tokenizer = tokenizer
-        self.context_length = context_length
-        self.limit = context_length - tokenizer.specials
+        super().__init__(name, tokenizer, context_length, encoder.dim)
         self._encoder = encoder
-        self.identity: dict[str, Any] = {
-            "library": "transformers",
+        self.identity = {
+            "library": library,
             "weights": weights,
             "tokenizer": tokenizer.digest,
             "context_length": context_length,
@@ -82,39 +79,26 @@ class HfText:
             "dim": self.dim,
         }
 
-    def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
-        """Tokenize without special tokens."""
-        return self.tokenizer.tokenize(texts)
-
-    def encode(self, texts: Sequence[str]) -> TextOutput:
-        """Tokenize and encode."""
-        return self.encode_tokenized(self.tokenize(texts))
-
-    @torch.inference_mode()
-    def encode_tokenized(self, texts: Sequence[TokenizedText]) -> TextOutput:
-        """Encode tokenized texts, those beyond ``limit`` in windows (:mod:`madkit.teachers.windows`)."""
-        return encode_in_windows(texts, self.limit, self._encode_short)
-
     def _encode_short(self, texts: Sequence[TokenizedText]) -> TextOutput:
-        encoder, special = self._encoder, self.tokenizer
-        width = self.context_length if encoder.full_width else None
-        batch = text_batch(texts, special.prefix, special.suffix, special.pad_id, width=width)
+        encoder = self._encoder
+        batch = self._batch(texts, full_width=encoder.full_width)
         if batch.ids.numel() and int(batch.ids.max()) >= encoder.vocabulary:
             raise DataError(
                 f"The tokenizer of '{self.name}' gives ids up to {int(batch.ids.max())}, and the model knows "
                 f"{encoder.vocabulary} tokens: they do not belong together."
             )
         device = next(encoder.model.parameters()).device
-        attention = batch.attention.to(device)
-        hidden, pooled = encoder.forward(batch.ids.to(device), attention.long())
-        if encoder.pooling not in (ALL_MEAN, REAL_MEAN):
-            global_ = pooled
-        else:
-            real = batch.mask.to(device)
-            # An empty text has no real tokens; its special tokens are all there is.
-            weights = (
-                attention if encoder.pooling == ALL_MEAN else torch.where(real.any(1, keepdim=True), real, attention)
-            )
-            shares = weights.float() / weights.sum(1, keepdim=True).clamp_min(1)
-            global_ = (hidden.float() * shares.unsqueeze(-1)).sum(1).to(hidden.dtype)
-        return TextOutput(hidden, global_, batch.mask, batch.spans)
+        # Without padding there is nothing to mask, and the library asks the device, once per batch, about a mask.
+        attention = None if bool(batch.attention.all()) else batch.attention.to(device, non_blocking=True).long()
+        hidden, pooled = encoder.forward(batch.ids.to(device, non_blocking=True), attention)
+        if encoder.pooling in (ALL_MEAN, REAL_MEAN):
+            pooled = (hidden.float() * _shares(batch, encoder.pooling).to(device)).sum(1).to(hidden.dtype)
+        return TextOutput(hidden, pooled, batch.mask, batch.spans)
+
+
+def _shares(batch: TextBatch, pooling: str) -> Tensor:
+    """Return how much each position counts in the mean of its text, [B, T, 1]."""
+    weights = batch.attention
+    if pooling == REAL_MEAN:  # an empty text has no real tokens; its special tokens are all there is
+        weights = torch.where(batch.mask.any(1, keepdim=True), batch.mask, batch.attention)
+    return (weights.float() / weights.sum(1, keepdim=True).clamp_min(1)).unsqueeze(-1)

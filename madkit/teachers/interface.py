@@ -71,12 +71,16 @@ class SpanTokenizer(Protocol):
         """Sixteen hex digits over everything that decides ids and spans."""
 
     @property
-    def start_id(self) -> int:
-        """Id of the token put before every text."""
+    def prefix(self) -> tuple[int, ...]:
+        """Ids of the special tokens put before every text."""
 
     @property
-    def end_id(self) -> int:
-        """Id of the token put after every text."""
+    def suffix(self) -> tuple[int, ...]:
+        """Ids of the special tokens put after every text."""
+
+    @property
+    def pad_id(self) -> int:
+        """Id for padding."""
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Tokenize without special tokens."""

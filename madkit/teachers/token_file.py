@@ -37,7 +37,8 @@ class FileTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.start_id, self.end_id = (self._special(path, token) for token in (START, END))
-        if self._special(path, PAD) != 0:
+        self.prefix, self.suffix, self.pad_id = (self.start_id,), (self.end_id,), 0
+        if self._special(path, PAD) != self.pad_id:
             raise DataError(f"{path}: the token {PAD} must have id 0.")
         self.digest = digest_of(text)
 
