@@ -29,6 +29,7 @@ BELOW: dict[str, set[str]] = {
     "distill": {"core", "cache", "mad", "regions", "students", "tasks"},
     "evaluate": {"core", "regions", "students", "tasks"},
 }
+BELOW["look"] = {"core", "cache", "mad", "tasks"}
 BELOW["bench"] = set(BELOW)
 BELOW["demo"] = set(BELOW)
 BELOW["cli"] = set(BELOW)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from madkit.cli.options import JsonOption, WorkspaceOption
 from madkit.cli.output import emit, print_table
 
+if TYPE_CHECKING:
+    from madkit.look.relevance import Relevance
+
 EXAMPLES = """
 madkit cache list
 madkit cache verify
+madkit cache show --id 'val-12' --save relevant.png
 madkit cache repair mini-mini-vcr-9bc0bf26a5ae
 madkit cache prune --yes
 """
@@ -83,6 +89,81 @@ def info(store: StoreArgument = None, workspace: WorkspaceOption = None, json_: 
                 print(f"... and {len(items) - _SHOWN_ABSENT:,} more; all: madkit cache info --json")
 
     emit({"stores": documents}, json_, human)
+
+
+@app.command("show")
+def show(
+    store: StoreArgument = None,
+    example: Annotated[
+        str | None,
+        typer.Option("--id", metavar="ID", help="An example or question of its data.", show_default="the first"),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", metavar="TEXT", help="A text of the cache, in place of the example's; may be repeated."),
+    ] = None,
+    top: Annotated[int, typer.Option("--top", metavar="K", min=1, help="Patches and words to choose.")] = 8,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FILE.png", help="Draw the image and the texts with their tokens.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Print the patches and words of one example that are most relevant to the other modality; draw them with --save.
+
+    The choice is the one that distillation makes, over patches instead of the student's regions.
+    """
+    from madkit.cache import TokenCache
+    from madkit.cache.manage import find_store
+    from madkit.core.errors import UsageProblem
+    from madkit.core.workspace import Workspace
+    from madkit.look.example import show_example
+
+    if save is not None and save.suffix.lower() != ".png":
+        raise UsageProblem(f"Pictures are saved as PNG, and {save.name} is named otherwise.", hint="--save FILE.png")
+    place = Workspace.at(workspace).require()
+    found = find_store(place, store)
+    if store is None and len(found) > 1:
+        raise UsageProblem(
+            f"The workspace has {len(found)} caches, and one is shown.", hint=f"madkit cache show {found[0].name}"
+        )
+    with TokenCache.open(found[0]) as cache:
+        shown = show_example(place, cache, example=example, texts=text or (), top=top)
+        teacher = cache.teacher
+    if save is not None:
+        _save(shown.path, shown.found, teacher, save)
+    rows = [relevance.as_row() for relevance in shown.found]
+
+    def human() -> None:
+        for row in rows:
+            print(f"{shown.example}, image {row['image']}: {row['text']}")
+            print_table(
+                ["word", "cosine", "patch (row, column)", "cosine"],
+                [
+                    [
+                        *((word["text"].strip(), f"{word['cosine']:.3f}") if word else ("", "")),
+                        *((f"{patch['row']}, {patch['column']}", f"{patch['cosine']:.3f}") if patch else ("", "")),
+                    ]
+                    for word, patch in zip_longest(row["words"], row["patches"])
+                ],
+                right=(1, 3),
+            )
+        if save is not None:
+            print(save)
+
+    document = {"cache": found[0].name, "teacher": teacher, "example": shown.example, "image_file": str(shown.path)}
+    emit({**document, "texts": rows, "picture": None if save is None else str(save)}, json_, human)
+
+
+def _save(image: Path, found: Sequence[Relevance], teacher: str, path: Path) -> None:
+    from io import BytesIO
+
+    from madkit.core.files import write_bytes_atomic
+    from madkit.look.picture import draw_relevance
+
+    buffer = BytesIO()
+    draw_relevance(image, found, teacher=teacher).save(buffer, "PNG", optimize=True)
+    write_bytes_atomic(path, buffer.getvalue())
 
 
 @app.command("verify")
