@@ -21,7 +21,12 @@ CONFIG_KEYS = ("embed_dim", "vision_cfg", "text_cfg", "image_size", "mean", "std
 
 
 def load_teacher(
-    name: str, *, weights: Path | None = None, device: str = "cpu", dtype: torch.dtype | None = None
+    name: str,
+    *,
+    weights: Path | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    adapter: Path | None = None,
 ) -> Teacher:
     """Load a frozen teacher.
 
@@ -36,6 +41,7 @@ def load_teacher(
             as ``vision`` and ``text`` (a missing one comes from its own place).
         device: a torch device.
         dtype: dtype to compute in; float32 on the CPU and float16 on a GPU when left out.
+        adapter: folder of an adaptation run (``madkit adapt``), whose outcome is applied.
 
     Raises:
         UsageProblem: no such teacher, architecture or tag; the message suggests the nearest.
@@ -43,6 +49,10 @@ def load_teacher(
         DataError: the weights are damaged or belong to another model.
         ConfigError: the model is of a kind that gives no readable tokens.
     """
+    if adapter is not None:
+        from madkit.teachers.adapter import load_adapted
+
+        return load_adapted(name, adapter, weights=weights, device=device, dtype=dtype)
     parsed = parse_teacher_name(name)
     if dtype is None:
         dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
