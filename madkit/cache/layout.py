@@ -162,7 +162,8 @@ class ImageLayout:
     """Sizes of the image part: ``n`` images, ``unit`` of them per shard, each ``tokens`` x ``dim``.
 
     ``tokens`` is smaller than the grid where a selection is kept, and 0 where global vectors alone are. ``dtype`` is
-    that of tokens: ``float16`` or ``int8``.
+    that of tokens: ``float16`` or ``int8``. ``views``: whether the part of each image that its patches cover is kept,
+    as for teachers whose preprocessing cuts the centre out.
     """
 
     n: int
@@ -171,6 +172,7 @@ class ImageLayout:
     dim: int
     grid: tuple[int, int]
     dtype: str = "float16"
+    views: bool = False
 
     @property
     def units(self) -> int:
@@ -186,6 +188,8 @@ class ImageLayout:
         inner = math.gcd(GLOBAL_CHUNK_ROWS, unit)
         one = {"tokens": ArraySpec("images/tokens", n, item, self.dtype, unit, 1, ("image", "patch", "channel"))}
         each = item[:1]
+        if self.views:
+            one["views"] = ArraySpec("images/views", n, (4,), "float32", unit, inner, ("image", "corner"))
         if self.tokens < self.grid[0] * self.grid[1]:
             one["positions"] = ArraySpec("images/positions", n, each, "int32", unit, inner, ("image", "patch"))
         if self.dtype == "int8":
@@ -253,16 +257,22 @@ def _common_arrays(part: str, n: int, unit: int, units: int, dim: int, axis: str
 
 
 def image_layout(
-    n: int, grid: tuple[int, int], dim: int, shard_mb: float, *, tokens: int | None = None, dtype: str = "float16"
+    n: int,
+    grid: tuple[int, int],
+    dim: int,
+    shard_mb: float,
+    *,
+    tokens: int | None = None,
+    dtype: str = "float16",
+    views: bool = False,
 ) -> ImageLayout:
     """Choose shards of about ``shard_mb`` MB (10^6 bytes) and at most 4,096 images.
 
-    ``tokens`` an image keeps; None for all, 0 for its global vector alone.
+    ``tokens`` an image keeps; None for all, 0 for its global vector alone. ``views`` as for :class:`ImageLayout`.
     """
     tokens = grid[0] * grid[1] if tokens is None else tokens
-    return ImageLayout(
-        n, shard_items(max(1, tokens) * dim * np.dtype(dtype).itemsize, shard_mb), tokens, dim, grid, dtype
-    )
+    unit = shard_items(max(1, tokens) * dim * np.dtype(dtype).itemsize, shard_mb)
+    return ImageLayout(n, unit, tokens, dim, grid, dtype, views)
 
 
 def text_layout(

@@ -175,11 +175,27 @@ class ImageTokens(_Part):
         self.grid = grid
         self._rows = {name: row for row, name in enumerate(self.ids)} | document["aliases"]
         self._positions = _open(root, "images/positions", check, fetch)
+        self._views = _open(root, "images/views", check, fetch)
 
     @property
     def selected(self) -> int | None:
         """How many patches of each image are kept; None where all are."""
         return None if self._positions is None else self._positions.spec.item[0]
+
+    @property
+    def has_views(self) -> bool:
+        """Whether the store says which part of each image its patches cover."""
+        return self._views is not None
+
+    def views(self, rows: npt.ArrayLike) -> Float32 | None:
+        """Return the part of each image that its patches cover: [n, 4] corners (x1, y1, x2, y2) in shares of its sides.
+
+        None where the store does not say, because its teacher saw whole images (or an older madkit wrote it).
+        """
+        if self._views is None:
+            return None
+        self._refuse_absent(rows)
+        return np.asarray(self._views.take(rows), dtype=np.float32)
 
     def positions(self, rows: npt.ArrayLike) -> npt.NDArray[np.int32]:
         """Return which patches the tokens of rows stand for: [n, T] int32, ascending, row-major in ``grid``."""
@@ -234,8 +250,9 @@ class ImageTokens(_Part):
     def close(self) -> None:
         """Let go of open files."""
         super().close()
-        if self._positions is not None:
-            self._positions.close()
+        for rows in (self._positions, self._views):
+            if rows is not None:
+                rows.close()
 
 
 class TextTokens(_Part):

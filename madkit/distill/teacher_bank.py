@@ -19,13 +19,14 @@ from torch import Tensor
 from madkit.cache import ImageTokens, TextTokens, TokenCache
 from madkit.core.console import Progress
 from madkit.core.seeds import permutation
-from madkit.mad.align import align_text, pool_regions, pool_selected
+from madkit.mad.align import align_text, boxes_in_view, pool_regions, pool_selected
 from madkit.mad.select import function_word_mask_of_spans
 from madkit.mad.targets import ChannelStats
 
 CHUNK_IMAGES = 256
 CHUNK_TEXTS = 2048
 _WHOLE = 0.999  # a box that covers this share of the picture is the picture
+_SEEN = 0.5  # a box of which the teacher saw less than this has no target: its patches would describe something else
 
 
 @dataclass(slots=True)
@@ -33,7 +34,8 @@ class ImageBank:
     """regions [n, R, Dv] float16 and globals [n, Dv] float32 of the images of a set, in its own order.
 
     `present` [n] bool says which of them the cache has; the others are zeros, and no term may compare them.
-    `covered` [n, R] bool says which regions have a target, where the cache holds a selection of patches; None: all.
+    `covered` [n, R] bool says which regions have a target, where the cache holds a selection of patches or the teacher
+    saw a part of the images; None: all.
     """
 
     regions: Tensor
@@ -96,7 +98,8 @@ def image_bank(
     if permute_seed is not None:
         rows = rows[_derangement(len(rows), permute_seed)]
     n, R = boxes.shape[:2]
-    covered = torch.zeros(n, R, dtype=torch.bool) if tokens and images.selected is not None else None
+    partly = images.selected is not None or images.has_views
+    covered = torch.zeros(n, R, dtype=torch.bool) if tokens and partly else None
     regions = torch.zeros(n, R, images.dim, dtype=torch.float16)
     global_ = torch.zeros(n, images.dim)
 
@@ -109,14 +112,21 @@ def image_bank(
             return len(piece)
         patches = torch.from_numpy(np.ascontiguousarray(images.tokens(piece)))
         box = boxes[where].float()
-        area = (box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1])
-        if covered is None:
-            pooled = pool_regions(patches, box, images.grid, image_global=whole, whole_image=area >= _WHOLE)
+        picture = (box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1]) >= _WHOLE
+        seen = torch.ones_like(picture)
+        views = images.views(piece)
+        if views is not None:
+            box, share = boxes_in_view(box, torch.from_numpy(views))
+            seen = picture | (share >= _SEEN)
+        if images.selected is None:
+            pooled = pool_regions(patches, box, images.grid, image_global=whole, whole_image=picture)
+            known = seen
         else:
             places = torch.from_numpy(images.positions(piece))
-            pooled, covered[where] = pool_selected(
-                patches, places, box, images.grid, image_global=whole, whole_image=area >= _WHOLE
-            )
+            pooled, known = pool_selected(patches, places, box, images.grid, image_global=whole, whole_image=picture)
+        if covered is not None:
+            covered[where] = known & seen
+            pooled = pooled * (known & seen).unsqueeze(-1)
         regions[where] = pooled.half()
         return len(piece)
 

@@ -145,12 +145,39 @@ def align_text(
     return alignment.apply(tokens), alignment.mask
 
 
+def boxes_in_view(boxes: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes of whole images, in the coordinates of the part that the teacher saw.
+
+    CLIP's own preprocessing cuts the centre out of an image, so its grid of patches covers less than the image: without
+    this step the boxes of a photograph of 640 x 480 pixels would be compared with patches up to an eighth of its width
+    away.
+
+    Args:
+        boxes: [B, R, 4] corners (x1, y1, x2, y2), normalised to the whole image.
+        views: [B, 4] corners of the part that the grid covers, likewise.
+
+    Returns:
+        [B, R, 4] corners normalised to that part and cut at its border, and [B, R] the share of each box's area that
+        lies in it (of a box without an area, 1 where it lies inside).
+    """
+    boxes, views = boxes.float(), views.float().unsqueeze(-2)
+    low = torch.minimum(boxes[..., :2], boxes[..., 2:])
+    high = torch.maximum(boxes[..., :2], boxes[..., 2:])
+    side = (views[..., 2:] - views[..., :2]).clamp_min(1e-6)
+    inner_low = ((low - views[..., :2]) / side).clamp(0.0, 1.0)
+    inner_high = ((high - views[..., :2]) / side).clamp(0.0, 1.0)
+    whole = (high - low) / side
+    inside = (low <= views[..., 2:]) & (high >= views[..., :2])
+    share = torch.where(whole > _THIN, (inner_high - inner_low) / whole.clamp_min(_THIN), inside.float())
+    return torch.cat([inner_low, inner_high], -1), share.prod(-1).clamp(max=1.0)
+
+
 def box_patch_weights(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
     """Share of each patch in each box, by the area they have in common.
 
     Args:
-        boxes: [..., R, 4] corners (x1, y1, x2, y2), normalised to [0, 1] in the picture that the teacher saw whole
-            (a resize that squashes keeps them; a crop does not). Corners in the wrong order are swapped, boxes are
+        boxes: [..., R, 4] corners (x1, y1, x2, y2), normalised to [0, 1] in the picture that the teacher saw (a resize
+            that squashes keeps them; for a crop see `boxes_in_view`). Corners in the wrong order are swapped, boxes are
             cut at the border, and a box without an extent counts as a very thin one, so that every row sums to 1.
         grid: patches (down, across), numbered row by row.
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from madkit.mad.align import box_patch_weights, pool_regions
+from madkit.mad.align import box_patch_weights, boxes_in_view, pool_regions
 
 torch.set_num_threads(1)
 SAMPLES = 400
@@ -83,3 +83,23 @@ def test_whole_image_regions_take_the_global_embedding() -> None:
 def test_a_grid_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="2 x 2 cells cannot hold 9"):
         pool_regions(torch.zeros(1, 9, 2), torch.zeros(1, 1, 4), (2, 2))
+
+
+def test_boxes_of_a_cropped_picture_move_with_the_crop() -> None:
+    # 640 x 480 pixels, of which the central square is seen: 80 pixels are cut off on the left and on the right.
+    view = torch.tensor([[80 / 640, 0.0, 560 / 640, 1.0]])
+    boxes = torch.tensor(
+        [[[80, 0, 320, 240], [0, 0, 160, 480], [0, 0, 80, 480], [320, 120, 320, 120], [0, 0, 640, 480]]]
+    )
+    inside, share = boxes_in_view(boxes / torch.tensor([640.0, 480, 640, 480]), view)
+    expected = [[0, 0, 0.5, 0.5], [0, 0, 1 / 6, 1], [0, 0, 0, 1], [0.5, 0.25, 0.5, 0.25], [0, 0, 1, 1]]
+    torch.testing.assert_close(inside[0], torch.tensor(expected), atol=1e-6, rtol=0)
+    torch.testing.assert_close(share[0], torch.tensor([1.0, 0.5, 0.0, 1.0, 0.75]), atol=1e-6, rtol=0)
+
+
+@given(side, side)
+def test_a_whole_view_changes_no_bit(x: tuple[float, float], y: tuple[float, float]) -> None:
+    boxes = torch.tensor([[[x[0], y[0], x[0] + x[1], y[0] + y[1]]]]).clamp(0, 1)
+    inside, share = boxes_in_view(boxes, torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
+    assert torch.equal(inside, boxes)
+    torch.testing.assert_close(share, torch.ones(1, 1))
