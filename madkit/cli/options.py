@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from madkit.core.workspace import DEFAULT, VARIABLE
+from madkit.core.workspace import CACHE_VARIABLE, DEFAULT, VARIABLE
 
 WorkspaceOption = Annotated[
     Path | None,
@@ -17,6 +17,17 @@ WorkspaceOption = Annotated[
         envvar=VARIABLE,
         show_default=f"./{DEFAULT}",
         help="The folder that holds everything madkit makes.",
+    ),
+]
+
+CacheOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        metavar="URL",
+        envvar=CACHE_VARIABLE,
+        show_default="cache in the workspace",
+        help="Where token caches lie: a folder, or a URL such as s3://bucket/caches.",
     ),
 ]
 

@@ -1,8 +1,10 @@
-"""The workspace: the one folder that holds everything madkit makes."""
+"""The workspace: the one folder that holds everything madkit makes, but for token caches that lie elsewhere."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,25 +12,43 @@ from madkit.core.errors import NotFoundError, UsageProblem
 
 VARIABLE = "MADKIT_WORKSPACE"
 DEFAULT = "madkit-workspace"
+CACHE_VARIABLE = "MADKIT_CACHE"
+MIRROR_VARIABLE = "MADKIT_CACHE_DIR"
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """Paths inside a workspace folder. Nothing is created here; whoever writes creates its own folder."""
+    """Paths inside a workspace folder. Nothing is created here; whoever writes creates its own folder.
+
+    Attributes:
+        root: the folder.
+        cache_at: where token caches lie, a folder or a URL; None for ``cache`` in the workspace.
+    """
 
     root: Path
+    cache_at: str | None = None
 
     @classmethod
-    def at(cls, path: Path | str | None = None) -> Workspace:
+    def at(cls, path: Path | str | None = None, *, cache: Path | str | None = None) -> Workspace:
         """Return the workspace at ``path``, else at ``$MADKIT_WORKSPACE``, else at ``./madkit-workspace``.
 
+        Args:
+            path: the folder.
+            cache: folder or URL of the token caches, else ``$MADKIT_CACHE``, else ``cache`` in the workspace.
+
         Raises:
-            UsageProblem: the path is a file.
+            UsageProblem: one of the paths is a file.
         """
         chosen = Path(path if path is not None else os.environ.get(VARIABLE) or DEFAULT).expanduser()
         if chosen.exists() and not chosen.is_dir():
             raise UsageProblem(f"The workspace {chosen} is a file.", hint="give a folder: --workspace DIR.")
-        return cls(chosen)
+        place = str(cache) if cache is not None else os.environ.get(CACHE_VARIABLE, "")
+        if place and not is_url(place):
+            folder = Path(place).expanduser()
+            if folder.exists() and not folder.is_dir():
+                raise UsageProblem(f"The cache folder {folder} is a file.", hint="give a folder or a URL: --cache URL")
+            place = str(folder)
+        return cls(chosen, place.rstrip("/") if is_url(place) else place or None)
 
     def require(self) -> Workspace:
         """Return self when the folder exists (NotFoundError otherwise), for commands that only read."""
@@ -39,6 +59,14 @@ class Workspace:
             )
         return self
 
+    def require_cache(self) -> Workspace:
+        """Return self when there can be caches to read (NotFoundError otherwise); a URL is asked later."""
+        if self.cache_at is None:
+            return self.require()
+        if self.cache_url is None and not self.cache.is_dir():
+            raise NotFoundError(f"There is no cache folder at {self.cache}.", hint="check --cache or MADKIT_CACHE")
+        return self
+
     @property
     def data(self) -> Path:
         """Imported benchmarks and the embedded one."""
@@ -46,8 +74,15 @@ class Workspace:
 
     @property
     def cache(self) -> Path:
-        """Token caches of the teachers."""
-        return self.root / "cache"
+        """Token caches of the teachers; where these lie at a URL, the folder of their local mirrors."""
+        if self.cache_at is None:
+            return self.root / "cache"
+        return mirror_folder(self.cache_at) if is_url(self.cache_at) else Path(self.cache_at)
+
+    @property
+    def cache_url(self) -> str | None:
+        """The URL of the token caches; None where they are in a folder."""
+        return self.cache_at if self.cache_at is not None and is_url(self.cache_at) else None
 
     @property
     def runs(self) -> Path:
@@ -58,3 +93,23 @@ class Workspace:
     def reports(self) -> Path:
         """Tables, plots and pages."""
         return self.root / "reports"
+
+
+def is_url(place: str) -> bool:
+    """Whether ``place`` is a URL and not a path."""
+    return "://" in place
+
+
+def mirror_root() -> Path:
+    """Return the folder of all mirrors: ``$MADKIT_CACHE_DIR``, else ``madkit`` in the user's cache folder."""
+    chosen = os.environ.get(MIRROR_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "madkit"
+
+
+def mirror_folder(url: str) -> Path:
+    """Return the local folder for what is read from below ``url``: its end for people, and its digest."""
+    url = url.rstrip("/")
+    words = re.sub(r"[^A-Za-z0-9.]+", "-", url)[-40:].strip("-.")
+    return mirror_root() / "mirrors" / f"{words}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
