@@ -86,12 +86,13 @@ def describe(path: Path) -> StoreRow:
     complete = (path / MANIFEST).is_file()
     try:
         document = read_manifest(path) if complete else read_json(path / PLAN)
+        images, texts = (int(document[part]["n"]) if part in document else 0 for part in ("images", "texts"))
         return StoreRow(
             path,
             "complete" if complete else "unfinished",
             document["identity"],
-            int(document["images"]["n"]),
-            int(document["texts"]["n"]),
+            images,
+            texts,
             int(document["bytes"]) if complete else _folder_bytes(path),
             str(document.get("created", "")),
             sum(len(items) for items in document.get("absent", {}).values()),
@@ -122,6 +123,8 @@ def choose_cache(workspace: Workspace, task_data: DataOfTask, teacher: str | Non
     of_data = [row for row in of_source if row.identity.get("revision") == revision]
     if teacher is not None:
         of_data = [row for row in of_data if teacher in _names(row)]
+    else:  # who asks for any store needs both parts, so those of images or texts alone come last
+        of_data = [row for row in of_data if row.identity.get("vision") and row.identity.get("text")] or of_data
     if len(of_data) == 1:
         return TokenCache.open(of_data[0].path)
     if of_data:

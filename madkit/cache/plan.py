@@ -15,6 +15,10 @@ from madkit.cache.layout import FORMAT, SCHEMA, ArraySpec, ImageLayout, TextLayo
 
 Part = Literal["images", "texts"]
 PARTS: tuple[Part, ...] = ("images", "texts")
+NO_IMAGES = ImageLayout(0, 1, 0, 0, (0, 0))
+"""The image part of a store whose teacher reads texts alone."""
+NO_TEXTS = TextLayout(0, 1, 0, 0, 0)
+"""The text part of a store whose teacher reads images alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +31,8 @@ class StorePlan:
         image_aliases: further ids that stand for a row, where several ids name one file.
         texts: one text per row of the text arrays.
         lengths: [texts] tokens of each text.
-        images: sizes of the image part.
-        text: sizes of the text part.
+        images: sizes of the image part; :data:`NO_IMAGES` where the teacher reads none.
+        text: sizes of the text part; :data:`NO_TEXTS` where the teacher reads none.
         facts: counts for the manifest, such as texts that were too long.
         absent_texts: what is wrong with each text that has no tokens, by row.
     """
@@ -46,19 +50,27 @@ class StorePlan:
     def document(self) -> dict[str, Any]:
         """Return what ``plan.json`` holds: identity, sizes, and a digest over ids, texts and lengths."""
         items = [list(self.image_ids), dict(self.image_aliases), list(self.texts), self.lengths.tolist()]
+        sizes = {"images": _sizes(self.images), "texts": _sizes(self.text)}
         return {
             "schema": SCHEMA,
             "format": FORMAT,
             "key": store_key(self.identity),
             "identity": dict(self.identity),
             "items": sha256(compact_json(items)).hexdigest()[:16],
-            "images": _sizes(self.images),
-            "texts": _sizes(self.text),
+            **{part: sizes[part] for part in self.parts},
             "facts": dict(self.facts),
         }
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that the store has: both, or the one that its teacher reads."""
+        there = {"images": self.images.dim, "texts": self.text.dim}
+        return tuple(part for part in PARTS if there[part])
+
     def arrays(self, part: Part) -> dict[str, ArraySpec]:
-        """Return the arrays of a part by their last name."""
+        """Return the arrays of a part by their last name; none for a part that the store does not have."""
+        if part not in self.parts:
+            return {}
         return self.images.arrays() if part == "images" else self.text.arrays()
 
     def units(self, part: Part) -> int:
@@ -90,10 +102,12 @@ def unit_of_file(name: str) -> tuple[Part, int] | None:
 
 
 def _sizes(layout: ImageLayout | TextLayout) -> dict[str, Any]:
-    """Return a part's sizes; the dtype is named only where it is not the usual one, which older plans do not name."""
+    """Return a part's sizes; dtype and views are named only where they are not the usual ones."""
     sizes = asdict(layout)
     if sizes["dtype"] == "float16":
         del sizes["dtype"]
+    if not sizes.get("views", True):
+        del sizes["views"]
     return sizes
 
 

@@ -7,50 +7,69 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from madkit.cache.layout import FORMAT, JOURNAL, MANIFEST, PLAN, SCHEMA
+from madkit.cache.journal import journalled_units
+from madkit.cache.layout import FORMAT, MANIFEST, PLAN, SCHEMA
 from madkit.cache.parts import ImageTokens, TextTokens
+from madkit.cache.remote import RemoteStore
+from madkit.cache.remote_copy import remote_units
+from madkit.cache.rows import Fetch
 from madkit.core.errors import CacheError, NotFoundError
-from madkit.core.files import read_json, read_jsonl
+from madkit.core.files import read_json
+from madkit.core.workspace import is_url
+
+Place = Path | RemoteStore
+"""Where a store lies: a folder, or a URL."""
 
 
 class TokenCache:
     """A complete token store, opened for reading. Use :meth:`open`; it is also a context manager.
 
     Attributes:
-        path: the store's folder.
+        path: the store's folder; of a remote store its local mirror.
         manifest: everything that ``manifest.json`` says.
         identity: what the store is of: teacher, weights, preprocessing, tokenizer, source, task, revision.
-        images: tokens of images.
-        texts: tokens of texts.
+        parts: which parts the store has, ``images``, ``texts`` or both: what its teacher reads.
     """
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any], *, check: bool) -> None:
+    def __init__(self, path: Path, manifest: Mapping[str, Any], *, check: bool, fetch: Fetch | None = None) -> None:
         self.path = path
         self.manifest = dict(manifest)
         self.identity: dict[str, Any] = dict(manifest["identity"])
-        rows, columns = manifest["images"]["grid"]
+        self.parts = tuple(part for part in ("images", "texts") if part in manifest)
+        self._images: ImageTokens | None = None
+        self._texts: TextTokens | None = None
         command = extract_command(self.identity)
         gone = {
             part: {int(item["row"]): str(item["error"]) for item in manifest.get("absent", {}).get(part, ())}
-            for part in ("images", "texts")
+            for part in self.parts
         }
-        self.images = ImageTokens(
-            path, check=check, grid=(int(rows), int(columns)), extract=command, absent=gone["images"]
-        )
-        self.texts = TextTokens(path, check=check, extract=command, absent=gone["texts"])
+        if "images" in self.parts:
+            rows, columns = manifest["images"]["grid"]
+            self._images = ImageTokens(
+                path, check=check, grid=(int(rows), int(columns)), extract=command, absent=gone["images"], fetch=fetch
+            )
+        if "texts" in self.parts:
+            self._texts = TextTokens(path, check=check, extract=command, absent=gone["texts"], fetch=fetch)
 
     @classmethod
-    def open(cls, path: Path | str, *, check: bool = False) -> TokenCache:
+    def open(cls, path: Place | str, *, check: bool = False) -> TokenCache:
         """Open a store.
 
         Args:
-            path: its folder.
+            path: its folder, or its URL: then ids, texts and metadata are fetched into a local mirror now, and shards
+                when they are first read (see :mod:`madkit.cache.remote`).
             check: verify the checksum of everything that is read; slower.
 
         Raises:
             NotFoundError: there is no store.
-            CacheError: the store is unfinished, of another version, or files are missing or truncated.
+            CacheError: the store is unfinished, of another version, files are missing or truncated, or a URL cannot be
+                reached or read. Reading raises it later, too, where a shard cannot be fetched as it should be.
         """
+        if isinstance(path, str) and is_url(path):
+            path = RemoteStore.at(path)
+        if isinstance(path, RemoteStore):
+            manifest = read_manifest(path)
+            return cls(path.mirror, manifest, check=check, fetch=path.open_mirror(manifest))
         folder = Path(path)
         manifest = read_manifest(folder)
         bad = missing_files(folder, manifest)
@@ -60,6 +79,31 @@ class TokenCache:
                 hint=f"{extract_command(manifest['identity'])} redoes what is missing, or see: madkit cache verify",
             )
         return cls(folder, manifest, check=check)
+
+    @property
+    def images(self) -> ImageTokens:
+        """Tokens of images (CacheError for a store of texts alone)."""
+        if self._images is None:
+            raise self._lacks("images")
+        return self._images
+
+    @property
+    def texts(self) -> TextTokens:
+        """Tokens of texts (CacheError for a store of images alone)."""
+        if self._texts is None:
+            raise self._lacks("texts")
+        return self._texts
+
+    def _lacks(self, part: str) -> CacheError:
+        name = self.teacher
+        has, joined, example = "images", f"{name}+TEXT", f"{name}+roberta-base"
+        if part == "images":
+            has, joined, example = "texts", f"VISION+{name}", f"dinov2-vit-b14+{name}"
+        return CacheError(
+            f"The cache {self.path.name} holds {has} alone, for its teacher '{name}' reads no {part}, and here "
+            f"both are needed: a teacher joined as {joined}.",
+            hint=extract_command({**self.identity, "teacher": example}),
+        )
 
     @property
     def key(self) -> str:
@@ -83,8 +127,9 @@ class TokenCache:
 
     def close(self) -> None:
         """Let go of open files."""
-        self.images.close()
-        self.texts.close()
+        for part in (self._images, self._texts):
+            if part is not None:
+                part.close()
 
     def __enter__(self) -> TokenCache:
         return self
@@ -95,34 +140,40 @@ class TokenCache:
         self.close()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(place: Place) -> dict[str, Any]:
     """Read a store's manifest.
 
     Raises:
         NotFoundError: there is no store.
-        CacheError: its extraction is unfinished, or another version of madkit wrote it.
+        CacheError: its extraction is unfinished, another version of madkit wrote it, or its URL cannot be read.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        if (folder / PLAN).is_file():
-            raise _unfinished(folder)
-        raise NotFoundError(f"There is no token cache at {folder}.", hint="make one: madkit extract --teacher mini")
-    manifest = read_json(path)
+    manifest = read_document(place, MANIFEST)
+    if manifest is None:
+        plan = read_document(place, PLAN)
+        if plan is not None:
+            raise _unfinished(place, plan)
+        raise NotFoundError(f"There is no token cache at {place}.", hint="make one: madkit extract --teacher mini")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("schema") != SCHEMA:
         raise CacheError(
-            f"{path} is not the manifest of a token cache that this version of madkit reads (schema {SCHEMA}).",
+            f"{place}/{MANIFEST} is not the manifest of a token cache that this version of madkit reads "
+            f"(schema {SCHEMA}).",
             hint="extract it again into another workspace, or remove the folder",
         )
     return manifest
 
 
-def _unfinished(folder: Path) -> CacheError:
-    plan = read_json(folder / PLAN)
-    journal = folder / JOURNAL
-    done = len({(row["part"], row["unit"]) for row in read_jsonl(journal)}) if journal.is_file() else 0
-    total = sum(-(-int(plan[part]["n"]) // int(plan[part]["unit"])) for part in ("images", "texts"))
+def read_document(place: Place, name: str) -> Any:
+    """Read a JSON file of a store; None where there is none (DataError for one that is not JSON)."""
+    if isinstance(place, RemoteStore):
+        return place.document(name)
+    return read_json(place / name) if (place / name).is_file() else None
+
+
+def _unfinished(place: Place, plan: Mapping[str, Any]) -> CacheError:
+    done = len(remote_units(place) if isinstance(place, RemoteStore) else journalled_units(place))
+    total = sum(-(-int(plan[part]["n"]) // int(plan[part]["unit"])) for part in ("images", "texts") if part in plan)
     return CacheError(
-        f"The cache {folder} is unfinished ({done} of {total} shards).",
+        f"The cache {place} is unfinished ({done} of {total} shards).",
         hint=f"go on with: {extract_command(plan['identity'])}",
     )
 

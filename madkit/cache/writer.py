@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from madkit.cache.attributes import part_attributes
+from madkit.cache.journal import append_unit, journal_rows, journalled_units, merge_journals
 from madkit.cache.layout import (
     ABSENT_ITEMS,
     IMAGE_IDS,
-    JOURNAL,
     LOCK,
     MANIFEST,
     PLAN,
@@ -33,43 +34,52 @@ from madkit.cache.quantise import quantise
 from madkit.cache.shards import file_crc32, pack_chunk, pack_shard, unpack_chunk
 from madkit.cache.statistics import merge_moments, moments
 from madkit.core.environment import environment
-from madkit.core.errors import CacheError
-from madkit.core.files import (
-    FileLock,
-    append_jsonl,
-    read_json,
-    read_jsonl,
-    write_bytes_atomic,
-    write_json_atomic,
-)
+from madkit.core.errors import CacheError, DataError
+from madkit.core.files import FileLock, read_json, write_bytes_atomic, write_json_atomic
 
 
 class StoreWriter:
     """Writes one store. Use as a context manager: it holds the store's lock.
+
+    Several processes of one job may fill a store, each with units of its own (:meth:`take`) and a journal of its own.
+    The first of them prepares it before the others enter, and completes it after they have left.
 
     Args:
         folder: the store's folder.
         plan: what to write. Where the folder holds a plan of the same items in other shard sizes, that one is kept,
             and :attr:`plan` is it.
         known: the store's manifest, where it is complete; what it says of units is taken instead of the journal.
+        process: number of this process in its job; all but 0 need a store that process 0 has prepared.
 
     Raises:
         CacheError: another process writes the store, or the folder holds something else.
     """
 
-    def __init__(self, folder: Path, plan: StorePlan, *, known: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: Path, plan: StorePlan, *, known: Mapping[str, Any] | None = None, process: int = 0
+    ) -> None:
         self.folder = folder
         self._known = known
         self.plan = plan
-        self._lock = FileLock(folder / LOCK, error=CacheError, what=f"The cache {folder.name}")
+        self.process = process
+        self._lock = self._lock_of(folder / (LOCK if process == 0 else f"{LOCK}-{process}"))
         self._files: dict[str, dict[str, Any]] = {}
         self._done: set[tuple[Part, int]] = set()
+        self._lines: set[tuple[Part, int]] = set()  # units whose last line says that they are done
+        self._mine: set[tuple[Part, int]] | None = None
         self._absent: dict[tuple[Part, int], dict[int, str]] = {}
+
+    def _lock_of(self, path: Path) -> FileLock:
+        return FileLock(path, error=CacheError, what=f"The cache {self.folder.name}")
 
     def __enter__(self) -> StoreWriter:
         self._lock.acquire()
         try:
-            self._prepare()
+            if self.process == 0:
+                self._prepare()
+            else:
+                self._resume(read_json(self.folder / PLAN))
+                self._read_journal()
         except BaseException:
             self._lock.release()
             raise
@@ -78,9 +88,24 @@ class StoreWriter:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def pending(self, part: Part) -> list[int]:
-        """Return the units that are still to be done."""
+    def missing(self, part: Part) -> list[int]:
+        """Return the units that are still to be done, whoever does them."""
         return [unit for unit in range(self.plan.units(part)) if (part, unit) not in self._done]
+
+    def pending(self, part: Part) -> list[int]:
+        """Return the units that are still to be done here: those of :meth:`take`, or all."""
+        return [unit for unit in self.missing(part) if self._mine is None or (part, unit) in self._mine]
+
+    def take(self, units: Mapping[Part, Sequence[int]]) -> None:
+        """Do these units alone, whether they are there or not; other processes do the others."""
+        self._mine = {(part, unit) for part, numbers in units.items() for unit in numbers}
+        self._done -= self._mine
+
+    def gather(self) -> None:
+        """Learn what other processes of the job have done, once all of them have left; to be called by process 0."""
+        merge_journals(self.folder)
+        self._mine = None
+        self._read_journal()
 
     def absent(self, part: Part) -> dict[int, str]:
         """Return what is wrong with each item that was marked as absent so far, by row."""
@@ -94,7 +119,7 @@ class StoreWriter:
     @property
     def finished(self) -> bool:
         """Whether the store is complete and readable."""
-        return (self.folder / MANIFEST).is_file() and not any(self.pending(part) for part in PARTS)
+        return (self.folder / MANIFEST).is_file() and not any(self.missing(part) for part in PARTS)
 
     @property
     def total_bytes(self) -> int:
@@ -102,6 +127,9 @@ class StoreWriter:
         return sum(int(entry["bytes"]) for entry in self._files.values())
 
     def _prepare(self) -> None:
+        for lock in self.folder.glob(f"{LOCK}-*"):  # a process of a job whose first one is gone
+            with self._lock_of(lock):
+                pass
         for leftover in self.folder.rglob(".*.tmp"):  # what a kill between write and rename leaves
             leftover.unlink()
         path = self.folder / PLAN
@@ -110,27 +138,38 @@ class StoreWriter:
         else:
             write_json_atomic(path, self.plan.document())
         self._write_fixed()
-        if self._known is None:
-            self._read_journal()
-        else:
+        merge_journals(self.folder)
+        if self._known is not None:
             self._believe(self._known)
+            return
+        self._read_journal()
+        manifest = self.folder / MANIFEST
+        if manifest.is_file() and not self._whole(manifest):
+            manifest.unlink()  # statistics or a group are gone, which belong to no unit: they come with the manifest
+
+    def _whole(self, manifest: Path) -> bool:
+        """Whether the files of a complete store that belong to no unit are there."""
+        try:
+            files = read_json(manifest)["files"]
+            return all(
+                unit_of_file(name) is not None or _has_size(self.folder / name, int(entry["bytes"]))
+                for name, entry in files.items()
+            )
+        except (DataError, KeyError, TypeError, ValueError):
+            return False
 
     def _resume(self, old: Mapping[str, Any]) -> None:
         """Go on with the shard sizes and the facts of the plan in the folder."""
         new = self.plan.document()
         try:
             same = all(old[name] == new[name] for name in ("schema", "key", "items"))
-            sizes = replace(
-                self.plan,
-                facts=old["facts"],
-                images=replace(self.plan.images, unit=int(old["images"]["unit"])),
-                text=replace(
-                    self.plan.text,
-                    unit=int(old["texts"]["unit"]),
-                    capacity=int(old["texts"]["capacity"]),
-                    rows=int(old["texts"]["rows"]),
-                ),
-            )
+            images, text = self.plan.images, self.plan.text
+            if "images" in self.plan.parts:
+                images = replace(images, unit=int(old["images"]["unit"]))
+            if "texts" in self.plan.parts:
+                unit, capacity, rows = (int(old["texts"][name]) for name in ("unit", "capacity", "rows"))
+                text = replace(text, unit=unit, capacity=capacity, rows=rows)
+            sizes = replace(self.plan, facts=old["facts"], images=images, text=text)
         except (KeyError, TypeError, ValueError):
             same = False
         if not same:
@@ -145,12 +184,18 @@ class StoreWriter:
         plan = self.plan
         attributes = {"madkit": plan.document()}
         self._put("zarr.json", compact_json(group_metadata(attributes)))
-        for part in PARTS:
-            self._put(f"{part}/zarr.json", compact_json(group_metadata({})))
+        for part in plan.parts:
+            group = self.folder / part / "zarr.json"
+            if group.is_file() and (self.folder / MANIFEST).is_file():
+                self._files[f"{part}/zarr.json"] = _entry(group.read_bytes())  # it tells the statistics
+            else:
+                self._put(f"{part}/zarr.json", compact_json(group_metadata({})))
             for spec in plan.arrays(part).values():
                 self._put(f"{spec.name}/zarr.json", compact_json(spec.metadata()))
-        self._put(IMAGE_IDS, compact_json({"ids": list(plan.image_ids), "aliases": dict(plan.image_aliases)}))
-        self._put(TEXTS, compact_json(list(plan.texts)))
+        if "images" in plan.parts:
+            self._put(IMAGE_IDS, compact_json({"ids": list(plan.image_ids), "aliases": dict(plan.image_aliases)}))
+        if "texts" in plan.parts:
+            self._put(TEXTS, compact_json(list(plan.texts)))
         extents = plan.arrays("texts").get("extents")
         if extents is not None and extents.shards:
             self._put(extents.file(0), pack_chunk(extents, text_extents(plan.lengths, plan.text)))
@@ -163,18 +208,19 @@ class StoreWriter:
         self._files[name] = _entry(data)
 
     def _read_journal(self) -> None:
-        path = self.folder / JOURNAL
-        if not path.is_file():
-            return
-        for row in read_jsonl(path):
-            part, unit, files = row["part"], int(row["unit"]), row["files"]
-            key = (part, unit)
+        last: dict[tuple[Part, int], dict[str, Any]] = {}
+        for row in journal_rows(self.folder):
+            last[row["part"], int(row["unit"])] = row
+        for key, row in last.items():
+            files = row["files"]
+            self._done.discard(key)
+            if files is None:
+                continue
+            self._lines.add(key)
             if all(_has_size(self.folder / name, int(entry["bytes"])) for name, entry in files.items()):
                 self._done.add(key)
                 self._files.update(files)
                 self._absent[key] = {int(item): str(error) for item, error in row.get("absent", {}).items()}
-            else:
-                self._done.discard(key)
 
     def _believe(self, manifest: Mapping[str, Any]) -> None:
         """Take the units from a manifest, and complete the journal where lines of it were lost."""
@@ -188,13 +234,13 @@ class StoreWriter:
                 row = int(item["row"])
                 unit = row // (self.plan.images.unit if part == "images" else self.plan.text.unit)
                 self._absent.setdefault((part, unit), {})[row] = str(item["error"])
-        journal = self.folder / JOURNAL
-        lines = {(row["part"], int(row["unit"])) for row in read_jsonl(journal)} if journal.is_file() else set()
+        lines = journalled_units(self.folder)
         for place, files in sorted(units.items()):
             if place not in lines:
-                append_jsonl(journal, self._line(place, files))
+                append_unit(self.folder, self.process, self._line(place, files))
             self._files.update(files)
             self._done.add(place)
+            self._lines.add(place)
 
     def _line(self, place: tuple[Part, int], files: Mapping[str, Any]) -> dict[str, Any]:
         line: dict[str, Any] = {"part": place[0], "unit": place[1], "files": dict(files)}
@@ -250,13 +296,17 @@ class StoreWriter:
         statistics = specs["unit_statistics"]
         packed[statistics.file(unit)] = pack_chunk(statistics, both[None])
         (self.folder / MANIFEST).unlink(missing_ok=True)  # a store that changes is not complete until it says so again
+        if (part, unit) in self._lines:  # a kill in between must not leave new files under the old line
+            append_unit(self.folder, self.process, {"part": part, "unit": unit, "files": None})
+            self._lines.discard((part, unit))
         for name, data in packed.items():
             write_bytes_atomic(self.folder / name, data)
             files[name] = _entry(data)
         self._absent[part, unit] = missing
-        append_jsonl(self.folder / JOURNAL, self._line((part, unit), files))
+        append_unit(self.folder, self.process, self._line((part, unit), files))
         self._files.update(files)
         self._done.add((part, unit))
+        self._lines.add((part, unit))
 
     def _round(
         self, part: Part, unit: int, tokens: npt.NDArray[np.float16], there: npt.NDArray[np.int64], gone: Sequence[int]
@@ -305,10 +355,12 @@ class StoreWriter:
             seconds: how long this process worked on it, for the manifest.
             keep: an earlier manifest whose time, duration and environment stay; that it was repaired is added.
         """
-        if any(self.pending(part) for part in PARTS):
+        if any(self.missing(part) for part in PARTS):
             raise ValueError("the store is not complete")
-        for part in PARTS:
-            self._write_statistics(part)
+        for part in self.plan.parts:
+            statistics = self._write_statistics(part)
+            attributes = part_attributes(self.plan, part, statistics, len(self.absent(part)))
+            self._put(f"{part}/zarr.json", compact_json(group_metadata(attributes)))
         plan = self.plan.document()
         now = datetime.now(UTC).isoformat(timespec="seconds")
         manifest = {
@@ -343,22 +395,24 @@ class StoreWriter:
         write_json_atomic(self.folder / ABSENT_ITEMS, self.absent_items())
         return self.folder / ABSENT_ITEMS
 
-    def _write_statistics(self, part: Part) -> None:
+    def _write_statistics(self, part: Part) -> npt.NDArray[np.float32]:
+        """Write a part's ``statistics`` array from those of its units, and return it: [4, D]."""
         specs = self.plan.arrays(part)
         units = range(self.plan.units(part))
         target = specs["statistics"]
-        if not units:
-            self._put(target.file(0), pack_chunk(target, np.zeros((4, *target.item), dtype=np.float32)))
-            return
-        source = specs["unit_statistics"]
-        values = [self._chunk(source, unit) for unit in units]
-        gone = [len(self._absent.get((part, unit), {})) for unit in units]
-        each = self.plan.images.tokens if part == "images" else 0  # an absent text has no tokens anyway
-        counts = [self.plan.token_count(part, unit) - each * less for unit, less in zip(units, gone, strict=True)]
-        tokens = merge_moments(counts, [value[:2] for value in values])
-        counts = [len(self.plan.items(part, unit)) - less for unit, less in zip(units, gone, strict=True)]
-        globals_ = merge_moments(counts, [value[2:] for value in values])
-        self._put(target.file(0), pack_chunk(target, np.concatenate([tokens, globals_]).astype(np.float32)))
+        statistics = np.zeros((4, *target.item), dtype=np.float32)
+        if units:
+            source = specs["unit_statistics"]
+            values = [self._chunk(source, unit) for unit in units]
+            gone = [len(self._absent.get((part, unit), {})) for unit in units]
+            each = self.plan.images.tokens if part == "images" else 0  # an absent text has no tokens anyway
+            counts = [self.plan.token_count(part, unit) - each * less for unit, less in zip(units, gone, strict=True)]
+            tokens = merge_moments(counts, [value[:2] for value in values])
+            counts = [len(self.plan.items(part, unit)) - less for unit, less in zip(units, gone, strict=True)]
+            globals_ = merge_moments(counts, [value[2:] for value in values])
+            statistics = np.concatenate([tokens, globals_]).astype(np.float32)
+        self._put(target.file(0), pack_chunk(target, statistics))
+        return statistics
 
 
 def _entry(data: bytes) -> dict[str, Any]:

@@ -31,10 +31,20 @@ def write_bytes_atomic(path: Path, data: bytes | bytearray | memoryview) -> None
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _naming(error, path) from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _naming(error: OSError, path: Path) -> OSError:
+    """Return the error with the file that was to be written: a full disk's has none, or names a temporary file."""
+    if error.errno is None:
+        return error
+    return OSError(error.errno, error.strerror or os.strerror(error.errno), str(path))
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -76,18 +86,20 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} is not valid JSON (it is not UTF-8 text).") from None
 
 
-def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one row to a JSON-lines file: one write, flushed and fsynced, so that a kill tears the last line at most.
+def append_jsonl(path: Path, *rows: Mapping[str, Any]) -> None:
+    """Append rows to a JSON-lines file: one write, flushed and fsynced, so that a kill tears the last line at most.
 
     A line that an earlier kill had torn is cut off first, or the new row would be glued to it.
     """
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    lines = b"".join(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         _cut_torn_line(descriptor)
-        _write_all(descriptor, line)
+        _write_all(descriptor, lines)
         os.fsync(descriptor)
+    except OSError as error:
+        raise _naming(error, path) from None
     finally:
         os.close(descriptor)
 
@@ -212,6 +224,11 @@ class FileLock:
             except OSError as error:
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
                 os.close(descriptor)
+                if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                    raise self.error(
+                        f"{self.what} cannot be locked: its file system has no file locks ({error.strerror}).",
+                        hint="have it mounted with locks (Lustre: -o flock), or use a folder on another file system.",
+                    ) from None
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise
                 raise self.error(

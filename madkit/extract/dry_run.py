@@ -14,7 +14,7 @@ from madkit.core.files import read_jsonl
 from madkit.core.workspace import Workspace
 from madkit.extract.items import collect_items, split_names
 from madkit.extract.options import ExtractOptions
-from madkit.extract.planning import make_plan, store_identity, vision_and_text
+from madkit.extract.planning import make_plan, store_identity
 from madkit.tasks.data import datasets_to_extract, open_task
 from madkit.teachers.known import parse_teacher_name
 from madkit.teachers.load import load_teacher
@@ -71,13 +71,12 @@ def dry_run(
     ExtractOptions(tokens=tokens, store_dtype=store_dtype)  # refuses what cannot be meant
     names = datasets_to_extract(workspace, tasks)
     teacher = load_teacher(teacher_name, weights=weights)
-    vision, text = vision_and_text(teacher)
     rows = []
     for name in names:
         data = open_task(workspace, name)
-        items = collect_items(data, split_names(data, None))
+        items = collect_items(data, split_names(data, None), teacher)
         identity = store_identity(teacher, data, None, tokens=tokens, dtype=store_dtype)
-        plan = make_plan(vision, text, items, identity, shard_mb or DEFAULT_SHARD_MB)
+        plan = make_plan(teacher, items, identity, shard_mb or DEFAULT_SHARD_MB)
         folder = store_folder(workspace.cache, parse_teacher_name(teacher.name).slug, data.source, plan.identity)
         total = len(items.image_ids) + len(items.texts)
         there = _journalled(folder, plan)

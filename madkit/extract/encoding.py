@@ -16,7 +16,6 @@ from madkit.core.interrupts import StopSignals
 from madkit.extract.items import Items
 from madkit.extract.options import IMAGE_BATCH, TEXT_BATCH_TOKENS, ExtractOptions, decode_threads
 from madkit.extract.pipeline import WriterThread, encode_images, encode_texts, ordered_map
-from madkit.extract.planning import vision_and_text
 from madkit.teachers.interface import Teacher, TextTeacher, VisionTeacher
 
 
@@ -29,10 +28,11 @@ def encode_missing(
     parallel: int,
 ) -> None:
     """Encode and store every unit that the writer does not have yet, ``parallel`` batches at a time."""
-    vision, text = vision_and_text(teacher)
     job = _Job(writer, teacher.device, options, signals, parallel)
-    job.images(vision, items)
-    job.texts(text, items)
+    if teacher.vision is not None:
+        job.images(teacher.vision, items)
+    if teacher.text is not None:
+        job.texts(teacher.text, items)
 
 
 class _Job:

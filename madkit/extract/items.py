@@ -12,6 +12,7 @@ from madkit.core.errors import DataError, UsageProblem
 from madkit.core.registry import suggest
 from madkit.tasks.example import Example
 from madkit.tasks.spec import TaskSpec
+from madkit.teachers.interface import Teacher
 
 
 class ExamplesOfTask(Protocol):
@@ -72,12 +73,15 @@ def split_names(data: ExamplesOfTask, wanted: Iterable[str] | None) -> list[str]
     return [name for name in names if name in chosen]
 
 
-def collect_items(data: ExamplesOfTask, splits: Sequence[str]) -> Items:
-    """Gather the unique images and texts of some splits.
+def collect_items(data: ExamplesOfTask, splits: Sequence[str], teacher: Teacher) -> Items:
+    """Gather the unique images and texts of some splits, as far as the teacher reads them.
 
     Raises:
         DataError: one image id names two files, or not one image file exists (count and the first five).
     """
+    if teacher.vision is None:  # then it does not matter whether the images are there
+        said = dict.fromkeys(text for split in splits for example in data.examples(split) for text in example.texts())
+        return Items((), (), {}, tuple(said))
     row_of_path: dict[Path, int] = {}
     row_of_id: dict[str, int] = {}
     ids: list[str] = []
@@ -95,7 +99,8 @@ def collect_items(data: ExamplesOfTask, splits: Sequence[str]) -> Items:
                 raise DataError(
                     f"{data.source}: the image id '{image.id}' names two files, {image.path} is the second."
                 )
-            texts.update(dict.fromkeys(example.texts()))
+            if teacher.text is not None:
+                texts.update(dict.fromkeys(example.texts()))
     paths = tuple(row_of_path)
     listing = Listing()
     not_there = {row: f"{path} does not exist" for row, path in enumerate(paths) if not listing.exists(path)}

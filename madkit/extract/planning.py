@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from madkit.cache.layout import image_layout, text_layout
-from madkit.cache.plan import StorePlan
-from madkit.core.errors import ConfigError
+from madkit.cache.layout import ImageLayout, TextLayout, image_layout, text_layout
+from madkit.cache.plan import NO_IMAGES, NO_TEXTS, StorePlan
 from madkit.extract.items import ExamplesOfTask, Items
 from madkit.extract.selection import stored_tokens
-from madkit.teachers.interface import Teacher, TextTeacher, VisionTeacher
+from madkit.teachers.interface import Teacher
 from madkit.teachers.windows import WINDOWS
 
 TOKENIZE_CHUNK = 8192
@@ -27,11 +27,10 @@ def store_identity(
     dtype: str = "float16",
 ) -> dict[str, Any]:
     """Return what decides the content of a store, as plain JSON values; its digest is the store's key."""
-    vision, text = vision_and_text(teacher)
     return {
         "teacher": teacher.name,
-        "vision": vision.identity,
-        "text": text.identity,
+        "vision": None if teacher.vision is None else teacher.vision.identity,
+        "text": None if teacher.text is None else teacher.text.identity,
         "shared_space": teacher.shared_space,
         "logit_scale": round(teacher.logit_scale, 6),
         "compute_dtype": dtype_name(teacher),
@@ -44,40 +43,32 @@ def store_identity(
     }
 
 
-def make_plan(
-    vision: VisionTeacher, text: TextTeacher, items: Items, identity: Mapping[str, Any], shard_mb: float
-) -> StorePlan:
-    """Tokenize all texts to know their lengths, and lay out the store.
+def make_plan(teacher: Teacher, items: Items, identity: Mapping[str, Any], shard_mb: float) -> StorePlan:
+    """Tokenize all texts to know their lengths, and lay out the store; a side that the teacher lacks has no part in it.
 
     Where texts are read in windows the way of doing so joins the identity: their tokens depend on it.
     """
     lengths = np.zeros(len(items.texts), dtype=np.int64)
     absent: dict[int, str] = {}
     windowed = approximate = 0
-    for start in range(0, len(items.texts), TOKENIZE_CHUNK):
-        for row, found in enumerate(text.tokenize(items.texts[start : start + TOKENIZE_CHUNK]), start=start):
-            lengths[row] = len(found.ids)
-            if not found.ids:
+    for start in range(0, len(items.texts) if teacher.text is not None else 0, TOKENIZE_CHUNK):
+        assert teacher.text is not None
+        found = teacher.text.tokenize(items.texts[start : start + TOKENIZE_CHUNK])
+        for row, one in enumerate(found, start=start):
+            lengths[row] = len(one.ids)
+            if not one.ids:
                 absent[row] = _why_no_tokens(items.texts[row])
-            windowed += len(found.ids) > text.limit
-            approximate += found.approximate
+            windowed += len(one.ids) > teacher.text.limit
+            approximate += one.approximate
+    images, text = lay_out(teacher, items, lengths, identity["selection"], identity["dtype"], shard_mb)
     return StorePlan(
         identity={**identity, "long_texts": WINDOWS} if windowed else identity,
         image_ids=items.image_ids,
         image_aliases=items.aliases,
         texts=items.texts,
         lengths=lengths,
-        images=image_layout(
-            len(items.image_ids),
-            vision.grid,
-            vision.dim,
-            shard_mb,
-            tokens=stored_tokens(identity["selection"], vision.grid),
-            dtype=identity["dtype"],
-        ),
-        text=text_layout(
-            lengths, text.dim, shard_mb, tokens=identity["selection"] != "global", dtype=identity["dtype"]
-        ),
+        images=images,
+        text=text,
         facts={
             "windowed_texts": windowed,
             "texts_with_approximate_spans": approximate,
@@ -87,20 +78,22 @@ def make_plan(
     )
 
 
+def lay_out(
+    teacher: Teacher, items: Items, lengths: npt.NDArray[np.int64], tokens: str, dtype: str, shard_mb: float
+) -> tuple[ImageLayout, TextLayout]:
+    """Return the sizes of both parts for texts of ``lengths`` tokens; those of an absent side are empty."""
+    images, text = NO_IMAGES, NO_TEXTS
+    if teacher.vision is not None:
+        kept = stored_tokens(tokens, teacher.vision.grid)
+        n, grid, dim = len(items.image_ids), teacher.vision.grid, teacher.vision.dim
+        images = image_layout(n, grid, dim, shard_mb, tokens=kept, dtype=dtype)
+    if teacher.text is not None:
+        text = text_layout(lengths, teacher.text.dim, shard_mb, tokens=tokens != "global", dtype=dtype)
+    return images, text
+
+
 def _why_no_tokens(text: str) -> str:
     return f"the teacher finds no token in {text[:60]!r}" if text.strip() else "a text is empty"
-
-
-def vision_and_text(teacher: Teacher) -> tuple[VisionTeacher, TextTeacher]:
-    """Return both sides of a teacher (ConfigError when one is missing)."""
-    if teacher.vision is None or teacher.text is None:
-        reads = "texts" if teacher.vision is None else "images"
-        joined = f"dinov2-vit-b14+{teacher.name}" if teacher.vision is None else f"{teacher.name}+roberta-base"
-        raise ConfigError(
-            f"The teacher '{teacher.name}' reads {reads} only, and a cache needs images and texts.",
-            hint=f"join it with another as VISION+TEXT: --teacher {joined}",
-        )
-    return teacher.vision, teacher.text
 
 
 def dtype_name(teacher: Teacher) -> str:

@@ -14,9 +14,10 @@ from madkit.cache.reader import TokenCache, extract_command
 from madkit.core.errors import CacheError
 from madkit.core.seeds import derive_seed
 from madkit.core.workspace import Workspace
-from madkit.extract.items import collect_items, split_names
-from madkit.extract.planning import store_identity, vision_and_text
+from madkit.extract.items import Items, collect_items, split_names
+from madkit.extract.planning import store_identity
 from madkit.tasks.data import find_dataset, open_task
+from madkit.teachers.interface import TextTeacher, VisionTeacher
 from madkit.teachers.load import load_teacher
 
 COSINE_FLOOR = 0.999
@@ -61,7 +62,6 @@ def recheck(workspace: Workspace, path: Path, sample: int, *, weights: Path | No
     """
     with TokenCache.open(path, check=True) as cache:
         teacher = load_teacher(cache.teacher, weights=weights)
-        vision, text = vision_and_text(teacher)
         data = find_dataset(workspace, str(cache.identity["source"]), str(cache.identity["revision"])) or open_task(
             workspace, str(cache.identity["task"]), build=False, part="auto"
         )
@@ -74,34 +74,51 @@ def recheck(workspace: Workspace, path: Path, sample: int, *, weights: Path | No
                     "than the one at hand, so nothing can be compared.",
                     hint=extract_command(identity),
                 )
-        items = collect_items(data, split_names(data, None if splits == "all" else splits))
+        items = collect_items(data, split_names(data, None if splits == "all" else splits), teacher)
         chosen = np.random.default_rng(derive_seed("recheck", cache.key))
-        rows = np.sort(chosen.choice(len(items.image_ids), min(sample, len(items.image_ids)), replace=False))
-        rows = rows[cache.images.present([items.image_ids[row] for row in rows])]
-        images = []
-        for row in rows:
-            seen = vision.encode(vision.load_image(items.image_paths[row])[None])
-            at = cache.images.rows([items.image_ids[row]])
-            if cache.images.has_tokens:
-                places = torch.from_numpy(cache.images.positions(at)[0].astype(np.int64))
-                images.append(_cosines(seen.tokens[0].cpu()[places], torch.from_numpy(cache.images.tokens(at)[0])))
-            else:
-                images.append(_cosines(seen.global_, torch.from_numpy(cache.images.globals(at))))
-        rows = np.sort(chosen.choice(len(items.texts), min(sample, len(items.texts)), replace=False))
-        rows = rows[cache.texts.present([items.texts[row] for row in rows])]
-        texts = []
-        for row in rows:
-            output = text.encode([items.texts[row]])
-            if not cache.texts.has_tokens:
-                at = cache.texts.rows([items.texts[row]])
-                texts.append(_cosines(output.global_, torch.from_numpy(cache.texts.globals(at))))
-                continue
-            kept = cache.texts.tokens(cache.texts.rows([items.texts[row]]))
-            texts.append(_cosines(output.tokens[0][output.mask[0]], torch.from_numpy(kept.tokens)))
+        images = _images(cache, teacher.vision, items, _sample(chosen, len(items.image_ids), sample))
+        texts = _texts(cache, teacher.text, items, _sample(chosen, len(items.texts), sample))
         rounding = cache.manifest.get("rounding", {}).values()
         floor = min([COSINE_FLOOR, *(facts["worst_cosine"] - 1e-3 for facts in rounding)])
-    empty = np.zeros(0)
-    return Recheck(np.concatenate([empty, *images]), np.concatenate([empty, *texts]), floor)
+    return Recheck(images, texts, floor)
+
+
+def _sample(chosen: np.random.Generator, n: int, sample: int) -> npt.NDArray[np.int64]:
+    return np.sort(chosen.choice(n, min(sample, n), replace=False)) if n else np.zeros(0, np.int64)
+
+
+def _images(
+    cache: TokenCache, vision: VisionTeacher | None, items: Items, rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    found = [np.zeros(0)]
+    if vision is None or not len(rows):
+        return found[0]
+    for row in rows[cache.images.present([items.image_ids[row] for row in rows])]:
+        seen = vision.encode(vision.load_image(items.image_paths[row])[None])
+        at = cache.images.rows([items.image_ids[row]])
+        if cache.images.has_tokens:
+            places = torch.from_numpy(cache.images.positions(at)[0].astype(np.int64))
+            found.append(_cosines(seen.tokens[0].cpu()[places], torch.from_numpy(cache.images.tokens(at)[0])))
+        else:
+            found.append(_cosines(seen.global_, torch.from_numpy(cache.images.globals(at))))
+    return np.concatenate(found)
+
+
+def _texts(
+    cache: TokenCache, text: TextTeacher | None, items: Items, rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    found = [np.zeros(0)]
+    if text is None or not len(rows):
+        return found[0]
+    for row in rows[cache.texts.present([items.texts[row] for row in rows])]:
+        output = text.encode([items.texts[row]])
+        at = cache.texts.rows([items.texts[row]])
+        if cache.texts.has_tokens:
+            kept = cache.texts.tokens(at)
+            found.append(_cosines(output.tokens[0][output.mask[0]], torch.from_numpy(kept.tokens)))
+        else:
+            found.append(_cosines(output.global_, torch.from_numpy(cache.texts.globals(at))))
+    return np.concatenate(found)
 
 
 def _cosines(fresh: torch.Tensor, stored: torch.Tensor) -> npt.NDArray[np.float64]:

@@ -20,7 +20,7 @@ from madkit.extract.encoding import encode_missing
 from madkit.extract.items import collect_items, items_missing, split_names
 from madkit.extract.options import ExtractOptions, resolve_device
 from madkit.extract.pipeline import one_thread_per_operation
-from madkit.extract.planning import make_plan, store_identity, vision_and_text
+from madkit.extract.planning import make_plan, store_identity
 from madkit.tasks.data import find_dataset, open_task
 from madkit.teachers.load import load_teacher
 
@@ -94,14 +94,13 @@ def repair(
     identity = manifest["identity"]
     with StopSignals() as signals:
         teacher = load_teacher(str(identity["teacher"]), weights=weights, device=chosen)
-        vision, text = vision_and_text(teacher)
         data = find_dataset(workspace, str(identity["source"]), str(identity["revision"])) or open_task(
             workspace, str(identity["task"]), build=False, part="auto"
         )
         splits = None if identity["splits"] == "all" else identity["splits"]
-        items = collect_items(data, split_names(data, splits))
+        items = collect_items(data, split_names(data, splits), teacher)
         here = store_identity(teacher, data, splits, tokens=identity["selection"], dtype=identity["dtype"])
-        plan = make_plan(vision, text, items, here, 1.0)
+        plan = make_plan(teacher, items, here, 1.0)
         different = sorted(
             name for name in {*identity, *plan.identity} if identity.get(name) != plan.identity.get(name)
         )

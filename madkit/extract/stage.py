@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from madkit.cache.layout import DEFAULT_SHARD_MB, MANIFEST, store_folder
-from madkit.cache.plan import PARTS
+from madkit.cache.plan import PARTS, Part, StorePlan
 from madkit.cache.quantise import COSINE_FLOOR
 from madkit.cache.reader import read_manifest
 from madkit.cache.writer import StoreWriter
@@ -22,14 +24,12 @@ from madkit.core.interrupts import StopSignals
 from madkit.core.workspace import Workspace
 from madkit.extract.encoding import encode_missing
 from madkit.extract.items import ExamplesOfTask, Items, ItemsMissing, collect_items, items_missing, split_names
-from madkit.extract.options import (
-    ExtractOptions,
-    resolve_device,
-)
+from madkit.extract.options import ExtractOptions
 from madkit.extract.pipeline import one_thread_per_operation
-from madkit.extract.planning import dtype_name, make_plan, store_identity, vision_and_text
-from madkit.tasks.data import datasets_to_extract, open_task
-from madkit.teachers.interface import Teacher, VisionTeacher
+from madkit.extract.planning import dtype_name, make_plan, store_identity
+from madkit.extract.processes import Processes
+from madkit.tasks.data import TaskData, datasets_to_extract, open_task
+from madkit.teachers.interface import Teacher
 from madkit.teachers.known import parse_teacher_name
 from madkit.teachers.load import load_teacher
 
@@ -115,28 +115,41 @@ def extract(
         StoppedResumable: SIGTERM; the current shard is finished and the same command goes on.
         KeyboardInterrupt: Ctrl-C, likewise.
     """
-    options = ExtractOptions(
-        device,
-        workers,
-        DEFAULT_SHARD_MB if shard_mb is None else shard_mb,
-        allow_missing=allow_missing,
-        tokens=tokens,
-        store_dtype=store_dtype,
-    )
-    chosen_device, reason = resolve_device(device)
-    names = datasets_to_extract(workspace, tasks)
-    parse_teacher_name(teacher_name)
-    with StopSignals() as signals:
-        teacher = load_teacher(teacher_name, weights=weights, device=chosen_device)
-        info(f"Teacher {teacher.name} on {chosen_device} ({reason}), computing in {dtype_name(teacher)}.")
+    with Processes() as processes, StopSignals() as signals:
+
+        def begin() -> tuple[ExtractOptions, list[str], Teacher]:
+            options = ExtractOptions(
+                device,
+                workers,
+                DEFAULT_SHARD_MB if shard_mb is None else shard_mb,
+                allow_missing=allow_missing,
+                tokens=tokens,
+                store_dtype=store_dtype,
+            )
+            chosen, reason = processes.device(device)
+            names = datasets_to_extract(workspace, tasks)
+            parse_teacher_name(teacher_name)
+            teacher = load_teacher(teacher_name, weights=weights, device=chosen)
+            info(f"Teacher {teacher.name} on {chosen} ({reason}), computing in {dtype_name(teacher)}.")
+            return options, names, teacher
+
+        options, names, teacher = processes.together(begin)
         reports = []
         missing: ItemsMissing | None = None
         for name in names:
-            data = open_task(workspace, name, part=part)
-            if signals.requested:
-                raise signals.error()
+            data = processes.one_after_another(partial(_open, workspace, name, part, signals))
             try:
-                reports.append(extract_task(workspace, teacher, data, options=options, splits=splits, signals=signals))
+                reports.append(
+                    extract_task(
+                        workspace,
+                        teacher,
+                        data,
+                        options=options,
+                        splits=splits,
+                        signals=signals,
+                        processes=processes,
+                    )
+                )
             except ItemsMissing as error:
                 if missing is not None:
                     warn(missing.message)
@@ -144,6 +157,13 @@ def extract(
         if missing is not None:
             raise missing
         return reports
+
+
+def _open(workspace: Workspace, name: str, part: str, signals: StopSignals) -> TaskData:
+    data = open_task(workspace, name, part=part)
+    if signals.requested:
+        raise signals.error()
+    return data
 
 
 def extract_task(
@@ -154,62 +174,135 @@ def extract_task(
     options: ExtractOptions | None = None,
     splits: Sequence[str] | None = None,
     signals: StopSignals | None = None,
+    processes: Processes | None = None,
 ) -> StoreReport:
-    """Extract one task's data with a loaded teacher. Arguments and errors as for :func:`extract`."""
+    """Extract one task's data with a loaded teacher. Arguments and errors as for :func:`extract`.
+
+    Args:
+        workspace: where the store is written.
+        teacher: reads images, texts, or both; the store has what it reads.
+        data: the task's examples.
+        options: how to extract.
+        splits: only these splits and suites.
+        signals: asked between units whether to stop.
+        processes: the job that this process belongs to; all of them call with the same arguments.
+    """
     options = options or ExtractOptions()
+    processes = processes or Processes.alone()
     started = time.monotonic()
-    vision, text = vision_and_text(teacher)
-    names = split_names(data, splits)
-    items = collect_items(data, names)
-    identity = store_identity(
-        teacher, data, None if splits is None else names, tokens=options.tokens, dtype=options.store_dtype
-    )
-    plan = make_plan(vision, text, items, identity, options.shard_mb)
-    folder = store_folder(workspace.cache, parse_teacher_name(teacher.name).slug, data.source, plan.identity)
+    names = processes.together(lambda: split_names(data, splits))
+    items = processes.together(lambda: collect_items(data, names, teacher))
+    total = len(items.image_ids) + len(items.texts)
+    with ExitStack() as held:
+
+        def prepare() -> _Prepared:
+            identity = store_identity(
+                teacher, data, None if splits is None else names, tokens=options.tokens, dtype=options.store_dtype
+            )
+            plan = make_plan(teacher, items, identity, options.shard_mb)
+            folder = store_folder(workspace.cache, parse_teacher_name(teacher.name).slug, data.source, plan.identity)
+            writer = held.enter_context(StoreWriter(folder, plan))
+            _look_again(writer, teacher, items)
+            return _Prepared(writer.folder, writer.plan, {part: writer.missing(part) for part in PARTS}, writer)
+
+        prepared = processes.together(prepare if processes.first else lambda: None)
+        told = processes.share(None if prepared is None else prepared.for_others())
+        pending = {part: sum(len(told.plan.items(part, unit)) for unit in told.units[part]) for part in PARTS}
+        if prepared is not None:
+            _announce(prepared, teacher, data.source, total - sum(pending.values()), total, processes.count)
+        writer = None if prepared is None else prepared.writer
+        if not told.finished:
+            processes.together(lambda: _do_share(told, writer, teacher, items, options, signals, processes))
+
+        def complete() -> StoreReport:
+            assert writer is not None
+            if not told.finished:
+                writer.gather()
+            size = _complete(writer, options.allow_missing, started)
+            seconds = time.monotonic() - started
+            if any(pending.values()):
+                done = " and ".join(f"{pending[part]:,} {part}" for part in told.plan.parts)
+                info(f"{data.source}: {done} in {duration(seconds)}, {size / 1e6:,.1f} MB in {told.folder}.")
+            return StoreReport(
+                path=told.folder,
+                items=total,
+                bytes=size,
+                computed=sum(pending.values()),
+                skipped=total - sum(pending.values()),
+                task=data.spec.name,
+                dataset=data.source.removeprefix("mini-"),
+                images=len(items.image_ids),
+                texts=len(items.texts),
+                windowed=int(told.plan.facts["windowed_texts"]),
+                seconds=round(seconds, 3),
+                absent=sum(len(writer.absent(part)) for part in PARTS),
+            )
+
+        return processes.share(processes.together(complete if processes.first else lambda: None))
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A store that is ready to be filled: what the first process tells the others of it."""
+
+    folder: Path
+    plan: StorePlan
+    units: Mapping[Part, Sequence[int]]
+    writer: StoreWriter | None
+    finished: bool = False
+
+    def for_others(self) -> _Prepared:
+        """Return what is to be sent: without names and texts, which every process reads from the data itself."""
+        assert self.writer is not None
+        plan = replace(self.plan, image_ids=(), image_aliases={}, texts=())
+        return replace(self, plan=plan, writer=None, finished=self.writer.finished)
+
+
+def _announce(prepared: _Prepared, teacher: Teacher, source: str, there: int, total: int, processes: int) -> None:
+    plan, name = prepared.plan, prepared.folder.name
+    if prepared.writer is not None and prepared.writer.finished:
+        info(f"{source}: the cache {name} is complete, nothing to do.")
+        return
+    if there:
+        info(f"{source}: going on with {name}, {there:,} of {total:,} items are there.")
     windowed = int(plan.facts["windowed_texts"])
-    with StoreWriter(folder, plan) as writer:
-        _look_again(writer, vision, items)
-        pending = {part: sum(len(writer.plan.items(part, unit)) for unit in writer.pending(part)) for part in PARTS}
-        computed = sum(pending.values())
-        total = len(items.image_ids) + len(items.texts)
-        if writer.finished:
-            info(f"{data.source}: the cache {folder.name} is complete, nothing to do.")
-            size = int(read_manifest(folder)["bytes"])
-            _judge(writer, options.allow_missing)
-        else:
-            if computed < total:
-                info(f"{data.source}: going on with {folder.name}, {total - computed:,} of {total:,} items are there.")
-            if windowed:
-                info(
-                    f"{windowed:,} texts are longer than the teacher's {text.limit} tokens and are read in overlapping "
-                    "windows."
-                )
-            with one_thread_per_operation(teacher.device) as parallel:
-                encode_missing(writer, teacher, items, options, signals, parallel)
-            _judge(writer, options.allow_missing)
-            manifest = writer.finish(seconds=time.monotonic() - started)
-            size = int(manifest["bytes"])
-            _say_rounding(manifest)
-    seconds = time.monotonic() - started
-    if computed:
+    if windowed and teacher.text is not None:
         info(
-            f"{data.source}: {pending['images']:,} images and {pending['texts']:,} texts in {duration(seconds)}, "
-            f"{size / 1e6:,.1f} MB in {folder}."
+            f"{windowed:,} texts are longer than the teacher's {teacher.text.limit} tokens and are read in overlapping "
+            "windows."
         )
-    return StoreReport(
-        path=folder,
-        items=total,
-        bytes=size,
-        computed=computed,
-        skipped=total - computed,
-        task=data.spec.name,
-        dataset=data.source.removeprefix("mini-"),
-        images=len(items.image_ids),
-        texts=len(items.texts),
-        windowed=windowed,
-        seconds=round(seconds, 3),
-        absent=sum(len(writer.absent(part)) for part in PARTS),
-    )
+    if processes > 1:
+        shards = sum(len(units) for units in prepared.units.values())
+        info(f"{source}: {processes} processes share {shards:,} shards; what is counted below is the first one's part.")
+
+
+def _do_share(
+    told: _Prepared,
+    writer: StoreWriter | None,
+    teacher: Teacher,
+    items: Items,
+    options: ExtractOptions,
+    signals: StopSignals | None,
+    processes: Processes,
+) -> None:
+    """Encode this process's share of the missing units."""
+    with ExitStack() as held:
+        if writer is None:  # not the first process
+            plan = replace(told.plan, image_ids=items.image_ids, image_aliases=items.aliases, texts=items.texts)
+            writer = held.enter_context(StoreWriter(told.folder, plan, process=processes.number))
+        writer.take({part: processes.deal(told.units[part]) for part in PARTS})
+        parallel = held.enter_context(one_thread_per_operation(teacher.device))
+        encode_missing(writer, teacher, items, options, signals, parallel)
+
+
+def _complete(writer: StoreWriter, allow_missing: bool, started: float) -> int:
+    """Complete a store that has all units, unless it is; return its bytes. Raises ItemsMissing where not allowed."""
+    _judge(writer, allow_missing)
+    if writer.finished:
+        return int(read_manifest(writer.folder)["bytes"])
+    manifest = writer.finish(seconds=time.monotonic() - started)
+    _say_rounding(manifest)
+    return int(manifest["bytes"])
 
 
 def _say_rounding(manifest: Mapping[str, Any]) -> None:
@@ -222,8 +315,11 @@ def _say_rounding(manifest: Mapping[str, Any]) -> None:
         info(line) if facts["worst_cosine"] >= COSINE_FLOOR else warn(line)
 
 
-def _look_again(writer: StoreWriter, vision: VisionTeacher, items: Items) -> None:
+def _look_again(writer: StoreWriter, teacher: Teacher, items: Items) -> None:
     """Reopen the units of images that could not be read before and can be now."""
+    vision = teacher.vision
+    if vision is None:
+        return
     for row in writer.absent("images"):
         try:
             vision.load_image(items.image_paths[row])
