@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and the journal of metrics that is cut back to them.
+"""Checkpoints that are whole or absent.
 
 A checkpoint is written into a temporary folder beside its place, fsynced and renamed; only then are older ones removed,
 so that neither a kill nor a full disk can take the last good one. A damaged one (its digest does not match) is passed
@@ -7,21 +7,18 @@ over in favour of the one before.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import io
-import json
 import shutil
 import uuid
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 
-from madkit.core.errors import MadkitError, RunError
+from madkit.core.errors import MadkitError
 from madkit.core.files import read_json, sha256_file, sync_folder, write_bytes_atomic, write_json_atomic
+from madkit.core.metrics_log import disk_problem
 
 STATE = "state.pt"
 MANIFEST = "checkpoint.json"
@@ -30,15 +27,6 @@ MANIFEST = "checkpoint.json"
 def folder_of(root: Path, step: int) -> Path:
     """`<root>/step-NNNNNN`."""
     return root / f"step-{step:06d}"
-
-
-def disk_problem(error: OSError, path: Path) -> RunError:
-    """What to tell a user whose disk refused a write."""
-    reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error.strerror or error)
-    return RunError(
-        f"Cannot write {path}: {reason}. The last checkpoint is intact.",
-        hint="free some space and run the same command again; it goes on from the last checkpoint.",
-    )
 
 
 def write_checkpoint(root: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
@@ -90,35 +78,3 @@ def latest_checkpoint(root: Path, device: torch.device | str = "cpu") -> tuple[i
             continue
         return int(manifest["step"]), state
     return None
-
-
-class MetricsLog:
-    """`metrics.jsonl`: one JSON object per line, flushed at once, so that a kill tears the last line at most."""
-
-    def __init__(self, path: Path, *, after_step: int) -> None:
-        """Open the journal for appending, without the lines of steps beyond `after_step` (steps count from 1)."""
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept: list[bytes] = []
-        if path.exists():
-            for line in path.read_bytes().split(b"\n")[:-1]:
-                with contextlib.suppress(ValueError, KeyError):
-                    if int(json.loads(line)["step"]) <= after_step:
-                        kept.append(line + b"\n")
-        write_bytes_atomic(path, b"".join(kept))
-        self._file = path.open("ab", buffering=0)
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append `row`. Raises RunError where the disk refuses."""
-        try:
-            self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        except OSError as error:
-            raise disk_problem(error, self.path) from None
-
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()

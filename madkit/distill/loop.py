@@ -24,8 +24,9 @@ from madkit.core.console import Progress
 from madkit.core.errors import RunError
 from madkit.core.files import write_bytes_atomic
 from madkit.core.interrupts import StopSignals
+from madkit.core.metrics_log import MetricsLog, disk_problem
 from madkit.core.seeds import derive_seed
-from madkit.distill.checkpoint import MetricsLog, disk_problem, latest_checkpoint, write_checkpoint
+from madkit.distill.checkpoint import latest_checkpoint, write_checkpoint
 from madkit.distill.order import Indices, Order, micro_batches, rank_slice
 from madkit.distill.schedule import linear_rate
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from madkit.core.errors import RunError
+from madkit.core.metrics_log import MetricsLog
 from madkit.distill import checkpoint
-from madkit.distill.checkpoint import MetricsLog, latest_checkpoint, list_checkpoints, write_checkpoint
+from madkit.distill.checkpoint import latest_checkpoint, list_checkpoints, write_checkpoint
 from madkit.distill.schedule import linear_rate
 
 
