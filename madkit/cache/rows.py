@@ -1,40 +1,56 @@
-"""Reading rows of a store's arrays: shard indices parsed once, byte ranges read in threads.
+"""Reading rows of a store's arrays: shard indices parsed once, rows copied out of memory maps of the shards.
 
-Nothing here is decoded but checksums on request: a row lies in its file as it lies in memory. ``preadv`` reads many
-ranges of a file in one call, releases the interpreter, and, unlike a plain memory map, does not fault page by page when
-the file is cold. A row that the index does not hold is an error, never zeros.
+Nothing here is decoded but checksums on request: a row lies in its file as it lies in memory. A map is the fastest way
+to files that the system has cached and the slowest to those that it has not: the process stops at the first page of
+every row, one after the other, and the system reads megabytes around each. So rows that are not in memory are announced
+first, and come all at once. A row that the index does not hold is an error, never zeros.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from madkit.cache.layout import ArraySpec
+from madkit.cache.mapped import MappedFile
 from madkit.cache.shards import ABSENT, CRC_BYTES, crc32c, index_size, parse_index
 from madkit.core.errors import CacheError
 from madkit.core.files import read_json
 
 Int64 = npt.NDArray[np.int64]
-Fetch = Callable[[str], None]
-"""Brings a file of a store, named relative to the store's root, to where it is read; called before it is opened."""
-MAX_OPEN_FILES = 256
-THREADS = 4
-THREAD_BYTES = 1 << 20
-"""Batches below this size are read by the caller's own thread: handing over costs more than reading."""
-_IOV_MAX = 1024
-_SCRAP = CRC_BYTES  # what lies between neighbouring inner chunks
+MAX_OPEN_FILES = 64
+"""Descriptors that an array holds for checked reads; maps hold none."""
+MAX_MAPS = 8192
+"""Maps that an array holds; Linux lets a process have 65,530 unless told otherwise."""
+THREADS = min(4, os.cpu_count() or 1)
+THREAD_BYTES = 8 << 20
+"""Batches below this size are copied by the caller's own thread: handing over costs more than copying."""
+WINDOW_BYTES = 32 << 20
+"""How far ahead of copying rows are announced that have to come from the disk."""
+_WATCHED = 4
+"""After a batch that was not all in memory so many batches are looked at before copying. Later the system's count of
+page faults that went to the disk tells whether to look again; it comes too late for the batch, but costs nothing."""
+_WATCHED_BLINDLY = 64  # the same where the system does not tell what is in memory
+_WHO = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
+_UNKNOWN, _NOWHERE = -2, -1  # in the table of offsets: index not read yet, inner chunk absent
+
+
+class Fetch(Protocol):
+    """Brings files of a store to where they are read; called before they are opened."""
+
+    def __call__(self, *names: str) -> bool:
+        """Bring files, named relative to the store's root. True where one had to be brought; others may have gone."""
+
 
 _pool: ThreadPoolExecutor | None = None
 _pool_lock = threading.Lock()
@@ -69,21 +85,34 @@ class _OpenFile:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
-    """Byte ranges of one file that follow each other, at most a checksum apart, and where they go."""
+class _Pieces:
+    """Ranges of rows cut at inner chunks; each column [pieces].
 
-    shard: int
-    offset: int
-    targets: list[tuple[int, int]]  # (byte position in the output, bytes); a position of -1 is scrap
+    Attributes:
+        chunk: number of the inner chunk.
+        skip: first row within the chunk.
+        rows: number of rows.
+        target: first row in the output.
+    """
+
+    chunk: Int64
+    skip: Int64
+    rows: Int64
+    target: Int64
+
+
+_Copy = tuple[MappedFile, int, int, int, int]
+"""Which bytes [begin, end) of a file go to which bytes [begin, end) of the output."""
 
 
 class ShardedRows:
-    """Rows of one sharded array. Safe to use from several threads.
+    """Rows of one sharded array. Safe to use from several threads, and after a fork.
 
     Args:
         root: the store's folder.
         spec: the array.
-        check: whether every read verifies the CRC-32C of the inner chunks that it touches.
+        check: whether every read verifies the CRC-32C of the inner chunks that it touches; such reads go through
+            descriptors, so that a file that shrinks meanwhile, or a failing disk, is an error too (see `mapped`).
         fetch: called with a shard's name before the file is opened, such as to bring it from a remote store; it may
             be called again for the same file, and from several threads.
     """
@@ -93,14 +122,17 @@ class ShardedRows:
         self.spec = spec
         self.check = check
         self._fetch = fetch
-        self._indices: dict[int, npt.NDArray[np.uint64]] = {}
+        self._offsets = np.full(spec.shards * spec.inner_per_shard, _UNKNOWN, dtype=np.int64)
         self._files: OrderedDict[int, _OpenFile] = OrderedDict()
+        self._maps: OrderedDict[int, MappedFile] = OrderedDict()
         self._lock = threading.Lock()
+        self._watch = _WATCHED
 
     def close(self) -> None:
-        """Let go of open files. Reads in progress end normally."""
+        """Let go of files and maps. Reads in progress end normally."""
         with self._lock:
             self._files.clear()
+            self._maps.clear()
 
     def take(self, rows: npt.ArrayLike) -> npt.NDArray[Any]:
         """Read single rows, in the order given and with repeats: [n, *item].
@@ -115,133 +147,106 @@ class ShardedRows:
     def take_ranges(self, starts: Int64, stops: Int64) -> npt.NDArray[Any]:
         """Read the ranges [start, stop), one after the other: [sum of lengths, *item]. Errors as for :meth:`take`."""
         spec = self.spec
-        lengths = stops - starts
-        if len(starts) and (int(starts.min()) < 0 or int(stops.max()) > spec.rows or int(lengths.min()) < 0):
-            asked = f"{int(starts.min())} to {int(stops.max())}"
-            raise IndexError(f"{spec.name} has {spec.rows} rows, asked for {asked}")
+        lengths = self._lengths(starts, stops)
         out = np.empty((int(lengths.sum()), *spec.item), dtype=spec.dtype)
         if out.nbytes == 0:
             return out
-        buffer = out.reshape(-1).view(np.uint8).data
+        flat = out.reshape(-1).view(np.uint8)
+        pieces = self._pieces(starts, lengths)
         if self.check:
-            self._read_checked(starts, lengths, buffer)
+            self._read_checked(pieces, flat)
         else:
-            self._read_runs(self._runs(starts, lengths), buffer)
+            self._copy_all(self._copies(pieces), flat)
         return out
 
-    def _pieces(self, starts: Int64, lengths: Int64) -> tuple[Int64, Int64, Int64, Int64]:
-        """Cut ranges at inner chunks.
+    def prefetch_ranges(self, starts: Int64, stops: Int64) -> None:
+        """Have ranges read into memory that are not there, without waiting. Errors as for :meth:`take`."""
+        lengths = self._lengths(starts, stops)
+        if not self.check and int(lengths.sum()) * self.spec.row_bytes:
+            _announce(self._copies(self._pieces(starts, lengths)))
 
-        Returns:
-            Of each piece: chunk number, first row within the chunk, number of rows, first row in the output.
-        """
+    def _lengths(self, starts: Int64, stops: Int64) -> Int64:
+        lengths = stops - starts
+        if len(starts) and (int(starts.min()) < 0 or int(stops.max()) > self.spec.rows or int(lengths.min()) < 0):
+            asked = f"{int(starts.min())} to {int(stops.max())}"
+            raise IndexError(f"{self.spec.name} has {self.spec.rows} rows, asked for {asked}")
+        return lengths
+
+    def _pieces(self, starts: Int64, lengths: Int64) -> _Pieces:
         inner = self.spec.inner_rows
         filled = lengths > 0
         starts, lengths, targets = starts[filled], lengths[filled], (np.cumsum(lengths) - lengths)[filled]
-        if inner == 1 and int(lengths.max()) == 1:
-            return starts, np.zeros_like(starts), lengths, targets
-        first, last = starts // inner, (starts + lengths - 1) // inner
-        counts = last - first + 1
+        first = starts // inner
+        counts = (starts + lengths - 1) // inner - first + 1
+        if int(counts.max()) == 1:
+            return _Pieces(first, starts - first * inner, lengths, targets)
         owner = np.repeat(np.arange(len(starts)), counts)
         chunk = first[owner] + np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
         begin = np.maximum(starts[owner], chunk * inner)
         end = np.minimum((starts + lengths)[owner], (chunk + 1) * inner)
-        return chunk, begin - chunk * inner, end - begin, targets[owner] + begin - starts[owner]
+        return _Pieces(chunk, begin - chunk * inner, end - begin, targets[owner] + begin - starts[owner])
 
-    def _runs(self, starts: Int64, lengths: Int64) -> list[_Run]:
-        spec = self.spec
-        chunk, skip, rows, target = self._pieces(starts, lengths)
-        order = np.lexsort((skip, chunk))
-        chunk, skip, rows, target = chunk[order], skip[order], rows[order], target[order]
-        shard, local = np.divmod(chunk, spec.inner_per_shard)
-        offsets = self._offsets(shard, local) + skip * spec.row_bytes
-        runs: list[_Run] = []
-        previous_shard, previous_end = -1, 0
-        for number, offset, position, size in zip(
-            shard.tolist(),
-            offsets.tolist(),
-            (target * spec.row_bytes).tolist(),
-            (rows * spec.row_bytes).tolist(),
-            strict=True,
-        ):
-            gap = offset - previous_end
-            if number == previous_shard and gap in (0, _SCRAP) and len(runs[-1].targets) < _IOV_MAX - 1:
-                if gap:
-                    runs[-1].targets.append((-1, gap))
-                runs[-1].targets.append((position, size))
-            else:
-                runs.append(_Run(number, offset, [(position, size)]))
-            previous_shard, previous_end = number, offset + size
-        return runs
+    def _copies(self, pieces: _Pieces) -> list[_Copy]:
+        """Say which bytes of which files the pieces are."""
+        size = self.spec.row_bytes
+        shards: list[int] = (pieces.chunk // self.spec.inner_per_shard).tolist()
+        files = self._mapped(set(shards))
+        begin, target, length = self._where(pieces), pieces.target * size, pieces.rows * size
+        places = (begin.tolist(), (begin + length).tolist(), target.tolist(), (target + length).tolist())
+        return list(zip([files[shard] for shard in shards], *places, strict=True))
 
-    def _offsets(self, shard: Int64, local: Int64) -> Int64:
-        """Look up where inner chunks start; an absent one is an error."""
-        offsets = np.empty(len(shard), dtype=np.int64)
-        edges = np.flatnonzero(np.diff(shard, prepend=-1, append=-1))
-        for first, last in pairwise(edges.tolist()):
-            number = int(shard[first])
-            found = self._index(number)[local[first:last], 0]
-            if np.any(found == np.uint64(ABSENT)):
-                raise CacheError(
-                    f"{self.root / self.spec.file(number)} does not hold rows that the store should have.",
-                    hint="see: madkit cache verify",
-                )
-            offsets[first:last] = found.astype(np.int64)
+    def _where(self, pieces: _Pieces) -> Int64:
+        """Look up where pieces start in their files, whose indices have been read; an absent one is an error."""
+        offsets = self._offsets[pieces.chunk]
+        if int(offsets.min()) < 0:
+            shard = int(pieces.chunk[int(offsets.argmin())]) // self.spec.inner_per_shard
+            raise CacheError(
+                f"{self.root / self.spec.file(shard)} does not hold rows that the store should have.",
+                hint="see: madkit cache verify",
+            )
+        offsets += pieces.skip * self.spec.row_bytes
         return offsets
 
-    def _read_runs(self, runs: Sequence[_Run], buffer: memoryview) -> None:
-        if len(runs) < 2 or len(buffer) < THREAD_BYTES:
-            for run in runs:
-                self._read(run, buffer)
+    def _copy_all(self, copies: list[_Copy], flat: npt.NDArray[np.uint8]) -> None:
+        """Copy, and announce before what has to come from the disk."""
+        if not self._watch:
+            if _copy(copies, flat):
+                self._watch = _WATCHED if copies[0][0].tells else _WATCHED_BLINDLY
             return
-        step = -(-len(runs) // THREADS)
-        parts = [runs[start : start + step] for start in range(0, len(runs), step)]
-        futures = [_threads().submit(self._read_all, part, buffer) for part in parts[1:]]
-        try:
-            self._read_all(parts[0], buffer)
-        finally:
-            errors = [future.exception() for future in futures]
-        for error in errors:
-            if error is not None:
-                raise error
+        self._watch -= 1
+        windows = _windows(copies)
+        missing = _announce(windows[0])
+        for window, following in zip(windows, [*windows[1:], []], strict=True):
+            missing |= _announce(following)
+            missing |= _copy(window, flat) > 0
+        if missing:
+            self._watch = max(self._watch, _WATCHED)
 
-    def _read_all(self, runs: Sequence[_Run], buffer: memoryview) -> None:
-        for run in runs:
-            self._read(run, buffer)
-
-    def _read(self, run: _Run, buffer: memoryview) -> None:
-        file = self._file(run.shard)
-        if len(run.targets) == 1:
-            position, size = run.targets[0]
-            targets, wanted = [buffer[position : position + size]], size
-        else:
-            scrap = memoryview(bytearray(_SCRAP))
-            targets = [scrap[:n] if at < 0 else buffer[at : at + n] for at, n in run.targets]
-            wanted = sum(n for _, n in run.targets)
-        if os.preadv(file.fd, targets, run.offset) != wanted:
-            raise self._truncated(run.shard)
-
-    def _read_checked(self, starts: Int64, lengths: Int64, buffer: memoryview) -> None:
+    def _read_checked(self, pieces: _Pieces, flat: npt.NDArray[np.uint8]) -> None:
+        """Read whole inner chunks through descriptors, each once, and verify them."""
         spec = self.spec
         size = spec.inner_rows * spec.row_bytes
-        pieces = self._pieces(starts, lengths)
-        shard, local = np.divmod(pieces[0], spec.inner_per_shard)
-        order = np.argsort(pieces[0], kind="stable")
-        offsets = self._offsets(shard[order], local[order])
-        data, loaded = b"", -1
-        for chunk, number, offset, skip, rows, target in zip(
-            pieces[0][order].tolist(),
-            shard[order].tolist(),
-            offsets.tolist(),
-            *(column[order].tolist() for column in pieces[1:]),
-            strict=True,
+        shards = pieces.chunk // spec.inner_per_shard
+        if self._fetch is not None:
+            self._fetch(*(spec.file(shard) for shard in set(shards.tolist())))
+        for shard in set(shards.tolist()):
+            self._remember(shard, self.index(shard))
+        order = np.argsort(pieces.chunk, kind="stable")
+        starts = self._where(pieces) - pieces.skip * spec.row_bytes
+        columns = (
+            pieces.chunk,
+            shards,
+            starts,
+            *(part * spec.row_bytes for part in (pieces.skip, pieces.rows, pieces.target)),
+        )
+        data, loaded = np.zeros(0, np.uint8), -1
+        for chunk, shard, start, skip, length, target in zip(
+            *(column[order].tolist() for column in columns), strict=True
         ):
             if chunk != loaded:
-                data = self.read_chunk(number, offset, size)
+                data = np.frombuffer(self.read_chunk(shard, start, size), np.uint8)
                 loaded = chunk
-            begin, bytes_ = skip * spec.row_bytes, rows * spec.row_bytes
-            at = target * spec.row_bytes
-            buffer[at : at + bytes_] = data[begin : begin + bytes_]
+            flat[target : target + length] = data[skip : skip + length]
 
     def read_chunk(self, shard: int, offset: int, size: int) -> bytes:
         """Read and verify one inner chunk of ``size`` bytes (CacheError when damaged)."""
@@ -255,25 +260,61 @@ class ShardedRows:
             )
         return raw[:size]
 
+    def index(self, shard: int) -> npt.NDArray[np.uint64]:
+        """Return a shard's index, [inner chunks, 2] offsets and lengths (CacheError when damaged)."""
+        return self._read_index(shard, self._file(shard))
+
+    def _read_index(self, shard: int, file: _OpenFile) -> npt.NDArray[np.uint64]:
+        size, want = os.fstat(file.fd).st_size, index_size(self.spec)
+        if size < want:
+            raise self._truncated(shard)
+        path = self.root / self.spec.file(shard)
+        index = parse_index(self.spec, os.pread(file.fd, want, size - want), str(path))
+        held = index[index[:, 0] != np.uint64(ABSENT)]
+        chunk = self.spec.inner_rows * self.spec.row_bytes + CRC_BYTES
+        if len(held) and (
+            int(held.max()) > size or int(held.sum(axis=1).max()) > size - want or np.any(held[:, 1] != chunk)
+        ):
+            raise CacheError(f"{path} is damaged: its index does not fit the file.", hint="see: madkit cache verify")
+        return index
+
+    def _remember(self, shard: int, index: npt.NDArray[np.uint64]) -> None:
+        """Note where a shard's inner chunks start. Once known they stay: rows are looked up without a lock."""
+        there = index[:, 0] != np.uint64(ABSENT)
+        starts = np.where(there, index[:, 0].astype(np.int64), _NOWHERE)
+        first = shard * len(index)
+        with self._lock:
+            known = self._offsets[first : first + len(index)]
+            if known[0] != _UNKNOWN and not np.array_equal(known, starts):
+                raise CacheError(
+                    f"{self.root / self.spec.file(shard)} was replaced by another file while the store was open.",
+                    hint="open the store again",
+                )
+            known[:] = starts
+
     def _truncated(self, shard: int) -> CacheError:
         return CacheError(f"{self.root / self.spec.file(shard)} is truncated.", hint="see: madkit cache verify")
 
-    def _index(self, shard: int) -> npt.NDArray[np.uint64]:
-        index = self._indices.get(shard)
-        if index is None:
-            file = self._file(shard)
-            size = os.fstat(file.fd).st_size
-            want = index_size(self.spec)
-            if size < want:
-                raise self._truncated(shard)
-            path = self.root / self.spec.file(shard)
-            index = parse_index(self.spec, os.pread(file.fd, want, size - want), str(path))
-            self._indices[shard] = index
-        return index
-
-    def index(self, shard: int) -> npt.NDArray[np.uint64]:
-        """Return a shard's index, [inner chunks, 2] offsets and lengths (CacheError when damaged)."""
-        return self._index(shard)
+    def _mapped(self, shards: set[int]) -> dict[int, MappedFile]:
+        """Return the maps of shards, made where there are none yet, and know their indices."""
+        with self._lock:
+            found = {shard: self._maps[shard] for shard in shards if shard in self._maps}
+        missing = shards - found.keys()
+        if missing and self._fetch is not None and self._fetch(*(self.spec.file(shard) for shard in missing)):
+            self._let_go_of_removed()
+        for shard in missing:
+            file = self._open_shard(shard)
+            self._remember(shard, self._read_index(shard, file))
+            try:
+                found[shard] = MappedFile(file.fd)
+            except OSError as error:
+                path = self.root / self.spec.file(shard)
+                raise CacheError(f"{path} cannot be mapped: {error.strerror}.", hint="see: ulimit -v") from None
+            with self._lock:
+                self._maps[shard] = found[shard]
+                while len(self._maps) > MAX_MAPS:
+                    del self._maps[next(iter(self._maps))]
+        return found
 
     def _file(self, shard: int) -> _OpenFile:
         with self._lock:
@@ -288,14 +329,70 @@ class ShardedRows:
                 self._files.popitem(last=False)
         return file
 
+    def _let_go_of_removed(self) -> None:
+        """Close files that were removed to make room for others: until then they take up their space."""
+        with self._lock:
+            for held in (self._maps, self._files):
+                for shard in [shard for shard in held if not (self.root / self.spec.file(shard)).exists()]:
+                    del held[shard]
+
     def _open_shard(self, shard: int) -> _OpenFile:
         name = self.spec.file(shard)
-        if self._fetch is not None:
-            self._fetch(name)
-        try:
-            return _OpenFile(self.root / name)
-        except FileNotFoundError:
-            raise CacheError(f"{self.root / name} is missing.", hint="see: madkit cache verify") from None
+        for last in (False, False, True):
+            if self._fetch is not None:
+                self._fetch(name)
+            try:
+                return _OpenFile(self.root / name)
+            except FileNotFoundError:
+                if self._fetch is None or last:  # else another process has just removed it to make room
+                    raise CacheError(f"{self.root / name} is missing.", hint="see: madkit cache verify") from None
+            except OSError as error:
+                raise CacheError(f"{self.root / name} cannot be read: {error.strerror}.") from None
+        raise AssertionError
+
+
+def _windows(copies: list[_Copy]) -> list[list[_Copy]]:
+    """Cut into runs of about :data:`WINDOW_BYTES`, at least one."""
+    windows: list[list[_Copy]] = [[]]
+    size = 0
+    for copy in copies:
+        if size > WINDOW_BYTES:
+            windows.append([])
+            size = 0
+        windows[-1].append(copy)
+        size += copy[2] - copy[1]
+    return windows
+
+
+def _announce(copies: list[_Copy]) -> bool:
+    """Have bytes read into memory that are not there, without waiting. True where the system says that some are."""
+    missing = False
+    for file, begin, end, _, _ in copies:
+        if not file.tells or file.absent(begin, end):
+            file.advise(begin, end)
+            missing |= file.tells
+    return missing
+
+
+def _copy(copies: list[_Copy], flat: npt.NDArray[np.uint8]) -> int:
+    """Copy, in threads where that pays. Returns how many page faults went to the disk."""
+    if len(copies) < 2 or sum(copy[2] - copy[1] for copy in copies) < THREAD_BYTES:
+        return _copy_here(copies, flat)
+    step = -(-len(copies) // THREADS)
+    parts = [copies[start : start + step] for start in range(0, len(copies), step)]
+    futures = [_threads().submit(_copy_here, part, flat) for part in parts[1:]]
+    return _copy_here(parts[0], flat) + sum(future.result() for future in futures)
+
+
+def _copy_here(copies: list[_Copy], flat: npt.NDArray[np.uint8]) -> int:
+    before = _disk_faults()
+    for file, begin, end, target, stop in copies:
+        flat[target:stop] = file.data[begin:end]
+    return _disk_faults() - before
+
+
+def _disk_faults() -> int:
+    return resource.getrusage(_WHO).ru_majflt
 
 
 def read_spec(root: Path, name: str) -> ArraySpec:

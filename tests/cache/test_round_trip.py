@@ -92,11 +92,19 @@ def test_more_shards_than_open_files(
     tmp_path: Path, maker: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("madkit.cache.rows.MAX_OPEN_FILES", 3)
+    monkeypatch.setattr("madkit.cache.rows.MAX_MAPS", 5)
     written = maker(tmp_path / "many", [], 40, shard_mb=0.0001)
-    with TokenCache.open(written.path) as cache:
-        order = np.random.default_rng(0).permutation(40)
-        np.testing.assert_array_equal(cache.images.tokens(order), written.images[order])
-        assert len(cache.images._tokens._files) == 3
+    descriptors = Path("/proc/self/fd")  # Linux has it
+    before = len(list(descriptors.iterdir())) if descriptors.is_dir() else 0
+    for check, held in ((True, (3, 0)), (False, (0, 5))):
+        with TokenCache.open(written.path, check=check) as cache:
+            stored = cache.images._tokens
+            for seed in range(3):
+                order = np.random.default_rng(seed).permutation(40)
+                np.testing.assert_array_equal(cache.images.tokens(order), written.images[order])
+            assert (len(stored._files), len(stored._maps)) == held
+            if before and not check:
+                assert len(list(descriptors.iterdir())) <= before  # maps hold no descriptor
 
 
 def test_lookup_and_statistics(store: Any) -> None:
