@@ -204,8 +204,9 @@ def explain(error: Exception, url: str) -> MadkitError | None:
             hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
         )
     if isinstance(error, ImportError):
-        package = _EXTRAS.get(scheme, "the package that fsspec names")
-        return CacheError(f"{url} cannot be opened: {first_line.rstrip('.')}.", hint=f"pip install '{package}'")
+        package = _EXTRAS.get(scheme)
+        hint = f"pip install '{package}'" if package else "install that package"
+        return CacheError(f"{url} cannot be opened: {first_line.rstrip('.')}.", hint=hint)
     if isinstance(error, ValueError) and "protocol not known" in said:
         return UsageProblem(
             f"There is no storage called '{scheme}://'.", hint="such as s3://bucket/caches, or a folder"

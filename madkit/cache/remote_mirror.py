@@ -50,14 +50,15 @@ class Fetcher:
         self.mirror = mirror
         self.files = files
 
-    def __call__(self, *names: str) -> None:
-        """Bring files, several at a time; one that is there costs a look at its size.
+    def __call__(self, *names: str) -> bool:
+        """Bring files, several at a time, and return whether one was not there; one that is costs a look at its size.
 
         Raises:
             CacheError: a file does not arrive as the manifest says, or cannot be had at all.
         """
         wanted = [name for name in names if name in self.files and not self._there(name)]
         self.remote.each(self._bring, wanted)
+        return bool(wanted)
 
     def _there(self, name: str) -> bool:
         path = self.mirror / name
