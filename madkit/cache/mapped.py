@@ -57,10 +57,22 @@ class MappedFile:
     def absent(self, begin: int, end: int) -> bool:
         """Whether part of the bytes [begin, end) would have to come from the disk."""
         first = begin // _PAGE * _PAGE
+        pages = self._pages(first, end)
+        return pages is not None and b"\0" in pages
+
+    def cached_bytes(self) -> int | None:
+        """How much of the file is in memory, in whole pages; None where the system does not say."""
+        if not self.tells:
+            return None
+        pages = self._pages(0, len(self.data))
+        return None if pages is None else (len(pages) - pages.count(b"\0")) * _PAGE
+
+    def _pages(self, first: int, end: int) -> bytes | None:
+        """Return a byte per page, 0 where it is not in memory (its lowest bit counts, and Linux sets no other)."""
         pages = ctypes.create_string_buffer(-(-(end - first) // _PAGE))
         if not _LINUX or _libc.mincore(self._start + first, end - first, pages):
-            return False
-        return b"\0" in pages.raw  # one byte per page; Linux uses its lowest bit alone
+            return None
+        return pages.raw
 
     def advise(self, begin: int, end: int) -> None:
         """Have the bytes [begin, end) read into memory without waiting for them."""
