@@ -1,8 +1,9 @@
-"""A CLIP-shaped pair of encoders built by open_clip, giving tokens in the shared space.
+"""A pair of encoders built by open_clip, giving tokens in the shared space.
 
-Image tokens: patch tokens of the last layer through ``ln_post`` and ``proj``, the way the class token goes. Text
-tokens: the last layer through ``ln_final`` and ``text_projection``, the way the pooled token goes. Global vectors are
-the library's own ``encode_image`` and ``encode_text``, not normalised.
+Of open_clip's own transformers, image tokens are the patch tokens of the last layer through ``ln_post`` and ``proj``,
+the way the class token goes, and text tokens the last layer through ``ln_final`` and ``text_projection``, the way the
+pooled token goes; for its other encoders see :mod:`madkit.teachers.open_clip_vision` and ``open_clip_text``. Global
+vectors are the library's own ``encode_image`` and ``encode_text``, not normalised.
 """
 
 from __future__ import annotations
@@ -19,23 +20,32 @@ from torch import Tensor, nn
 
 from madkit.core.errors import ConfigError
 from madkit.teachers.digest import weights_digest
-from madkit.teachers.interface import SpanTokenizer, Teacher, TextOutput, TokenizedText, VisionOutput
+from madkit.teachers.grid_vision import GridVision
+from madkit.teachers.hf_text import HfText
+from madkit.teachers.interface import (
+    SpanTokenizer,
+    Teacher,
+    TextOutput,
+    TextTeacher,
+    TokenizedText,
+    VisionOutput,
+    VisionTeacher,
+)
+from madkit.teachers.open_clip_text import text_way
+from madkit.teachers.open_clip_vision import vision_way
 from madkit.teachers.preprocess import Preprocessing
 from madkit.teachers.text_teacher import WindowedText
 
 VISION_LAYER = "last+ln_post+proj"
 TEXT_LAYER = "last+ln_final+text_projection"
+DEFAULT_CONTEXT = 77  # what open_clip's tokenizers cut at where an architecture states nothing
+NOT_READING = ("visual.", "text_decoder.")  # CoCa's decoder writes captions; no token comes from it
 
 
 class ClipVision:
     """The vision half of a pair. See :class:`madkit.teachers.interface.VisionTeacher`."""
 
-    def __init__(self, name: str, visual: nn.Module, preprocessing: Preprocessing, weights: str) -> None:
-        if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
-            raise ConfigError(
-                f"The vision encoder of '{name}' ({type(visual).__name__}) gives no patch tokens that madkit can read.",
-                hint="use a model with a plain vision transformer, such as clip-vit-b32 or clip-vit-l14",
-            )
+    def __init__(self, name: str, visual: VisionTransformer, preprocessing: Preprocessing, weights: str) -> None:
         self.name = name
         self.visual = visual
         self.preprocessing = preprocessing
@@ -150,12 +160,14 @@ def clip_pair(
     tokenizer: SpanTokenizer,
     preprocessing: Preprocessing,
     *,
+    context_length: int | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Teacher:
-    """Wrap an open_clip ``CLIP`` or ``CustomTextCLIP`` as a teacher in evaluation mode on ``device``.
+    """Wrap an open_clip ``CLIP``, ``CustomTextCLIP`` or ``CoCa`` as a teacher in evaluation mode on ``device``.
 
     The digests are those of the weights as given, before they are cast to ``dtype``.
+    For ``context_length`` see :func:`clip_sides`.
 
     Raises:
         ConfigError: the model has an encoder whose tokens cannot be read.
@@ -163,17 +175,77 @@ def clip_pair(
     model.eval().requires_grad_(False)
     tensors: dict[str, Tensor] = dict(model.state_dict())
     vision_weights = weights_digest({key: value for key, value in tensors.items() if key.startswith("visual.")})
-    text_weights = weights_digest({key: value for key, value in tensors.items() if not key.startswith("visual.")})
+    text_weights = weights_digest({key: value for key, value in tensors.items() if not key.startswith(NOT_READING)})
     logit_scale = float(tensors["logit_scale"].float().exp().reshape(-1)[0])
-    visual: Any = model.visual
-    dim = int(getattr(visual, "output_dim", 0))
+    vision, text = clip_sides(
+        name,
+        model,
+        tokenizer,
+        preprocessing,
+        vision_weights=vision_weights,
+        text_weights=text_weights,
+        context_length=context_length,
+    )
     model.to(device=device, dtype=dtype)
     return Teacher(
         name=name,
-        vision=ClipVision(name, visual, preprocessing, vision_weights),
-        text=ClipText(name, model, tokenizer, dim, text_weights),
+        vision=vision,
+        text=text,
         shared_space=True,
         logit_scale=logit_scale,
         device=device,
         dtype=dtype,
     )
+
+
+def clip_sides(
+    name: str,
+    model: nn.Module,
+    tokenizer: SpanTokenizer,
+    preprocessing: Preprocessing,
+    *,
+    vision_weights: str,
+    text_weights: str,
+    context_length: int | None = None,
+) -> tuple[VisionTeacher, TextTeacher]:
+    """Return the two halves of a pair. The model may be on torch's meta device.
+
+    Args:
+        name: the teacher.
+        model: one of open_clip's models.
+        tokenizer: the text half's.
+        preprocessing: the image half's.
+        vision_weights: digest of the image half's weights.
+        text_weights: digest of the text half's weights.
+        context_length: longest input that the model was trained with, for text encoders of transformers, which could
+            read more; without it what they can.
+
+    Raises:
+        ConfigError: the model has an encoder whose tokens cannot be read.
+    """
+    visual: Any = model.visual
+    dim = _common_dim(model)
+    vision: VisionTeacher
+    if isinstance(visual, VisionTransformer) and visual.attn_pool is None:
+        vision = ClipVision(name, visual, preprocessing, vision_weights)
+    else:
+        way = vision_way(visual, embed_dim=dim, name=name)
+        facts = {"library": "open_clip", "weights": vision_weights, "layer": way.layer, "global": "encode_image"}
+        vision = GridVision(name, visual, way.forward, preprocessing, way.grid, way.dim, facts)
+    encoder = text_way(getattr(model, "text", None), embed_dim=dim)
+    if encoder is None:
+        return vision, ClipText(name, model, tokenizer, dim, text_weights)
+    owner: Any = encoder.model
+    limits = [int(limit) for limit in (context_length, owner.context_length) if limit]  # 0: no limit of its own
+    length = min(limits, default=DEFAULT_CONTEXT)
+    return vision, HfText(name, encoder, tokenizer, length, text_weights, library="open_clip")
+
+
+def _common_dim(model: Any) -> int:
+    """Return the width of the space that images and texts share."""
+    text = getattr(model, "text", None)
+    found = getattr(model.visual, "output_dim", None) or getattr(text, "output_dim", None)
+    if found is None:  # an image encoder of timm beside a text encoder that is spread over the model
+        projection = model.text_projection
+        found = projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
+    return int(found)

@@ -110,7 +110,7 @@ def pretrained_folder(parsed: TeacherName, weights: Path | None) -> tuple[Path, 
         parsed.tag,
         CONFIG_FILES,
         (SAFE_WEIGHTS, TORCH_WEIGHTS),
-        has_weights=lambda place: bool(_weight_files(place)),
+        complete=lambda place: (place / "config.json").is_file() and bool(_weight_files(place)),
         wanted=f"The weights of '{parsed.canonical}' ({parsed.rest})",
         hint=f"give a folder as save_pretrained writes it: --weights FOLDER (where there is a network: "
         f"hf download {parsed.rest} --local-dir FOLDER)",

@@ -54,7 +54,7 @@ def hub_folder(
     files: Sequence[str],
     weights: Sequence[Sequence[str]],
     *,
-    has_weights: Callable[[Path], bool],
+    complete: Callable[[Path], bool],
     wanted: str,
     hint: str,
 ) -> Path:
@@ -65,7 +65,7 @@ def hub_folder(
         revision: branch, tag or commit; None for the main branch.
         files: names of the small files, those that exist are fetched.
         weights: groups of patterns of weight files, best first; the first group that yields any is enough.
-        has_weights: whether a folder holds complete weights.
+        complete: whether a folder holds all that is needed.
         wanted: as for :func:`hub_file`.
         hint: as for :func:`hub_file`.
 
@@ -73,9 +73,6 @@ def hub_folder(
         NotFoundError: not in the cache, and the hub is switched off, out of reach or without such files.
     """
     from huggingface_hub import constants, snapshot_download
-
-    def complete(folder: Path) -> bool:
-        return (folder / "config.json").is_file() and has_weights(folder)
 
     try:
         cached = Path(snapshot_download(repository, revision=revision, local_files_only=True))

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from madkit.core.errors import ConfigError, DataError, NotFoundError, UsageProblem
+from madkit.core.errors import DataError, NotFoundError, UsageProblem
 from madkit.core.files import read_json
-from madkit.core.registry import suggest
 from madkit.teachers.interface import Teacher
 from madkit.teachers.known import TeacherName, parse_teacher_name
+from madkit.teachers.open_clip_load import build_open_clip_model as build_open_clip_model
+from madkit.teachers.open_clip_load import load_open_clip
+from madkit.teachers.open_clip_load import open_clip_preprocessing as open_clip_preprocessing
+from madkit.teachers.open_clip_load import open_clip_tag as open_clip_tag
 from madkit.teachers.preprocess import Preprocessing
 
 MINI_FOLDER = Path(__file__).parent / "mini"
@@ -67,7 +70,7 @@ def load_teacher(
     if parsed.parts is not None:
         return _load_joined(parsed, parsed.parts, weights, device, dtype)
     if parsed.scheme == "open_clip":
-        return _load_open_clip(parsed, weights, device, dtype)
+        return load_open_clip(parsed, weights, device, dtype)
     folder = MINI_FOLDER if parsed.scheme == "mini" else Path(parsed.rest).expanduser()
     return _load_folder(parsed, folder, weights, device, dtype)
 
@@ -156,111 +159,3 @@ def build_folder_model(config: Mapping[str, Any], folder: Path) -> nn.Module:
     except (TypeError, ValueError, AssertionError) as error:
         raise DataError(f"{folder / 'config.json'} does not describe an open_clip model ({error}).") from None
     return model
-
-
-def _load_open_clip(parsed: TeacherName, weights: Path | None, device: str, dtype: torch.dtype) -> Teacher:
-    from madkit.teachers.clip_bpe import ClipTokenizer
-    from madkit.teachers.clip_pair import clip_pair
-    from madkit.teachers.weights import load_clip_weights, read_weights, weights_file
-
-    pretrained = open_clip_tag(parsed)
-    path = weights_file(weights) if weights is not None else _fetch(parsed, pretrained)
-    tensors = read_weights(path)
-    model = build_open_clip_model(parsed, quick_gelu=bool(pretrained.get("quick_gelu", False)))
-    load_clip_weights(model, tensors, path=path, name=parsed.canonical)
-    del tensors
-    preprocessing = Preprocessing.from_config(open_clip_preprocessing(model, pretrained))
-    return clip_pair(parsed.canonical, model, ClipTokenizer(), preprocessing, device=device, dtype=dtype)
-
-
-def open_clip_tag(parsed: TeacherName) -> dict[str, Any]:
-    """Return open_clip's facts about a pretrained tag: where it is, its preprocessing, its activation.
-
-    Raises:
-        UsageProblem: open_clip knows no such architecture or tag.
-    """
-    import open_clip
-
-    architectures = open_clip.list_models()
-    if parsed.rest not in architectures:
-        raise UsageProblem(
-            f"open_clip knows no architecture '{parsed.rest}'.{suggest(parsed.rest, architectures)}",
-            hint="use one of the names that `madkit teachers list --open-clip` prints",
-        )
-    if parsed.tag is None:
-        return {}
-    tags = open_clip.list_pretrained_tags_by_model(parsed.rest)
-    if parsed.tag not in tags:
-        raise UsageProblem(
-            f"open_clip knows no weights '{parsed.tag}' of {parsed.rest}.{suggest(parsed.tag, tags)}",
-            hint=f"use one of: {', '.join(tags)}" if tags else "give a file: --weights PATH",
-        )
-    found: dict[str, Any] = open_clip.get_pretrained_cfg(parsed.rest, parsed.tag)
-    return found
-
-
-def build_open_clip_model(parsed: TeacherName, *, quick_gelu: bool) -> nn.Module:
-    """Build an untrained model of one of open_clip's architectures.
-
-    ``quick_gelu`` is a property of the weights, not of the architecture: OpenAI's were trained with it, and open_clip
-    only warns when an architecture without it meets them. Here the tag decides.
-
-    Raises:
-        ConfigError: an architecture whose encoders are not open_clip's own transformers.
-    """
-    import open_clip
-    from open_clip.model import CLIP, CustomTextCLIP
-
-    config = open_clip.get_model_config(parsed.rest)
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    foreign = next((key for key in ("timm_model_name", "attentional_pool") if vision.get(key)), None) or next(
-        (key for key in ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs") if text.get(key)), None
-    )
-    if foreign is not None or "multimodal_cfg" in config or isinstance(vision.get("layers"), list):
-        kind = foreign or ("multimodal_cfg" if "multimodal_cfg" in config else "a convolutional vision encoder")
-        raise ConfigError(
-            f"The architecture {parsed.rest} is of a kind that madkit cannot read tokens from yet ({kind}).",
-            hint="use a model with open_clip's own transformers, such as clip-vit-b32 or clip-vit-l14",
-        )
-    custom = config.pop("custom_text", False)
-    if quick_gelu:
-        config["quick_gelu"] = True
-    model: nn.Module = (CustomTextCLIP if custom else CLIP)(**config)
-    return model
-
-
-def open_clip_preprocessing(model: nn.Module, pretrained: Mapping[str, Any]) -> dict[str, Any]:
-    """Return size, mean, std, interpolation and resize mode: open_clip's defaults, then those of the weights' tag."""
-    from dataclasses import asdict
-
-    from open_clip.transform import PreprocessCfg
-
-    config: dict[str, Any] = asdict(PreprocessCfg())
-    config.update({key: value for key, value in pretrained.items() if key in config and value is not None})
-    visual: Any = model.visual
-    config["size"] = visual.image_size
-    return config
-
-
-def _fetch(parsed: TeacherName, pretrained: Mapping[str, Any]) -> Path:
-    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
-
-    from madkit.teachers.hub import hub_file
-
-    give = f"give a file: --teacher {parsed.canonical} --weights PATH"
-    if parsed.tag is None:
-        raise UsageProblem(f"'{parsed.canonical}' names an architecture without weights.", hint=give)
-    repository, _, name = str(pretrained.get("hf_hub", "")).rpartition("/")
-    if not repository:
-        raise NotFoundError(f"The weights of '{parsed.canonical}' are not at the hub.", hint=give)
-    if name:
-        stem, dot, kind = name.rpartition(".")
-        names = [f"{stem}.safetensors", name] if dot and kind in ("bin", "pth", "pt") else [name]
-    else:
-        names = [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
-    return hub_file(
-        repository,
-        names,
-        wanted=f"The weights of '{parsed.canonical}' (open_clip {parsed.rest}/{parsed.tag})",
-        hint=f"{give} (where there is a network: hf download {repository} {names[0]})",
-    )

@@ -73,10 +73,10 @@ def _block(sources: Sequence[_Word], i1: int, i2: int, targets: Sequence[str]) -
         place = sources[i1 - 1].spans[-1][1] if i1 else 0
         return [[(place, place)] * len(target) for target in targets]
     if len(block) == len(targets):
-        return [_characters(word.text, word.spans, target) for word, target in zip(block, targets, strict=True)]
+        return [align_characters(word.text, word.spans, target) for word, target in zip(block, targets, strict=True)]
     text = "".join(word.text for word in block)
     spans = [span for word in block for span in word.spans]
-    aligned = _characters(text, spans, "".join(targets))
+    aligned = align_characters(text, spans, "".join(targets))
     result, first = [], 0
     for target in targets:
         result.append(aligned[first : first + len(target)])
@@ -84,7 +84,7 @@ def _block(sources: Sequence[_Word], i1: int, i2: int, targets: Sequence[str]) -
     return result
 
 
-def _characters(source: str, spans: Sequence[tuple[int, int]], target: str) -> list[tuple[int, int]]:
+def align_characters(source: str, spans: Sequence[tuple[int, int]], target: str) -> list[tuple[int, int]]:
     """Align the characters of a changed word; every character of ``source`` ends up in the span of some target."""
     if source == target:
         return list(spans)

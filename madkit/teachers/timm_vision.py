@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -142,33 +143,73 @@ def timm_forward(
     """
     owner: Any = model
     probe: Any = skeleton
-    dim, before = int(owner.num_features), int(getattr(owner, "num_prefix_tokens", 0))
     with torch.inference_mode():
         features = probe.forward_features(torch.zeros(1, 3, *size, device="meta"))
-        shape = tuple(features.shape) if isinstance(features, Tensor) else ()
-        pooled_dim = probe.forward_head(features, pre_logits=True).shape[-1] if shape else 0
-    last = len(shape) == 4 and _channels_last(owner, shape, dim)
-    if len(shape) == 4:
-        grid = (shape[1], shape[2]) if last else (shape[2], shape[3])
-        before = 0
-    else:
-        grid = _token_grid(owner, shape, before, size)
-    width = shape[-1] if last or len(shape) == 3 else shape[1] if shape else 0
-    if not shape or grid == (0, 0) or width != dim:
-        raise ConfigError(
-            f"The features of '{name}' are {shape or type(features).__name__}, in which madkit sees no grid of tokens."
-        )
-    pooled = pooled_dim == dim
+        layout = feature_layout(owner, features, size, name=name)
+        pooled = probe.forward_head(features, pre_logits=True).shape[-1] == owner.num_features
 
     def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
         found: Tensor = owner.forward_features(pixels)
-        if found.ndim == 4:
-            tokens = found.flatten(1, 2) if last else found.flatten(2).transpose(1, 2)
-        else:
-            tokens = found[:, before:]
+        tokens = layout.tokens(found)
         return tokens, owner.forward_head(found, pre_logits=True) if pooled else tokens.mean(1)
 
-    return grid, forward, {"layer": "forward_features", "global": "forward_head" if pooled else PATCH_MEAN}
+    return layout.grid, forward, {"layer": "forward_features", "global": "forward_head" if pooled else PATCH_MEAN}
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureLayout:
+    """How a model of timm lays out its features.
+
+    Attributes:
+        grid: (rows, columns) of tokens.
+        before: class and register tokens before those of the grid.
+        kind: ``NLC`` for a sequence, ``NHWC`` or ``NCHW`` for a map.
+    """
+
+    grid: tuple[int, int]
+    before: int
+    kind: str
+
+    def tokens(self, features: Tensor) -> Tensor:
+        """Return the tokens [B, P, D] of features, row by row."""
+        if self.kind == "NLC":
+            return features[:, self.before :]
+        return features.flatten(1, 2) if self.kind == "NHWC" else features.flatten(2).transpose(1, 2)
+
+    def alone(self, tokens: Tensor) -> Tensor:
+        """Turn tokens [B, P, D] into B x P features of one token each, as the model's head takes them.
+
+        Where class tokens come first the token stands in their places, too: whichever of them the head looks at.
+        """
+        n, dim = tokens.shape[0] * tokens.shape[1], tokens.shape[2]
+        if self.kind == "NLC":
+            return tokens.reshape(n, 1, dim).expand(n, self.before + 1, dim)
+        return tokens.reshape((n, 1, 1, dim) if self.kind == "NHWC" else (n, dim, 1, 1))
+
+
+def feature_layout(model: Any, features: Any, size: tuple[int, int], *, name: str) -> FeatureLayout:
+    """Read the layout off the features of one image (ConfigError when they are no grid of tokens).
+
+    Args:
+        model: the model of timm.
+        features: what its ``forward_features`` gave; on the meta device, shapes are enough.
+        size: (height, width) of the image.
+        name: the teacher, for errors.
+    """
+    shape = tuple(features.shape) if isinstance(features, Tensor) else ()
+    dim, before = int(model.num_features), 0
+    kind, grid, width = "", (0, 0), 0
+    if len(shape) == 4:
+        kind = "NHWC" if _channels_last(model, shape, dim) else "NCHW"
+        grid, width = (shape[1:3], shape[3]) if kind == "NHWC" else (shape[2:4], shape[1])
+    elif len(shape) == 3:
+        before = int(getattr(model, "num_prefix_tokens", 0))
+        kind, grid, width = "NLC", _token_grid(model, shape, before, size), shape[2]
+    if grid == (0, 0) or width != dim:
+        raise ConfigError(
+            f"The features of '{name}' are {shape or type(features).__name__}, in which madkit sees no grid of tokens."
+        )
+    return FeatureLayout((int(grid[0]), int(grid[1])), before, kind)
 
 
 def _channels_last(model: Any, shape: tuple[int, ...], dim: int) -> bool:
@@ -180,8 +221,6 @@ def _channels_last(model: Any, shape: tuple[int, ...], dim: int) -> bool:
 
 def _token_grid(model: Any, shape: tuple[int, ...], before: int, size: tuple[int, int]) -> tuple[int, int]:
     """Return the grid of a sequence of tokens: that of the patch embedding, or a square; (0, 0) when there is none."""
-    if len(shape) != 3:
-        return 0, 0
     count = shape[1] - before
     stated = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if stated is not None and int(stated[0]) * int(stated[1]) == count:

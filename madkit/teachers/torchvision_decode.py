@@ -1,0 +1,79 @@
+"""Decoding JPEG and PNG with torchvision where that gives exactly the pixels that Pillow gives.
+
+Both libraries hand these files to libjpeg-turbo and libpng with the same settings, so 8-bit grey and colour come out
+equal. What they treat differently is left to Pillow: CMYK and other four-component JPEGs, palettes, transparency,
+16 bits and every other format. Like Pillow, this does not turn an image by its EXIF orientation.
+"""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""JPEG markers that begin a frame (ITU-T T.81, table B.1)."""
+_HUFFMAN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def decode_like_pillow(data: bytes) -> Tensor | None:
+    """Return uint8 [3, h, w] with the channels of a pixel together in memory; None for what Pillow is to read."""
+    if data.startswith(b"\xff\xd8\xff"):
+        plain = _plain_jpeg(data)
+    elif data.startswith(_PNG):
+        plain = _plain_png(data)
+    else:
+        return None
+    if not plain:
+        return None
+    from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+
+    source = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    decode = decode_jpeg if data[0] == 0xFF else decode_png
+    try:
+        pixels: Tensor = decode(source, mode=ImageReadMode.RGB)
+    except RuntimeError:  # damaged: Pillow reads it anyway, or says what is wrong with it
+        return None
+    return pixels
+
+
+def _plain_jpeg(data: bytes) -> bool:
+    """Whether a JPEG has one Huffman-coded frame of 8 bits and one or three components, of harmless size."""
+    place = 2
+    while place + 4 <= len(data):
+        if data[place] != 0xFF:
+            return False
+        marker = data[place + 1]
+        if marker == 0xFF:  # fill byte
+            place += 1
+            continue
+        length = int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker in _FRAMES:
+            frame = data[place + 4 : place + 10]
+            if marker not in _HUFFMAN_FRAMES or len(frame) < 6 or frame[0] != 8:
+                return False
+            height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
+            return frame[5] in (1, 3) and _harmless(width, height)
+        if marker in (0xD9, 0xDA) or length < 2:
+            return False
+        place += 2 + length
+    return False
+
+
+def _plain_png(data: bytes) -> bool:
+    """Whether a PNG is 8-bit grey or colour without transparency, whole up to its end, and of a harmless size."""
+    header = data[16:26]
+    if len(header) < 10 or data[12:16] != b"IHDR":
+        return False
+    bits, colour = header[8], header[9]
+    if bits != 8 or colour not in (0, 2) or b"tRNS" in data[:4096]:
+        return False
+    whole = data[-12:-4].endswith(b"IEND")
+    return whole and _harmless(int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big"))
+
+
+def _harmless(width: int, height: int) -> bool:
+    """Whether Pillow would decode an image of that size without a word about its size."""
+    limit = Image.MAX_IMAGE_PIXELS
+    return width > 0 and height > 0 and (limit is None or width * height <= limit)
