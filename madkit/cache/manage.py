@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from madkit.cache.layout import LOCK, MANIFEST, PLAN
-from madkit.cache.reader import TokenCache, read_manifest
+from madkit.cache.reader import Place, TokenCache, read_document, read_manifest
+from madkit.cache.remote import RemoteStore, stores_below
+from madkit.cache.remote_files import CONCURRENT, RemoteError
+from madkit.cache.remote_lock import RemoteLock
 from madkit.core.errors import CacheError, MadkitError, NotFoundError
-from madkit.core.files import FileLock, read_json
+from madkit.core.files import FileLock
 from madkit.core.registry import suggest
 from madkit.core.workspace import Workspace
 
@@ -32,7 +35,7 @@ class StoreRow:
     """One store of a workspace.
 
     Attributes:
-        path: its folder.
+        path: its folder, or the store at its URL.
         state: ``complete``, ``unfinished`` or ``unreadable``.
         identity: what it is of; empty where unreadable.
         images: number of images.
@@ -42,7 +45,7 @@ class StoreRow:
         absent: images and texts of these that have no values.
     """
 
-    path: Path
+    path: Place
     state: str
     identity: Mapping[str, Any]
     images: int
@@ -67,25 +70,30 @@ class StoreRow:
         }
 
 
-def find_caches(workspace: Workspace) -> list[Path]:
-    """Return the folders of the complete stores of a workspace, by name."""
-    if not workspace.cache.is_dir():
-        return []
-    return sorted(path.parent for path in workspace.cache.glob(f"*/{MANIFEST}"))
+def find_caches(workspace: Workspace) -> list[Place]:
+    """Return the folders, or URLs, of the complete stores of a workspace, by name."""
+    return [row.path for row in list_stores(workspace) if row.state == "complete"]
 
 
 def list_stores(workspace: Workspace) -> list[StoreRow]:
     """Describe every store of a workspace, complete or not, by name."""
+    if workspace.cache_url is not None:
+        with ThreadPoolExecutor(CONCURRENT) as pool:  # each costs a few round trips
+            return list(pool.map(describe, stores_below(workspace.cache_url)))
     if not workspace.cache.is_dir():
         return []
     return [describe(path) for path in sorted(workspace.cache.iterdir()) if path.is_dir()]
 
 
-def describe(path: Path) -> StoreRow:
-    """Describe one folder below ``cache/``, whatever state it is in."""
-    complete = (path / MANIFEST).is_file()
+def describe(path: Place) -> StoreRow:
+    """Describe one folder below ``cache/``, or one store at a URL, whatever state it is in.
+
+    Raises:
+        RemoteError: the URL cannot be read.
+    """
     try:
-        document = read_manifest(path) if complete else read_json(path / PLAN)
+        complete = read_document(path, MANIFEST) is not None
+        document = read_manifest(path) if complete else read_document(path, PLAN)
         images, texts = (int(document[part]["n"]) if part in document else 0 for part in ("images", "texts"))
         return StoreRow(
             path,
@@ -97,11 +105,15 @@ def describe(path: Path) -> StoreRow:
             str(document.get("created", "")),
             sum(len(items) for items in document.get("absent", {}).values()),
         )
+    except RemoteError:
+        raise
     except (MadkitError, KeyError, TypeError):
         return StoreRow(path, "unreadable", {}, 0, 0, _folder_bytes(path), "")
 
 
-def _folder_bytes(path: Path) -> int:
+def _folder_bytes(path: Place) -> int:
+    if isinstance(path, RemoteStore):
+        return sum(path.files.sizes().values())
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
@@ -157,8 +169,8 @@ def _names(row: StoreRow) -> set[str]:
     return {str(row.identity.get("teacher")), row.path.name, row.path.name.rpartition("-")[2]}
 
 
-def find_store(workspace: Workspace, name: str | None) -> list[Path]:
-    """Return the folder of the store called ``name`` (folder name or key), or of all stores for None.
+def find_store(workspace: Workspace, name: str | None) -> list[Place]:
+    """Return the folder, or URL, of the store called ``name`` (folder name or key), or of all stores for None.
 
     Raises:
         NotFoundError: there is none; the message suggests the nearest.
@@ -167,7 +179,10 @@ def find_store(workspace: Workspace, name: str | None) -> list[Path]:
     if name is None:
         if not rows:
             raise NotFoundError(
-                f"The workspace {workspace.root} has no token caches.", hint="make one: madkit extract --teacher mini"
+                f"There are no token caches at {workspace.cache_at}."
+                if workspace.cache_at
+                else f"The workspace {workspace.root} has no token caches.",
+                hint="make one: madkit extract --teacher mini",
             )
         return [row.path for row in rows]
     found = [row.path for row in rows if name in (row.path.name, row.path.name.rpartition("-")[2])]
@@ -215,8 +230,24 @@ def _kind(row: StoreRow) -> tuple[Any, ...]:
     return tuple(row.identity.get(name) for name in ("teacher", "source", "selection", "dtype"))
 
 
-def remove_store(path: Path) -> None:
-    """Remove a store's folder (CacheError while another process writes it)."""
+def remove_store(path: Place) -> None:
+    """Remove a store, of a remote one also the local mirror (CacheError while another process writes it)."""
+    if isinstance(path, RemoteStore):
+        _remove_remote(path)
+        path = path.mirror
+        if not path.is_dir():
+            return
     with FileLock(path / LOCK, error=CacheError, what=f"The cache {path.name}"):
         (path / MANIFEST).unlink(missing_ok=True)  # first, so that a half-removed store cannot be opened
         shutil.rmtree(path)
+
+
+def _remove_remote(store: RemoteStore) -> None:
+    lock = RemoteLock(store.files)
+    lock.acquire()
+    try:
+        store.files.remove([MANIFEST])
+        store.files.remove([name for name in store.files.sizes() if name not in (MANIFEST, LOCK)])
+    finally:
+        lock.release()
+    store.files.remove_folders()

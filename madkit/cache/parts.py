@@ -316,10 +316,10 @@ def _read_units(root: Path, name: str, fetch: Fetch | None) -> Float32:
     """Read an array with a file per unit."""
     spec = read_spec(root, name)
     rows = np.zeros((spec.rows, *spec.item), dtype=np.float32)
+    if fetch is not None:
+        fetch(*(spec.file(unit) for unit in range(spec.rows)))
     for unit in range(spec.rows):
         path = root / spec.file(unit)
-        if fetch is not None:
-            fetch(spec.file(unit))
         rows[unit] = unpack_chunk(spec, path.read_bytes(), str(path))[0]
     return rows
 

@@ -19,11 +19,11 @@ from typing import Any
 from madkit.cache.journal import journal_rows
 from madkit.cache.layout import MANIFEST
 from madkit.cache.plan import unit_of_file
-from madkit.cache.remote_files import RemoteFolder
+from madkit.cache.remote_files import RemoteError, RemoteFolder
 from madkit.cache.remote_mirror import Fetcher, make_room, share
-from madkit.core.errors import CacheError, DataError
+from madkit.core.errors import DataError
 from madkit.core.files import write_bytes_atomic
-from madkit.core.workspace import mirror_folder
+from madkit.core.workspace import Workspace, mirror_folder
 
 JOURNAL_FOLDER = "journal"
 """Below it lies one small object per finished unit: object storage cannot append a line to a file."""
@@ -87,6 +87,11 @@ class RemoteStore:
         return fetch
 
 
+def remote_store(workspace: Workspace, name: str) -> RemoteStore | None:
+    """Return the store of this name where the caches of a workspace lie at a URL, else None."""
+    return None if workspace.cache_url is None else RemoteStore.at(f"{workspace.cache_url}/{name}")
+
+
 def stores_below(url: str) -> list[RemoteStore]:
     """Return the stores directly below a URL, complete or not; the one at the URL itself where that is a store.
 
@@ -96,7 +101,7 @@ def stores_below(url: str) -> list[RemoteStore]:
     folder = RemoteFolder(url)
     try:
         names = folder.folders()
-    except CacheError:
+    except RemoteError:
         names = []
         if folder.read_or_none(MANIFEST) is None:  # raises the same again where nothing can be had at all
             raise

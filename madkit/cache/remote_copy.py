@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from madkit.cache.journal import journal_rows
 from madkit.cache.layout import JOURNAL, MANIFEST, PLAN
 from madkit.cache.plan import compact_json, unit_of_file
-from madkit.cache.remote import JOURNAL_FOLDER, RemoteStore, known_files
+from madkit.cache.remote import JOURNAL_FOLDER, RemoteStore, known_files, remote_store, to_json
 from madkit.cache.remote_lock import RemoteLock
 from madkit.cache.remote_mirror import Fetcher, make_room, share
 from madkit.core.console import info
 from madkit.core.errors import DataError
 from madkit.core.files import write_bytes_atomic
+from madkit.core.workspace import Workspace
 
 Line = Mapping[str, Any]
 Place = tuple[str, int]
@@ -36,13 +37,15 @@ class RemoteCopy:
     Args:
         store: where to.
         process: number of this process in its job; all but 0 upload units only.
+        damaged: files that are to be written again; they and what says that they are done is removed at the beginning.
     """
 
-    def __init__(self, store: RemoteStore, *, process: int = 0) -> None:
+    def __init__(self, store: RemoteStore, *, process: int = 0, damaged: Sequence[str] = ()) -> None:
         self.store = store
         self._remote = store.files
         self._mirror = store.mirror
         self._process = process
+        self._damaged = damaged
         self._lock = RemoteLock(self._remote)
         self._sizes: dict[str, int] = {}
         self._known: dict[str, Any] = {}  # entries of files that the remote store has
@@ -121,8 +124,17 @@ class RemoteCopy:
         finally:
             self._lock.release()
 
+    def _discard(self) -> None:
+        """Remove the damaged files. What they belong to must not count as done any more if we are killed."""
+        units = {unit_of_file(name) for name in self._damaged}
+        self._open_for_change()
+        self._remote.remove([journal_object(*unit) for unit in units if unit is not None])
+        self._remote.remove(self._damaged)
+
     def _synchronise(self) -> None:
         self._sizes = self._remote.sizes()
+        for name in self._damaged:
+            self._sizes.pop(name, None)
         manifest = self._document(MANIFEST)
         plan = self._document(PLAN)
         if plan is not None:
@@ -151,16 +163,21 @@ class RemoteCopy:
         write_bytes_atomic(self._mirror / JOURNAL, b"".join(compact_json(dict(row)) for row in rows))
         for other in self._mirror.glob("journal-*.jsonl"):
             other.unlink()
-        if manifest and len(lines) == len(self._lines_of(manifest)):
-            fixed = {name: entry for name, entry in manifest["files"].items() if unit_of_file(name) is None}
-            for name, entry in fixed.items():
-                if known.get(name) != entry:
-                    (self._mirror / name).unlink(missing_ok=True)
-            self._known.update(fixed)
-            self.fetch(*fixed)
-            write_bytes_atomic(self._mirror / MANIFEST, self._remote.read(MANIFEST))
+        if manifest and all(self._sizes.get(name) == int(entry["bytes"]) for name, entry in manifest["files"].items()):
+            self._take_complete(manifest, known)
         else:
             (self._mirror / MANIFEST).unlink(missing_ok=True)
+        if self._damaged:
+            self._discard()
+
+    def _take_complete(self, manifest: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+        fixed = {name: entry for name, entry in manifest["files"].items() if unit_of_file(name) is None}
+        for name, entry in fixed.items():
+            if known.get(name) != entry:
+                (self._mirror / name).unlink(missing_ok=True)
+        self._known.update(fixed)
+        self.fetch(*fixed)
+        write_bytes_atomic(self._mirror / MANIFEST, to_json(manifest))
 
     def _document(self, name: str) -> Any:
         """Read a JSON object of the store; half of one, as a kill can leave on some storage, is as good as none."""
@@ -232,7 +249,9 @@ class RemoteCopy:
         place = (str(line["part"]), int(line["unit"]))
         note = journal_object(*place)
         self._open_for_change()
-        if place in self._journalled or note in self._sizes:  # it must not speak for files that are being replaced
+        if (
+            self._process or place in self._journalled or note in self._sizes
+        ):  # it must not speak for files that are being replaced
             self._remote.remove([note])
         files = line["files"]
         self._remote.each(lambda name: self._remote.upload(name, self._mirror / name), list(files))
@@ -292,6 +311,12 @@ class _Uploads:
                 self._error = self._error or error
             finally:
                 self._queue.task_done()
+
+
+def remote_copy(workspace: Workspace, name: str, *, process: int = 0) -> RemoteCopy | None:
+    """Return what uploads the store of this name where the caches of a workspace lie at a URL, else None."""
+    store = remote_store(workspace, name)
+    return None if store is None else RemoteCopy(store, process=process)
 
 
 def journal_object(part: str, unit: int) -> str:

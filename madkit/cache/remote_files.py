@@ -28,11 +28,15 @@ _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialR
 Result = TypeVar("Result")
 
 
+class RemoteError(CacheError):
+    """A URL that cannot be used: no bucket, permission, credentials, package or network."""
+
+
 class RemoteFolder:
     """What lies below a URL. Safe to use from several threads, and after a fork.
 
-    Every method raises NotFoundError for a missing object, and CacheError, naming the URL, where there is no bucket, no
-    permission, no credentials, no package for the URL's scheme, or no network after some attempts.
+    Every method raises NotFoundError for a missing object, and RemoteError, naming the URL, where there is no bucket,
+    no permission, no credentials, no package for the URL's scheme, or no network after some attempts.
     """
 
     def __init__(self, url: str) -> None:
@@ -134,7 +138,7 @@ class RemoteFolder:
 
     def _write(self, name: str, put: Callable[[Any, str], Result]) -> Result:
         if self.scheme in ("http", "https"):
-            raise CacheError(
+            raise RemoteError(
                 f"{self.url} can only be read: nothing is written over {self.scheme}.",
                 hint="write to a folder or to object storage, such as --cache s3://bucket/caches",
             )
@@ -189,36 +193,36 @@ def explain(error: Exception, url: str) -> MadkitError | None:
     status = getattr(error, "status", None)
     said = first_line.lower()
     if isinstance(error, FileNotFoundError) and "bucket" in said:
-        return CacheError(
+        return RemoteError(
             f"The bucket of {url} does not exist.", hint="make it, or check its name and AWS_ENDPOINT_URL"
         )
     if isinstance(error, FileNotFoundError) or status == 404:
         return NotFoundError(f"{url} does not exist.")
     if isinstance(error, PermissionError) or status in (401, 403):
-        return CacheError(
+        return RemoteError(
             f"No permission for {url} ({first_line.rstrip('.')}).", hint="check the credentials and what they may do"
         )
     if names & _NO_CREDENTIALS:
-        return CacheError(
+        return RemoteError(
             f"There are no credentials for {url} ({first_line.rstrip('.')}).",
             hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
         )
     if isinstance(error, ImportError):
         package = _EXTRAS.get(scheme)
         hint = f"pip install '{package}'" if package else "install that package"
-        return CacheError(f"{url} cannot be opened: {first_line.rstrip('.')}.", hint=hint)
+        return RemoteError(f"{url} cannot be opened: {first_line.rstrip('.')}.", hint=hint)
     if isinstance(error, ValueError) and "protocol not known" in said:
         return UsageProblem(
             f"There is no storage called '{scheme}://'.", hint="such as s3://bucket/caches, or a folder"
         )
     if isinstance(error, NotImplementedError):
-        return CacheError(f"{url}: the storage '{scheme}://' cannot do this ({first_line.rstrip('.')}).")
+        return RemoteError(f"{url}: the storage '{scheme}://' cannot do this ({first_line.rstrip('.')}).")
     return None
 
 
-def _unreachable(error: Exception, url: str) -> CacheError:
+def _unreachable(error: Exception, url: str) -> RemoteError:
     first_line = next(iter(str(error).splitlines()), "")
-    return CacheError(
+    return RemoteError(
         f"{url} cannot be reached after {len(DELAYS) + 1} attempts ({type(error).__name__}: {first_line.rstrip('.')}).",
         hint="check the network and AWS_ENDPOINT_URL, and run the same command again, which goes on from here",
     )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from madkit.cache.layout import ABSENT_ITEMS, JOURNAL, LOCK, MANIFEST, PLAN, ArraySpec, store_key
-from madkit.cache.reader import read_manifest
+from madkit.cache.reader import Place, read_manifest
+from madkit.cache.remote import JOURNAL_FOLDER, RemoteStore
+from madkit.cache.remote_files import CONCURRENT, RemoteError
 from madkit.cache.rows import ShardedRows, read_spec
 from madkit.cache.shards import ABSENT, file_crc32
 from madkit.core.errors import MadkitError
@@ -49,13 +52,13 @@ class VerifyReport:
     """What a verification found.
 
     Attributes:
-        path: the store's folder.
+        path: the store's folder or URL.
         files: how many files were read.
         bytes: how many bytes were read.
         problems: what is wrong; empty for a sound store.
     """
 
-    path: Path
+    path: Place
     files: int
     bytes: int
     problems: tuple[Problem, ...]
@@ -76,40 +79,92 @@ class VerifyReport:
         }
 
 
-def verify_cache(path: Path, *, on_file: Callable[[int], None] | None = None) -> VerifyReport:
-    """Read every byte of a store and compare it with its checksums.
+def verify_cache(place: Place, *, on_file: Callable[[int], None] | None = None) -> VerifyReport:
+    """Read every byte of a store and compare it with its checksums. Of a remote store no mirror is read or filled.
 
     Args:
-        path: the store's folder.
+        place: the store's folder or URL.
         on_file: called with the bytes of each file once it has been read, for progress.
 
     Returns:
         The report. A store without a usable manifest gives one problem of kind ``manifest``.
+
+    Raises:
+        RemoteError: the URL cannot be read.
     """
     try:
-        manifest = read_manifest(path)
+        manifest = read_manifest(place)
         key_fits = store_key(manifest["identity"]) == manifest["key"]
+    except RemoteError:
+        raise
     except MadkitError as error:
-        return VerifyReport(path, 0, 0, (Problem(MANIFEST, "manifest", error.message),))
+        return VerifyReport(place, 0, 0, (Problem(MANIFEST, "manifest", error.message),))
     problems = [] if key_fits else [Problem(MANIFEST, "manifest", "the key is not the digest of the identity")]
-    specs = _specs(path, manifest["files"], problems)
     files = bytes_ = 0
-    for name, entry in manifest["files"].items():
-        try:
-            data = (path / name).read_bytes()
-        except FileNotFoundError:
-            problems.append(Problem(name, "missing", "the file is missing", _rows_of(specs, name)))
-            continue
-        files, bytes_ = files + 1, bytes_ + len(data)
-        if on_file is not None:
-            on_file(len(data))
-        if len(data) != int(entry["bytes"]):
-            detail = f"{len(data):,} bytes instead of {int(entry['bytes']):,}"
-            problems.append(Problem(name, "truncated", detail, _rows_of(specs, name)))
-        elif f"{file_crc32(data):08x}" != entry["crc32"]:
-            problems.extend(_locate(path, specs, name))
-    problems.extend(_foreign(path, set(manifest["files"])))
-    return VerifyReport(path, files, bytes_, tuple(problems))
+    with TemporaryDirectory(prefix="madkit-verify-") as scratch:
+        source = _Remote(place, Path(scratch)) if isinstance(place, RemoteStore) else _Local(place)
+        specs = _specs(source.folder_of(tuple(f"{name}/zarr.json" for name in ARRAYS)), manifest["files"], problems)
+        for name, data in source.contents(tuple(manifest["files"])):
+            entry = manifest["files"][name]
+            if data is None:
+                problems.append(Problem(name, "missing", "the file is missing", _rows_of(specs, name)))
+                continue
+            files, bytes_ = files + 1, bytes_ + len(data)
+            if on_file is not None:
+                on_file(len(data))
+            if len(data) != int(entry["bytes"]):
+                detail = f"{len(data):,} bytes instead of {int(entry['bytes']):,}"
+                problems.append(Problem(name, "truncated", detail, _rows_of(specs, name)))
+            elif f"{file_crc32(data):08x}" != entry["crc32"]:
+                problems.extend(_locate(source.folder_of((name,)), specs, name))
+        problems.extend(_foreign(source.names(), set(manifest["files"])))
+    return VerifyReport(place, files, bytes_, tuple(problems))
+
+
+class _Local:
+    """The files of a store in a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def contents(self, names: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
+        """Yield each file with what it holds; None for one that is missing."""
+        for name in names:
+            try:
+                yield name, (self._path / name).read_bytes()
+            except FileNotFoundError:
+                yield name, None
+
+    def folder_of(self, names: Sequence[str]) -> Path:
+        """Return a folder where these files are, as far as they exist."""
+        return self._path
+
+    def names(self) -> list[str]:
+        """Return the names of all files."""
+        return [file.relative_to(self._path).as_posix() for file in self._path.rglob("*") if file.is_file()]
+
+
+class _Remote(_Local):
+    """The objects of a store at a URL; few at a time are in memory."""
+
+    def __init__(self, store: RemoteStore, scratch: Path) -> None:
+        super().__init__(scratch)
+        self._remote = store.files
+
+    def contents(self, names: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
+        for first in range(0, len(names), CONCURRENT):
+            some = names[first : first + CONCURRENT]
+            yield from zip(some, self._remote.each(self._remote.read_or_none, some), strict=True)
+
+    def folder_of(self, names: Sequence[str]) -> Path:
+        for name, data in self.contents(names):
+            if data is not None:
+                (self._path / name).parent.mkdir(parents=True, exist_ok=True)
+                (self._path / name).write_bytes(data)
+        return self._path
+
+    def names(self) -> list[str]:
+        return [name for name in self._remote.sizes() if not name.startswith(f"{JOURNAL_FOLDER}/")]
 
 
 def _specs(path: Path, files: Mapping[str, Any], problems: list[Problem]) -> dict[str, ArraySpec]:
@@ -163,12 +218,11 @@ def _locate(path: Path, specs: dict[str, ArraySpec], file: str) -> list[Problem]
     return found or [Problem(file, "damaged", "it is not the file that was written", _rows_of(specs, file))]
 
 
-def _foreign(path: Path, known: set[str]) -> list[Problem]:
+def _foreign(names: Iterable[str], known: set[str]) -> list[Problem]:
     """Files that nobody of us wrote: Zarr readers would take a stray shard for data."""
     own = {MANIFEST, PLAN, JOURNAL, LOCK, ABSENT_ITEMS}
-    found = []
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path).as_posix()
-        if file.is_file() and name not in known and name not in own:
-            found.append(Problem(name, "foreign", "the manifest does not know this file"))
-    return found
+    return [
+        Problem(name, "foreign", "the manifest does not know this file")
+        for name in sorted(names)
+        if name not in known and name not in own
+    ]

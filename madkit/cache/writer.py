@@ -31,6 +31,7 @@ from madkit.cache.layout import (
 )
 from madkit.cache.plan import PARTS, Part, StorePlan, compact_json, unit_of_file
 from madkit.cache.quantise import quantise
+from madkit.cache.remote_copy import RemoteCopy
 from madkit.cache.shards import file_crc32, pack_chunk, pack_shard, unpack_chunk
 from madkit.cache.statistics import merge_moments, moments
 from madkit.core.environment import environment
@@ -50,15 +51,23 @@ class StoreWriter:
             and :attr:`plan` is it.
         known: the store's manifest, where it is complete; what it says of units is taken instead of the journal.
         process: number of this process in its job; all but 0 need a store that process 0 has prepared.
+        remote: keeps the store at a URL equal to the folder, which is its mirror then.
 
     Raises:
         CacheError: another process writes the store, or the folder holds something else.
     """
 
     def __init__(
-        self, folder: Path, plan: StorePlan, *, known: Mapping[str, Any] | None = None, process: int = 0
+        self,
+        folder: Path,
+        plan: StorePlan,
+        *,
+        known: Mapping[str, Any] | None = None,
+        process: int = 0,
+        remote: RemoteCopy | None = None,
     ) -> None:
         self.folder = folder
+        self._remote = remote
         self._known = known
         self.plan = plan
         self.process = process
@@ -75,18 +84,29 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         self._lock.acquire()
         try:
-            if self.process == 0:
-                self._prepare()
-            else:
-                self._resume(read_json(self.folder / PLAN))
-                self._read_journal()
+            if self._remote is not None:
+                self._remote.begin()
+            try:
+                if self.process == 0:
+                    self._prepare()
+                else:
+                    self._resume(read_json(self.folder / PLAN))
+                    self._read_journal()
+            except BaseException:
+                if self._remote is not None:
+                    self._remote.end(failed=True)
+                raise
         except BaseException:
             self._lock.release()
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if self._remote is not None:
+                self._remote.end(failed=error is not None)
+        finally:
+            self._lock.release()
 
     def missing(self, part: Part) -> list[int]:
         """Return the units that are still to be done, whoever does them."""
@@ -103,6 +123,8 @@ class StoreWriter:
 
     def gather(self) -> None:
         """Learn what other processes of the job have done, once all of them have left; to be called by process 0."""
+        if self._remote is not None:
+            self._remote.refresh()
         merge_journals(self.folder)
         self._mine = None
         self._read_journal()
@@ -138,6 +160,8 @@ class StoreWriter:
         else:
             write_json_atomic(path, self.plan.document())
         self._write_fixed()
+        if self._remote is not None:
+            self._remote.fixed(dict(self._files))
         merge_journals(self.folder)
         if self._known is not None:
             self._believe(self._known)
@@ -217,10 +241,14 @@ class StoreWriter:
             if files is None:
                 continue
             self._lines.add(key)
-            if all(_has_size(self.folder / name, int(entry["bytes"])) for name, entry in files.items()):
+            if all(self._has(name, int(entry["bytes"])) for name, entry in files.items()):
                 self._done.add(key)
                 self._files.update(files)
                 self._absent[key] = {int(item): str(error) for item, error in row.get("absent", {}).items()}
+
+    def _has(self, name: str, size: int) -> bool:
+        """Whether a file is there with its size, or the remote store has it: a mirror need not hold what that has."""
+        return _has_size(self.folder / name, size) or (self._remote is not None and self._remote.has(name, size))
 
     def _believe(self, manifest: Mapping[str, Any]) -> None:
         """Take the units from a manifest, and complete the journal where lines of it were lost."""
@@ -303,10 +331,13 @@ class StoreWriter:
             write_bytes_atomic(self.folder / name, data)
             files[name] = _entry(data)
         self._absent[part, unit] = missing
-        append_unit(self.folder, self.process, self._line((part, unit), files))
+        line = self._line((part, unit), files)
+        append_unit(self.folder, self.process, line)
         self._files.update(files)
         self._done.add((part, unit))
         self._lines.add((part, unit))
+        if self._remote is not None:
+            self._remote.unit_done(line)
 
     def _round(
         self, part: Part, unit: int, tokens: npt.NDArray[np.float16], there: npt.NDArray[np.int64], gone: Sequence[int]
@@ -357,6 +388,9 @@ class StoreWriter:
         """
         if any(self.missing(part) for part in PARTS):
             raise ValueError("the store is not complete")
+        if self._remote is not None:  # what is computed over all units
+            arrays = [spec for part in PARTS for spec in self.plan.arrays(part).values() if not spec.inner_rows]
+            self._remote.fetch(*(spec.file(shard) for spec in arrays for shard in range(spec.shards)))
         for part in self.plan.parts:
             statistics = self._write_statistics(part)
             attributes = part_attributes(self.plan, part, statistics, len(self.absent(part)))
@@ -379,6 +413,8 @@ class StoreWriter:
             manifest |= {name: keep[name] for name in ("created", "seconds", "environment")}
             manifest["repaired"] = [*keep.get("repaired", []), {"when": now, "environment": environment()}]
         write_json_atomic(self.folder / MANIFEST, manifest)
+        if self._remote is not None:
+            self._remote.finish(self._files)
         (self.folder / ABSENT_ITEMS).unlink(missing_ok=True)
         return manifest
 

@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from madkit.cache.layout import DEFAULT_SHARD_MB, JOURNAL, store_folder
+from madkit.cache.journal import journalled_units
+from madkit.cache.layout import DEFAULT_SHARD_MB, store_folder
 from madkit.cache.plan import PARTS, StorePlan
-from madkit.core.files import read_jsonl
+from madkit.cache.reader import Place
+from madkit.cache.remote import RemoteStore, remote_store
+from madkit.cache.remote_copy import remote_units
 from madkit.core.workspace import Workspace
 from madkit.extract.items import collect_items, split_names
 from madkit.extract.options import ExtractOptions
@@ -25,7 +28,7 @@ class PlanReport:
     """What would become of one store.
 
     Attributes:
-        path: its folder.
+        path: its folder or URL.
         task: name of the task.
         dataset: what `--task` calls the data.
         images: unique images.
@@ -39,7 +42,7 @@ class PlanReport:
         free_bytes: free space where it would lie.
     """
 
-    path: Path
+    path: Place
     task: str
     dataset: str
     images: int
@@ -79,10 +82,11 @@ def dry_run(
         plan = make_plan(teacher, items, identity, shard_mb or DEFAULT_SHARD_MB)
         folder = store_folder(workspace.cache, parse_teacher_name(teacher.name).slug, data.source, plan.identity)
         total = len(items.image_ids) + len(items.texts)
-        there = _journalled(folder, plan)
+        place = remote_store(workspace, folder.name) or folder
+        there = _journalled(place, plan)
         rows.append(
             PlanReport(
-                path=folder,
+                path=place,
                 task=data.spec.name,
                 dataset=data.source.removeprefix("mini-"),
                 images=len(items.image_ids),
@@ -93,15 +97,14 @@ def dry_run(
                 pending=total - there,
                 skipped=there,
                 bytes=_bytes(plan),
-                free_bytes=shutil.disk_usage(_existing(workspace.root)).free,
+                free_bytes=shutil.disk_usage(_existing(folder)).free,
             )
         )
     return rows
 
 
-def _journalled(folder: Path, plan: StorePlan) -> int:
-    path = folder / JOURNAL
-    done = {(row["part"], int(row["unit"])) for row in read_jsonl(path)} if path.is_file() else set()
+def _journalled(place: Place, plan: StorePlan) -> int:
+    done = remote_units(place) if isinstance(place, RemoteStore) else journalled_units(place)
     return sum(
         len(plan.items(part, unit)) for part in PARTS for unit in range(plan.units(part)) if (part, unit) in done
     )

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from madkit.cache.reader import TokenCache, extract_command
+from madkit.cache.reader import Place, TokenCache, extract_command
 from madkit.core.errors import CacheError
 from madkit.core.seeds import derive_seed
 from madkit.core.workspace import Workspace
@@ -54,7 +54,7 @@ def _summary(values: npt.NDArray[np.float64]) -> dict[str, Any]:
     return {"n": len(values), "mean": float(values.mean()), "worst": float(values.min())}
 
 
-def recheck(workspace: Workspace, path: Path, sample: int, *, weights: Path | None = None) -> Recheck:
+def recheck(workspace: Workspace, path: Place, sample: int, *, weights: Path | None = None) -> Recheck:
     """Encode ``sample`` images and texts of a store again (chosen by its key, so always the same ones).
 
     Raises:

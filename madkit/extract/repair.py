@@ -9,7 +9,9 @@ from typing import Any
 
 from madkit.cache.layout import MANIFEST
 from madkit.cache.plan import PARTS, Part, unit_of_file
-from madkit.cache.reader import extract_command, read_manifest
+from madkit.cache.reader import Place, extract_command, read_manifest
+from madkit.cache.remote import RemoteStore
+from madkit.cache.remote_copy import RemoteCopy
 from madkit.cache.verify import VerifyReport, verify_cache
 from madkit.cache.writer import StoreWriter
 from madkit.core.console import info, warn
@@ -30,7 +32,7 @@ class RepairReport:
     """What a repair did.
 
     Attributes:
-        path: the store's folder.
+        path: the store's folder or URL.
         problems: how many problems the verification had found.
         files: files written again, by name.
         items: images and texts encoded again.
@@ -38,7 +40,7 @@ class RepairReport:
         left: files that the manifest does not know; they are left alone.
     """
 
-    path: Path
+    path: Place
     problems: int
     files: tuple[str, ...]
     items: int
@@ -59,7 +61,7 @@ class RepairReport:
 
 def repair(
     workspace: Workspace,
-    path: Path,
+    path: Place,
     *,
     weights: Path | None = None,
     device: str = "auto",
@@ -73,7 +75,7 @@ def repair(
 
     Args:
         workspace: where the data is.
-        path: the store's folder.
+        path: the store's folder, or the store at a URL: then damaged objects are removed and uploaded again.
         weights: weight file or folder for the teacher.
         device: as for :func:`madkit.extract.stage.extract`.
         workers: threads that decode images.
@@ -110,15 +112,17 @@ def repair(
                 "nothing equal can be computed.",
                 hint=f"make another cache: {extract_command(plan.identity)}",
             )
-        with StoreWriter(path, plan, known=manifest) as writer:
+        remote = RemoteCopy(path, damaged=bad) if isinstance(path, RemoteStore) else None
+        folder = path.mirror if isinstance(path, RemoteStore) else path
+        with StoreWriter(folder, plan, known=manifest, remote=remote) as writer:
             for name in bad:
                 place = unit_of_file(name)
                 if place is not None:  # what belongs to no unit has just been written again
-                    (path / name).unlink(missing_ok=True)
+                    (folder / name).unlink(missing_ok=True)
                     writer.reopen(*place)
             again = sum(len(writer.plan.items(part, unit)) for part in PARTS for unit in writer.pending(part))
             info(f"{path.name}: {len(bad)} files are damaged or missing, {again:,} items are encoded again.")
-            (path / MANIFEST).unlink()
+            (folder / MANIFEST).unlink(missing_ok=True)
             before = {part: set(writer.absent(part)) for part in PARTS}
             with one_thread_per_operation(teacher.device) as parallel:
                 encode_missing(writer, teacher, items, ExtractOptions(chosen, workers), signals, parallel)

@@ -17,6 +17,8 @@ from madkit.cache.layout import DEFAULT_SHARD_MB, MANIFEST, store_folder
 from madkit.cache.plan import PARTS, Part, StorePlan
 from madkit.cache.quantise import COSINE_FLOOR
 from madkit.cache.reader import read_manifest
+from madkit.cache.remote import remote_store
+from madkit.cache.remote_copy import remote_copy
 from madkit.cache.writer import StoreWriter
 from madkit.core.console import duration, info, warn
 from madkit.core.errors import DataError
@@ -39,7 +41,7 @@ class StoreReport:
     """What became of one store.
 
     Attributes:
-        path: its folder.
+        path: its folder; of a store at a URL its mirror.
         items: images and texts in it.
         bytes: bytes of its files.
         computed: items encoded now.
@@ -51,6 +53,7 @@ class StoreReport:
         windowed: texts longer than the teacher's limit, read in overlapping windows.
         seconds: how long it took now.
         absent: images that could not be read and texts without tokens; the store has no values for them.
+        url: where it lies, where that is no folder.
     """
 
     path: Path
@@ -65,10 +68,13 @@ class StoreReport:
     windowed: int = 0
     seconds: float = 0.0
     absent: int = 0
+    url: str | None = None
 
     def as_row(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {**asdict(self), "path": str(self.path)}
+        """Return plain values for JSON; ``path`` is the URL of a store that has one."""
+        row = asdict(self)
+        url = row.pop("url")
+        return {**row, "path": url or str(self.path)}
 
 
 def extract(
@@ -201,7 +207,7 @@ def extract_task(
             )
             plan = make_plan(teacher, items, identity, options.shard_mb)
             folder = store_folder(workspace.cache, parse_teacher_name(teacher.name).slug, data.source, plan.identity)
-            writer = held.enter_context(StoreWriter(folder, plan))
+            writer = held.enter_context(StoreWriter(folder, plan, remote=remote_copy(workspace, folder.name)))
             _look_again(writer, teacher, items)
             return _Prepared(writer.folder, writer.plan, {part: writer.missing(part) for part in PARTS}, writer)
 
@@ -212,19 +218,21 @@ def extract_task(
             _announce(prepared, teacher, data.source, total - sum(pending.values()), total, processes.count)
         writer = None if prepared is None else prepared.writer
         if not told.finished:
-            processes.together(lambda: _do_share(told, writer, teacher, items, options, signals, processes))
+            processes.together(lambda: _do_share(workspace, told, writer, teacher, items, options, signals, processes))
 
         def complete() -> StoreReport:
             assert writer is not None
+            remote = remote_store(workspace, told.folder.name)
             if not told.finished:
                 writer.gather()
             size = _complete(writer, options.allow_missing, started)
             seconds = time.monotonic() - started
             if any(pending.values()):
                 done = " and ".join(f"{pending[part]:,} {part}" for part in told.plan.parts)
-                info(f"{data.source}: {done} in {duration(seconds)}, {size / 1e6:,.1f} MB in {told.folder}.")
+                info(f"{data.source}: {done} in {duration(seconds)}, {size / 1e6:,.1f} MB in {remote or told.folder}.")
             return StoreReport(
                 path=told.folder,
+                url=None if remote is None else remote.url,
                 items=total,
                 bytes=size,
                 computed=sum(pending.values()),
@@ -277,6 +285,7 @@ def _announce(prepared: _Prepared, teacher: Teacher, source: str, there: int, to
 
 
 def _do_share(
+    workspace: Workspace,
     told: _Prepared,
     writer: StoreWriter | None,
     teacher: Teacher,
@@ -289,7 +298,8 @@ def _do_share(
     with ExitStack() as held:
         if writer is None:  # not the first process
             plan = replace(told.plan, image_ids=items.image_ids, image_aliases=items.aliases, texts=items.texts)
-            writer = held.enter_context(StoreWriter(told.folder, plan, process=processes.number))
+            remote = remote_copy(workspace, told.folder.name, process=processes.number)
+            writer = held.enter_context(StoreWriter(told.folder, plan, process=processes.number, remote=remote))
         writer.take({part: processes.deal(told.units[part]) for part in PARTS})
         parallel = held.enter_context(one_thread_per_operation(teacher.device))
         encode_missing(writer, teacher, items, options, signals, parallel)
