@@ -1,19 +1,15 @@
 """Reading rows of a store's arrays: shard indices parsed once, rows copied out of memory maps of the shards.
 
-Nothing here is decoded but checksums on request: a row lies in its file as it lies in memory. A map is the fastest way
-to files that the system has cached and the slowest to those that it has not: the process stops at the first page of
-every row, one after the other, and the system reads megabytes around each. So rows that are not in memory are announced
-first, and come all at once. A row that the index does not hold is an error, never zeros.
+Nothing here is decoded but checksums on request: a row lies in its file as it lies in memory. Checked reads go through
+descriptors instead of maps. A row that the index does not hold is an error, never zeros.
 """
 
 from __future__ import annotations
 
 import os
-import resource
 import struct
 import threading
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from madkit.cache.copying import Copier, Copy
 from madkit.cache.layout import ArraySpec
 from madkit.cache.mapped import MappedFile
 from madkit.cache.shards import ABSENT, CRC_BYTES, crc32c, index_size, parse_index
@@ -32,16 +29,6 @@ MAX_OPEN_FILES = 64
 """Descriptors that an array holds for checked reads; maps hold none."""
 MAX_MAPS = 8192
 """Maps that an array holds; Linux lets a process have 65,530 unless told otherwise."""
-THREADS = min(4, os.cpu_count() or 1)
-THREAD_BYTES = 8 << 20
-"""Batches below this size are copied by the caller's own thread: handing over costs more than copying."""
-WINDOW_BYTES = 32 << 20
-"""How far ahead of copying rows are announced that have to come from the disk."""
-_WATCHED = 4
-"""After a batch that was not all in memory so many batches are looked at before copying. Later the system's count of
-page faults that went to the disk tells whether to look again; it comes too late for the batch, but costs nothing."""
-_WATCHED_BLINDLY = 64  # the same where the system does not tell what is in memory
-_WHO = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 _UNKNOWN, _NOWHERE = -2, -1  # in the table of offsets: index not read yet, inner chunk absent
 
 
@@ -50,26 +37,6 @@ class Fetch(Protocol):
 
     def __call__(self, *names: str) -> bool:
         """Bring files, named relative to the store's root. True where one had to be brought; others may have gone."""
-
-
-_pool: ThreadPoolExecutor | None = None
-_pool_lock = threading.Lock()
-
-
-def _threads() -> ThreadPoolExecutor:
-    global _pool
-    with _pool_lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(THREADS, thread_name_prefix="madkit-read")
-        return _pool
-
-
-def _forget_pool() -> None:
-    global _pool
-    _pool = None  # threads do not survive a fork; the child makes its own
-
-
-os.register_at_fork(after_in_child=_forget_pool)
 
 
 class _OpenFile:
@@ -101,10 +68,6 @@ class _Pieces:
     target: Int64
 
 
-_Copy = tuple[MappedFile, int, int, int, int]
-"""Which bytes [begin, end) of a file go to which bytes [begin, end) of the output."""
-
-
 class ShardedRows:
     """Rows of one sharded array. Safe to use from several threads, and after a fork.
 
@@ -126,7 +89,7 @@ class ShardedRows:
         self._files: OrderedDict[int, _OpenFile] = OrderedDict()
         self._maps: OrderedDict[int, MappedFile] = OrderedDict()
         self._lock = threading.Lock()
-        self._watch = _WATCHED
+        self._copy = Copier()
 
     def close(self) -> None:
         """Let go of files and maps. Reads in progress end normally."""
@@ -159,7 +122,7 @@ class ShardedRows:
         if self.check:
             self._read_checked(pieces, flat)
         else:
-            self._copy_all(self._copies(pieces), flat)
+            self._copy(self._copies(pieces), flat)
         return out
 
     def _pieces(self, starts: Int64, lengths: Int64) -> _Pieces:
@@ -176,7 +139,7 @@ class ShardedRows:
         end = np.minimum((starts + lengths)[owner], (chunk + 1) * inner)
         return _Pieces(chunk, begin - chunk * inner, end - begin, targets[owner] + begin - starts[owner])
 
-    def _copies(self, pieces: _Pieces) -> list[_Copy]:
+    def _copies(self, pieces: _Pieces) -> list[Copy]:
         """Say which bytes of which files the pieces are."""
         size = self.spec.row_bytes
         shards: list[int] = (pieces.chunk // self.spec.inner_per_shard).tolist()
@@ -196,21 +159,6 @@ class ShardedRows:
             )
         offsets += pieces.skip * self.spec.row_bytes
         return offsets
-
-    def _copy_all(self, copies: list[_Copy], flat: npt.NDArray[np.uint8]) -> None:
-        """Copy, and announce before what has to come from the disk."""
-        if not self._watch:
-            if _copy(copies, flat):
-                self._watch = _WATCHED if copies[0][0].tells else _WATCHED_BLINDLY
-            return
-        self._watch -= 1
-        windows = _windows(copies)
-        missing = _announce(windows[0])
-        for window, following in zip(windows, [*windows[1:], []], strict=True):
-            missing |= _announce(following)
-            missing |= _copy(window, flat) > 0
-        if missing:
-            self._watch = max(self._watch, _WATCHED)
 
     def _read_checked(self, pieces: _Pieces, flat: npt.NDArray[np.uint8]) -> None:
         """Read whole inner chunks through descriptors, each once, and verify them."""
@@ -291,8 +239,8 @@ class ShardedRows:
 
     def _mapped(self, shards: set[int]) -> dict[int, MappedFile]:
         """Return the maps of shards, made where there are none yet, and know their indices."""
-        with self._lock:
-            found = {shard: self._maps[shard] for shard in shards if shard in self._maps}
+        known = self._maps  # no lock: single look-ups are atomic, and a fork may have copied a lock that is held
+        found = {shard: there for shard in shards if (there := known.get(shard)) is not None}
         missing = shards - found.keys()
         if missing and self._fetch is not None and self._fetch(*(self.spec.file(shard) for shard in missing)):
             self._let_go_of_removed()
@@ -348,50 +296,6 @@ class ShardedRows:
             except OSError as error:
                 raise CacheError(f"{self.root / name} cannot be read: {error.strerror}.") from None
         raise AssertionError
-
-
-def _windows(copies: list[_Copy]) -> list[list[_Copy]]:
-    """Cut into runs of about :data:`WINDOW_BYTES`, at least one."""
-    windows: list[list[_Copy]] = [[]]
-    size = 0
-    for copy in copies:
-        if size > WINDOW_BYTES:
-            windows.append([])
-            size = 0
-        windows[-1].append(copy)
-        size += copy[2] - copy[1]
-    return windows
-
-
-def _announce(copies: list[_Copy]) -> bool:
-    """Have bytes read into memory that are not there, without waiting. True where the system says that some are."""
-    missing = False
-    for file, begin, end, _, _ in copies:
-        if not file.tells or file.absent(begin, end):
-            file.advise(begin, end)
-            missing |= file.tells
-    return missing
-
-
-def _copy(copies: list[_Copy], flat: npt.NDArray[np.uint8]) -> int:
-    """Copy, in threads where that pays. Returns how many page faults went to the disk."""
-    if len(copies) < 2 or sum(copy[2] - copy[1] for copy in copies) < THREAD_BYTES:
-        return _copy_here(copies, flat)
-    step = -(-len(copies) // THREADS)
-    parts = [copies[start : start + step] for start in range(0, len(copies), step)]
-    futures = [_threads().submit(_copy_here, part, flat) for part in parts[1:]]
-    return _copy_here(parts[0], flat) + sum(future.result() for future in futures)
-
-
-def _copy_here(copies: list[_Copy], flat: npt.NDArray[np.uint8]) -> int:
-    before = _disk_faults()
-    for file, begin, end, target, stop in copies:
-        flat[target:stop] = file.data[begin:end]
-    return _disk_faults() - before
-
-
-def _disk_faults() -> int:
-    return resource.getrusage(_WHO).ru_majflt
 
 
 def read_spec(root: Path, name: str) -> ArraySpec:

@@ -77,8 +77,14 @@ def _give_maker(maker: Callable[..., Any]) -> None:
 _MAKER: Callable[..., Any]
 
 
-def test_threads_and_large_batches(tmp_path: Path, maker: Callable[..., Any]) -> None:
-    """Batches above THREAD_BYTES are read by several threads, and callers may be threads themselves."""
+@pytest.mark.parametrize("window", [1 << 18, 1 << 30])
+def test_threads_and_large_batches(
+    tmp_path: Path, maker: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    """Batches above THREAD_BYTES are copied by several threads, and callers may be threads themselves."""
+    monkeypatch.setattr("madkit.cache.copying.THREAD_BYTES", 1 << 20)
+    monkeypatch.setattr("madkit.cache.copying.WINDOW_BYTES", window)
+    monkeypatch.setattr("madkit.cache.copying.THREADS", 3)
     written = maker(tmp_path / "big", [9] * 20, 500, dim=400, shard_mb=0.1)
     with TokenCache.open(written.path) as cache, ThreadPoolExecutor(4) as pool:
         rng = np.random.default_rng(0)
