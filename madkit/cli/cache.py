@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from madkit.cli.options import JsonOption, WorkspaceOption
+from madkit.cli.options import CacheOption, JsonOption, WorkspaceOption
 from madkit.cli.output import emit, print_table
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 madkit cache list
 madkit cache verify
+madkit cache list --cache s3://bucket/caches
 madkit cache show --id 'val-12' --save relevant.png
 madkit cache repair mini-mini-vcr-9bc0bf26a5ae
 madkit cache prune --yes
@@ -34,12 +35,12 @@ StoreArgument = Annotated[
 
 
 @app.command("list")
-def list_(workspace: WorkspaceOption = None, json_: JsonOption = False) -> None:
+def list_(cache: CacheOption = None, workspace: WorkspaceOption = None, json_: JsonOption = False) -> None:
     """List the caches of the workspace."""
     from madkit.cache.manage import list_stores
     from madkit.core.workspace import Workspace
 
-    rows = [row.as_row() for row in list_stores(Workspace.at(workspace).require())]
+    rows = [row.as_row() for row in list_stores(Workspace.at(workspace, cache=cache).require_cache())]
 
     def human() -> None:
         print_table(
@@ -66,14 +67,16 @@ def list_(workspace: WorkspaceOption = None, json_: JsonOption = False) -> None:
 
 
 @app.command("info")
-def info(store: StoreArgument = None, workspace: WorkspaceOption = None, json_: JsonOption = False) -> None:
+def info(
+    store: StoreArgument = None, cache: CacheOption = None, workspace: WorkspaceOption = None, json_: JsonOption = False
+) -> None:
     """Print all that the manifests say, without the list of files."""
     from madkit.cache.manage import find_store
     from madkit.cache.reader import read_manifest
     from madkit.core.workspace import Workspace
 
     documents = []
-    for path in find_store(Workspace.at(workspace).require(), store):
+    for path in find_store(Workspace.at(workspace, cache=cache).require_cache(), store):
         manifest = read_manifest(path)
         documents.append({"path": str(path), **manifest, "files": len(manifest["files"])})
 
@@ -106,6 +109,7 @@ def show(
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FILE.png", help="Draw the image and the texts with their tokens.")
     ] = None,
+    cache: CacheOption = None,
     workspace: WorkspaceOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -121,15 +125,15 @@ def show(
 
     if save is not None and save.suffix.lower() != ".png":
         raise UsageProblem(f"Pictures are saved as PNG, and {save.name} is named otherwise.", hint="--save FILE.png")
-    place = Workspace.at(workspace).require()
+    place = Workspace.at(workspace, cache=cache).require_cache()
     found = find_store(place, store)
     if store is None and len(found) > 1:
         raise UsageProblem(
             f"The workspace has {len(found)} caches, and one is shown.", hint=f"madkit cache show {found[0].name}"
         )
-    with TokenCache.open(found[0]) as cache:
-        shown = show_example(place, cache, example=example, texts=text or (), top=top)
-        teacher = cache.teacher
+    with TokenCache.open(found[0]) as opened:
+        shown = show_example(place, opened, example=example, texts=text or (), top=top)
+        teacher = opened.teacher
     if save is not None:
         _save(shown.path, shown.found, teacher, save)
     rows = [relevance.as_row() for relevance in shown.found]
@@ -169,6 +173,7 @@ def _save(image: Path, found: Sequence[Relevance], teacher: str, path: Path) -> 
 @app.command("verify")
 def verify(
     store: StoreArgument = None,
+    cache: CacheOption = None,
     workspace: WorkspaceOption = None,
     json_: JsonOption = False,
     sample: Annotated[
@@ -187,7 +192,7 @@ def verify(
     from madkit.core.errors import MadkitError, VerificationFailed
     from madkit.core.workspace import Workspace
 
-    place = Workspace.at(workspace).require()
+    place = Workspace.at(workspace, cache=cache).require_cache()
     rows: list[dict[str, Any]] = []
     for path in find_store(place, store):
         try:
@@ -217,6 +222,7 @@ def verify(
 @app.command("repair")
 def repair(
     store: StoreArgument = None,
+    cache: CacheOption = None,
     workspace: WorkspaceOption = None,
     json_: JsonOption = False,
     weights: Annotated[
@@ -237,7 +243,7 @@ def repair(
     from madkit.core.workspace import Workspace
     from madkit.extract.repair import repair as mend
 
-    place = Workspace.at(workspace).require()
+    place = Workspace.at(workspace, cache=cache).require_cache()
     rows: list[dict[str, Any]] = []
     for path in find_store(place, store):
         state = describe(path)
@@ -268,6 +274,7 @@ def prune(
         typer.Option("--store", metavar="NAME", help="Remove this one cache.", show_default="useless ones"),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only say what would go.")] = False,
+    cache: CacheOption = None,
     workspace: WorkspaceOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -275,7 +282,7 @@ def prune(
     from madkit.cache.manage import plan_prune, remove_store
     from madkit.core.workspace import Workspace
 
-    removals = plan_prune(Workspace.at(workspace).require(), store)
+    removals = plan_prune(Workspace.at(workspace, cache=cache).require_cache(), store)
     rows = [{**removal.row.as_row(), "reason": removal.reason, "removed": yes} for removal in removals]
     if yes:
         for removal in removals:

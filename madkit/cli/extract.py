@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from madkit.cli.options import JsonOption, WorkspaceOption
+from madkit.cli.options import CacheOption, JsonOption, WorkspaceOption
 from madkit.cli.output import emit, print_table
 
 EXAMPLES = """
@@ -16,6 +16,7 @@ madkit extract --teacher clip-vit-l14 --task vcr --weights ViT-L-14.safetensors
 madkit extract --teacher open_clip:ViT-B-16/datacomp_xl_s13b_b90k --task vqa --dry-run
 madkit extract --teacher clip-vit-b32 --task snli-ve --allow-missing
 madkit extract --teacher clip-vit-l14 --task vqa --tokens selected:64 --store-dtype int8
+madkit extract --teacher clip-vit-l14 --task vcr --cache s3://bucket/caches
 """
 
 
@@ -60,6 +61,7 @@ def extract(
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and end.")] = False,
+    cache: CacheOption = None,
     workspace: WorkspaceOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -70,7 +72,7 @@ def extract(
     """
     from madkit.core.workspace import Workspace
 
-    place = Workspace.at(workspace)
+    place = Workspace.at(workspace, cache=cache)
     if dry_run:
         from madkit.extract.dry_run import dry_run as plan
 
