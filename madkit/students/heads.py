@@ -1,9 +1,20 @@
 """Task heads and task losses of the students (UNITER's shapes, https://github.com/ChenRocks/UNITER `model/vqa.py`,
 `vcr.py`).
 
-Multiple choice scores every candidate and takes a softmax over them (UNITER's own binary form weighs each candidate
-alone; the softmax form is VisualBERT's and ViLBERT's). VQA has two forms: binary cross-entropy on soft scores, summed
-over answers (UNITER, VILLA, LXMERT), and cross-entropy with the scores as shares (VisualBERT's).
+Every task has its loss in more than one form, because papers differ:
+
+=============== ============ =================================================================================
+task            form         loss of an example
+=============== ============ =================================================================================
+multiple choice ``softmax``  cross-entropy over the candidates, one score each (VisualBERT, ViLBERT)
+multiple choice ``sigmoid``  binary cross-entropy of each candidate's score, summed (VL-BERT)
+multiple choice ``binary``   two outputs each, wrong and right: cross-entropy of each candidate, summed (UNITER);
+                             candidates are ranked by the output for right
+classification  ``softmax``  cross-entropy
+classification  ``bce``      binary cross-entropy, summed over the classes (UNITER's visual entailment)
+VQA             ``bce``      binary cross-entropy on soft scores, summed over answers (UNITER, VILLA, LXMERT)
+VQA             ``softmax``  cross-entropy with the scores as shares (VisualBERT's, up to a constant)
+=============== ============ =================================================================================
 """
 
 from __future__ import annotations
@@ -15,56 +26,117 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from madkit.students.interface import Encoded, StudentInputs
+
 HeadKind = Literal["multiple-choice", "classification", "vqa"]
 VqaLoss = Literal["bce", "softmax"]
+ChoiceLoss = Literal["softmax", "sigmoid", "binary"]
+ClassLoss = Literal["softmax", "bce"]
 
 
 @dataclass(frozen=True, slots=True)
 class HeadSpec:
-    """What a head decides between: `outputs` are label names or answers; empty for multiple choice."""
+    """What a head decides between: `outputs` are label names or answers; empty for multiple choice.
+
+    `binary`: two outputs for each candidate of a multiple choice, UNITER's form.
+    """
 
     kind: HeadKind
     outputs: tuple[str, ...] = ()
+    binary: bool = False
+
+    @property
+    def size(self) -> int:
+        """Outputs of a sequence."""
+        return (2 if self.binary else 1) if self.kind == "multiple-choice" else len(self.outputs)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as config.json holds them."""
-        return {"kind": self.kind, "outputs": list(self.outputs)}
+        return {"kind": self.kind, "outputs": list(self.outputs), **({"binary": True} if self.binary else {})}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> HeadSpec:
+        """What `as_dict` wrote. Raises KeyError or TypeError for anything else."""
+        return cls(values["kind"], tuple(values["outputs"]), bool(values.get("binary", False)))
 
 
-class TaskHead(nn.Module):
-    """Linear, activation, LayerNorm, Linear on the pooled state."""
+class StudentHead(nn.Module):
+    """From an encoder's states to `spec.size` outputs a sequence. Families with heads of their own derive theirs."""
 
-    def __init__(self, hidden_size: int, spec: HeadSpec) -> None:
+    def __init__(self, spec: HeadSpec) -> None:
         super().__init__()
         self.spec = spec
+
+    def forward(self, encoded: Encoded, inputs: StudentInputs) -> Tensor:
+        """Outputs [S, spec.size]."""
+        raise NotImplementedError
+
+
+class TaskHead(StudentHead):
+    """UNITER's: Linear, activation, LayerNorm, Linear on the pooled state."""
+
+    def __init__(self, hidden_size: int, spec: HeadSpec) -> None:
+        super().__init__(spec)
         width = 2 * hidden_size
-        outputs = 1 if spec.kind == "multiple-choice" else len(spec.outputs)
         activation: nn.Module = nn.ReLU() if spec.kind == "multiple-choice" else nn.GELU()
         self.layers = nn.Sequential(
-            nn.Linear(hidden_size, width), activation, nn.LayerNorm(width, eps=1e-12), nn.Linear(width, outputs)
+            nn.Linear(hidden_size, width), activation, nn.LayerNorm(width, eps=1e-12), nn.Linear(width, spec.size)
         )
         for module in self.layers:
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, pooled: Tensor, n_candidates: int) -> Tensor:
-        """Logits of pooled states [S, H]: [B, C] for multiple choice, else [B, K]."""
-        logits: Tensor = self.layers(pooled)
-        return logits.view(-1, n_candidates) if self.spec.kind == "multiple-choice" else logits
+    def forward(self, encoded: Encoded, inputs: StudentInputs) -> Tensor:
+        """Outputs [S, spec.size] of the pooled states."""
+        logits: Tensor = self.layers(encoded.pooled)
+        return logits
 
 
-def task_loss(kind: HeadKind, logits: Tensor, target: Tensor, *, vqa_loss: VqaLoss = "bce") -> Tensor:
+class LinearHead(StudentHead):
+    """Dropout and one Linear on the pooled state (VisualBERT, VL-BERT: `1` is the Linear)."""
+
+    def __init__(self, hidden_size: int, spec: HeadSpec, dropout: float = 0.1) -> None:
+        super().__init__(spec)
+        last = nn.Linear(hidden_size, spec.size)
+        nn.init.normal_(last.weight, std=0.02)
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(nn.Dropout(dropout), last)
+
+    def forward(self, encoded: Encoded, inputs: StudentInputs) -> Tensor:
+        """Outputs [S, spec.size] of the pooled states."""
+        logits: Tensor = self.layers(encoded.pooled)
+        return logits
+
+
+def task_loss(
+    kind: HeadKind,
+    logits: Tensor,
+    target: Tensor,
+    *,
+    vqa_loss: VqaLoss = "bce",
+    choice_loss: ChoiceLoss = "softmax",
+    class_loss: ClassLoss = "softmax",
+    pairs: Tensor | None = None,
+) -> Tensor:
     """Loss of each example, [B]. `target`: index [B] long, or soft scores [B, K] for VQA.
 
-    `vqa_loss`: "bce" sums binary cross-entropy over all answers; "softmax" is cross-entropy with the scores as shares,
-    zero for a question without an answer in the vocabulary.
+    The forms are those of the table above; a question without an answer in the vocabulary costs nothing under VQA's
+    "softmax". `pairs` [B, C, 2] are a binary head's outputs: where they are given, "binary" is the form.
     """
     if kind == "vqa" and vqa_loss == "softmax":
         share = target.float() / target.float().sum(-1, keepdim=True).clamp_min(1e-6)
         return -(share * logits.float().log_softmax(-1)).sum(-1)
     if kind == "vqa":
         return F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none").sum(-1)
+    if kind == "multiple-choice" and pairs is not None:
+        right = F.one_hot(target, logits.shape[1])
+        return F.cross_entropy(pairs.float().flatten(0, 1), right.flatten(), reduction="none").view_as(logits).sum(-1)
+    if (kind == "multiple-choice" and choice_loss == "sigmoid") or (kind == "classification" and class_loss == "bce"):
+        right = F.one_hot(target, logits.shape[1]).float()
+        return F.binary_cross_entropy_with_logits(logits.float(), right, reduction="none").sum(-1)
+    if kind == "multiple-choice" and choice_loss == "binary":
+        raise ValueError("the binary form needs a head with two outputs for each candidate")
     return F.cross_entropy(logits.float(), target, reduction="none")
 
 

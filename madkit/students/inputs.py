@@ -1,13 +1,13 @@
-"""From examples to a student's tensors: token ids, types, spans and tag links (UNITER's construction).
+"""From examples to a student's tensors: token ids, types, spans and tag links.
 
-`[CLS] q [SEP]`; `[CLS] q [SEP] a [SEP]` with types 0 and 2; `[CLS] q [SEP] a [SEP] r [SEP]` with types 0, 2 and 3
-(type 1 is the regions'). A [SEP] has the type of what follows it. Text that exceeds the limit is shortened by
-taking the last token off the longest segment until it fits; how many tokens went is counted.
+The order of texts, their types and names are the family's (`text_style`). Text that exceeds the limit is shortened by
+taking the last token off the longest segment until it fits (of equally long ones off the first); how many tokens went
+is counted. No item is ever dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,12 @@ import torch
 
 from madkit.regions import Regions
 from madkit.students.interface import StudentInputs
+from madkit.students.text_style import Body, TextStyle, rewrite, segment_plan
 from madkit.students.tokenizer import StudentTokenizer
 from madkit.tasks.example import Example, Segment
 
-SEGMENT_TYPES = (0, 2, 3)
+# UNITER's: `[CLS] q [SEP] a [SEP] r [SEP]` with types 0, 2 and 3 (type 1 is the regions'); nobody gets a name.
+UNITER_TEXT = TextStyle(segment_plan((0, 2, 3), sep_follows=True))
 _LEAST_OVERLAP = 0.5
 
 
@@ -32,6 +34,7 @@ class EncodedSequence:
     segment: npt.NDArray[np.int64]  # index into `texts`
     spans: npt.NDArray[np.int64]  # [T, 2] characters in that text
     tag_box: npt.NDArray[np.int64]  # index into Example.boxes, -1 none
+    ends: npt.NDArray[np.int64]  # one entry a text: position of the special token that closes it
     texts: tuple[str, ...]
     shortened: int
 
@@ -51,38 +54,59 @@ class EncodedExample:
         return max(len(sequence.ids) for sequence in self.sequences)
 
 
-def encode_example(example: Example, tokenizer: StudentTokenizer, max_length: int) -> EncodedExample:
+def encode_example(
+    example: Example, tokenizer: StudentTokenizer, max_length: int, style: TextStyle = UNITER_TEXT
+) -> EncodedExample:
     """Encode an example for a student that places at most `max_length` text tokens."""
     tails: Sequence[tuple[Segment, ...]] = [(c,) for c in example.candidates] or [()]
-    sequences = tuple(encode_segments((*example.context, *tail), tokenizer, max_length) for tail in tails)
+    names = style.naming(example) if style.naming is not None else {}
+    sequences = tuple(
+        encode_segments((*example.context, *tail), tokenizer, max_length, style, candidate=bool(tail), names=names)
+        for tail in tails
+    )
     boxes = np.asarray(example.boxes, dtype=np.float32).reshape(-1, 4)
     if len(boxes):
         boxes /= np.asarray([example.width, example.height] * 2, dtype=np.float32)
     return EncodedExample(example.id, example.image.id, sequences, boxes)
 
 
-def encode_segments(segments: Sequence[Segment], tokenizer: StudentTokenizer, max_length: int) -> EncodedSequence:
-    """`[CLS] s0 [SEP] s1 [SEP] ...` with types, spans and tags."""
-    pieces = [tokenizer.pieces(segment.text) for segment in segments]
+def encode_segments(
+    segments: Sequence[Segment],
+    tokenizer: StudentTokenizer,
+    max_length: int,
+    style: TextStyle = UNITER_TEXT,
+    *,
+    candidate: bool = False,
+    names: Mapping[int, str] | None = None,
+) -> EncodedSequence:
+    """The sequence of some segments, of which the last may be a candidate, with types, spans and tags."""
+    read = [rewrite(segment, names or {}) for segment in segments]
+    pieces = [tokenizer.pieces(one.text) for one in read]
+    plan = style.plan(len(segments) - candidate, candidate)
     keep = [len(p.ids) for p in pieces]
-    excess = sum(keep) + 1 + len(keep) - max_length
-    shortened = max(0, excess)
+    shortened = max(0, sum(keep) + sum(not isinstance(part, Body) for part in plan) - max_length)
     for _ in range(shortened):
         keep[int(np.argmax(keep))] -= 1
-    ids, types, owner = [tokenizer.cls_id], [0], [-1]
-    spans: list[tuple[int, int]] = [(-1, -1)]
-    tags = [-1]
-    for i, (segment, piece) in enumerate(zip(segments, pieces, strict=True)):
-        kind = SEGMENT_TYPES[min(i, len(SEGMENT_TYPES) - 1)]
-        following = SEGMENT_TYPES[min(i + 1, len(SEGMENT_TYPES) - 1)] if i + 1 < len(segments) else kind
-        for number, span in zip(piece.ids[: keep[i]], piece.spans[: keep[i]], strict=True):
-            ids.append(number)
-            types.append(kind)
-            owner.append(i)
-            spans.append(span)
-            tags.append(_tag_at(segment, span))
-        ids.append(tokenizer.sep_id)
-        types.append(following)
+    specials = {"cls": tokenizer.cls_id, "sep": tokenizer.sep_id, "mask": tokenizer.mask_id}
+    ids, types, owner, tags = list[int](), list[int](), list[int](), list[int]()
+    spans, ends, open_ = list[tuple[int, int]](), [-1] * len(segments), list[int]()
+    for part in plan:
+        if isinstance(part, Body):
+            i, segment = part.segment, segments[part.segment]
+            for number, (start, end) in zip(pieces[i].ids[: keep[i]], pieces[i].spans[: keep[i]], strict=True):
+                span = read[i].span(start, end)
+                ids.append(number)
+                types.append(part.type)
+                owner.append(i)
+                spans.append(span)
+                tags.append(_tag_at(segment, span))
+            open_.append(i)
+            continue
+        for i in open_:
+            ends[i] = len(ids)
+        open_.clear()
+        ids.append(specials[part.token])
+        types.append(part.type)
         owner.append(-1)
         spans.append((-1, -1))
         tags.append(-1)
@@ -92,6 +116,7 @@ def encode_segments(segments: Sequence[Segment], tokenizer: StudentTokenizer, ma
         segment=np.asarray(owner, dtype=np.int64),
         spans=np.asarray(spans, dtype=np.int64),
         tag_box=np.asarray(tags, dtype=np.int64),
+        ends=np.asarray(ends, dtype=np.int64),
         texts=tuple(s.text for s in segments),
         shortened=shortened,
     )

@@ -5,6 +5,7 @@ F region-feature width, H hidden width, K outputs.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ class StudentInputs:
     """A batch of S = B x C sequences (example-major: the C candidates of an example follow each other) over B images.
 
     Candidates share their image: region tensors are per image, `image_index` says which image a sequence looks at.
+    "Regions" are whatever the student sees with: a detector's boxes, patches of pixels, or a teacher's tokens. All of
+    them have a box, so nobody but the network has to know which.
     """
 
     input_ids: Tensor  # [S, T] long
@@ -39,6 +42,13 @@ class StudentInputs:
         return self.text_mask.sum(1) - 1
 
 
+class Encoded(NamedTuple):
+    """What an encoder gives, whatever its inner order of tokens."""
+
+    pooled: Tensor  # [S, H]
+    states: tuple[Tensor, ...]  # lowest first: [S, T + R, H], text positions first
+
+
 @dataclass(frozen=True, slots=True)
 class StudentOutput:
     """Logits and the hidden states that a criterion may compare with a teacher's tokens."""
@@ -47,3 +57,12 @@ class StudentOutput:
     hidden_states: tuple[Tensor, ...]  # embedding output first, then every layer: [S, T + R, H], text positions first
     text_length: int  # T
     region_mask: Tensor  # [S, R] bool
+    pair_logits: Tensor | None = None  # [B, C, 2] of a binary head: wrong, right
+
+    def text_states(self, layer: int = -1) -> Tensor:
+        """[S, T, H] of a layer; the inputs' `text_mask` says which are real."""
+        return self.hidden_states[layer][:, : self.text_length]
+
+    def region_states(self, layer: int = -1) -> Tensor:
+        """[S, R, H] of a layer; `region_mask` says which are real."""
+        return self.hidden_states[layer][:, self.text_length :]

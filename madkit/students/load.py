@@ -1,6 +1,7 @@
 """Students by name or folder: loading, fresh heads, saving. Weights are safetensors only.
 
-A student's folder holds `model.safetensors`, `config.json` (family, sizes, head, casing) and `vocab.txt`.
+A student's folder holds `model.safetensors`, `config.json` (family, sizes, head, casing) and `vocab.txt` or, where
+the text checkpoint it began with has byte pairs, `tokenizer.json`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from madkit.core.errors import DataError, NotFoundError, RunError
 from madkit.core.files import read_json, sha256_file, write_json_atomic
 from madkit.core.registry import suggest
-from madkit.students.heads import HeadSpec, TaskHead
+from madkit.students.families import FAMILIES, size_names
+from madkit.students.heads import HeadSpec
 from madkit.students.student import Student, StudentIdentity
 from madkit.students.tokenizer import StudentTokenizer
-from madkit.students.uniter import UniterConfig, UniterModel
 
-WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "vocab.txt"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # Students that ship with madkit: name -> folder beside this file.
 SHIPPED = {"mini-uniter": "mini_uniter"}
 
@@ -37,9 +38,10 @@ def student_folder(source: str | Path) -> Path:
         return Path(__file__).parent / SHIPPED[source]
     folder = Path(source)
     if not (folder / CONFIG).is_file():
+        known = [*student_names(), *(name for name in size_names() if name not in SHIPPED), *FAMILIES.names()]
         raise NotFoundError(
             f"There is no student {str(source)!r}: neither a known name nor a folder with {CONFIG}."
-            f"{suggest(str(source), student_names())}",
+            f"{suggest(str(source), known)}",
             hint=f"--student {student_names()[0]}",
         )
     return folder
@@ -58,31 +60,31 @@ def load_student(source: str | Path, *, head: HeadSpec | None = None, head_seed:
     folder = student_folder(source)
     config = read_json(folder / CONFIG)
     try:
-        network = UniterConfig(**config["encoder"])
-        lowercase, name, family = bool(config["lowercase"]), str(config["name"]), str(config["family"])
+        lowercase, name = bool(config["lowercase"]), str(config["name"])
+        if config["family"] not in FAMILIES:
+            raise DataError(f"{folder / CONFIG}: the student family {config['family']!r} is not known.")
+        family = FAMILIES.get(config["family"])
+        network = family.config(**config["encoder"])
+        trained = HeadSpec.from_dict(config["head"]) if config.get("head") else None
     except (KeyError, TypeError) as error:
         raise DataError(f"{folder / CONFIG} does not describe a student ({error}).") from None
-    if family != "uniter":
-        raise DataError(f"{folder / CONFIG}: the student family {family!r} is not known.")
-    tokenizer = StudentTokenizer(folder / VOCABULARY, lowercase=lowercase)
+    tokenizer = StudentTokenizer.from_folder(folder, lowercase=lowercase)
     if len(tokenizer) != network.vocab_size:
-        raise DataError(f"{folder}: vocab.txt has {len(tokenizer)} words, the network {network.vocab_size}.")
+        words = "vocab.txt" if tokenizer.is_word_piece else "tokenizer.json"
+        raise DataError(f"{folder}: {words} has {len(tokenizer)} words, the network {network.vocab_size}.")
     state = _read_weights(folder / WEIGHTS)
-    trained = config.get("head")
-    if head is None:
-        if not trained:
-            raise DataError(f"The student {source} has no task head: it is pretrained, not fine-tuned.",
-                            hint="madkit distill --task vcr --shots 1pct")  # fmt: skip
-        head = HeadSpec(trained["kind"], tuple(trained["outputs"]))
-        fresh = False
-    else:
-        fresh = True
+    fresh = head is not None
+    if fresh:
         state = {key: value for key, value in state.items() if not key.startswith("head.")}
-    identity = StudentIdentity(name, family, sha256_file(folder / WEIGHTS)[:16])
+    spec = head or trained
+    if spec is None:
+        raise DataError(f"The student {source} has no task head: it is pretrained, not fine-tuned.",
+                        hint="madkit distill --task vcr --shots 1pct")  # fmt: skip
+    identity = StudentIdentity(name, family.name, sha256_file(folder / WEIGHTS)[:16])
     with torch.random.fork_rng(devices=[]):  # the caller's random stream is not ours to use
-        encoder = UniterModel(network)
+        encoder = family.model(network)
         torch.manual_seed(head_seed)
-        student = Student(encoder, TaskHead(network.hidden_size, head), tokenizer, identity)
+        student = Student(encoder, family.make_head(network, spec), tokenizer, identity)
     _fill(student, state, folder / WEIGHTS, fresh_head=fresh)
     return student.eval()
 
@@ -102,7 +104,7 @@ def save_student(student: Student, folder: Path, *, with_head: bool = True) -> N
             f"{folder / WEIGHTS} cannot be written ({error}).", hint="free some space and run the same command again"
         ) from None
     temporary.replace(folder / WEIGHTS)
-    student.tokenizer.write(folder / VOCABULARY)
+    student.tokenizer.save(folder)
     config: dict[str, Any] = {
         "schema": 1,
         "name": student.identity.name,

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from madkit.students.heads import HeadSpec, TaskHead
-from madkit.students.interface import StudentInputs, StudentOutput
+from madkit.core.errors import DataError
+from madkit.students.encoder import Encoder
+from madkit.students.families import Family, family_of
+from madkit.students.heads import HeadSpec, StudentHead
+from madkit.students.inputs import EncodedExample, encode_example
+from madkit.students.interface import Encoded, StudentInputs, StudentOutput
 from madkit.students.tokenizer import StudentTokenizer
-from madkit.students.uniter import UniterModel
+from madkit.tasks.example import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +29,18 @@ class Student(nn.Module):
     """Encoder and head. `tokenizer` and `identity` travel with it, so that a folder is all that inference needs."""
 
     def __init__(
-        self, encoder: UniterModel, head: TaskHead, tokenizer: StudentTokenizer, identity: StudentIdentity
+        self, encoder: Encoder, head: StudentHead, tokenizer: StudentTokenizer, identity: StudentIdentity
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.tokenizer = tokenizer
         self.identity = identity
+
+    @property
+    def family(self) -> Family:
+        """Its family."""
+        return family_of(self.identity.family)
 
     @property
     def head_spec(self) -> HeadSpec:
@@ -58,9 +67,30 @@ class Student(nn.Module):
         """Text tokens of the longest sequence it can place."""
         return self.encoder.config.max_positions
 
+    def encode(self, example: Example) -> EncodedExample:
+        """An example as this family writes it, shortened where it is too long."""
+        return encode_example(example, self.tokenizer, self.max_text_length, self.family.text)
+
     def forward(self, inputs: StudentInputs) -> StudentOutput:
-        """Logits, and hidden states of every layer."""
-        pooled, states = self.encoder(inputs)
-        logits = self.head(pooled, inputs.n_candidates)
+        """Logits, and hidden states of every layer. Raises DataError for inputs of another student."""
+        self._check(inputs)
+        encoded: Encoded = self.encoder(inputs)
+        logits = self.head(encoded, inputs)
+        spec, pairs = self.head.spec, None
+        if spec.kind == "multiple-choice":
+            pairs = logits.view(-1, inputs.n_candidates, 2) if spec.binary else None
+            logits = logits.view(-1, inputs.n_candidates) if pairs is None else pairs[..., 1]
         mask = inputs.region_mask[inputs.image_index]
-        return StudentOutput(logits, states, inputs.input_ids.shape[1], mask)
+        return StudentOutput(logits, encoded.states, inputs.input_ids.shape[1], mask, pairs)
+
+    def _check(self, inputs: StudentInputs) -> None:
+        length, dim = inputs.input_ids.shape[1], inputs.region_features.shape[-1]
+        if length > self.max_text_length:
+            raise DataError(
+                f"A sequence has {length} text tokens; the student {self.identity.name} has positions for "
+                f"{self.max_text_length}."
+            )
+        if dim != self.region_dim:
+            raise DataError(
+                f"The student {self.identity.name} reads region features of {self.region_dim} values; these have {dim}."
+            )

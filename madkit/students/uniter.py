@@ -17,12 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig
-from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertPooler
+from transformers.models.bert.modeling_bert import BertEmbeddings, BertPooler
 
-from madkit.students.interface import StudentInputs
+from madkit.students.encoder import BertLayers, Encoder, init_bert, widen_types
+from madkit.students.families import Family, Recipe, State, WeightSource
+from madkit.students.heads import TaskHead
+from madkit.students.inputs import UNITER_TEXT
+from madkit.students.interface import Encoded, StudentInputs
+from madkit.students.location import location_features
 
 REGION_TYPE = 1
 LOCATION_DIM = 7
+TYPES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +41,11 @@ class UniterConfig:
     heads: int = 12
     intermediate_size: int = 3072
     max_positions: int = 512
-    types: int = 4
+    types: int = TYPES
     region_dim: int = 2048
     dropout: float = 0.1
     tag_gain: float = 0.0
+    layer_norm_eps: float = 1e-12
 
     def bert(self) -> BertConfig:
         """The BERT part."""
@@ -52,6 +59,7 @@ class UniterConfig:
             "type_vocab_size": self.types,
             "hidden_dropout_prob": self.dropout,
             "attention_probs_dropout_prob": self.dropout,
+            "layer_norm_eps": self.layer_norm_eps,
             "attn_implementation": "sdpa",
         }
         return BertConfig(**options)
@@ -59,12 +67,6 @@ class UniterConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as config.json holds them."""
         return asdict(self)
-
-
-def location_features(boxes: Tensor) -> Tensor:
-    """UNITER's 7-d location [..., 7] of normalised boxes [..., 4]: x1, y1, x2, y2, w, h, w * h."""
-    size = boxes[..., 2:] - boxes[..., :2]
-    return torch.cat([boxes, size, size.prod(-1, keepdim=True)], dim=-1)
 
 
 class RegionEmbeddings(nn.Module):
@@ -96,33 +98,19 @@ class RegionEmbeddings(nn.Module):
         return self.dropout(self.LayerNorm(seen + type_embedding)), seen
 
 
-class BertLayers(nn.Module):
-    """A list of layers under the name that BERT checkpoints give it."""
-
-    def __init__(self, config: BertConfig, count: int) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList(BertLayer(config) for _ in range(count))
-
-
-class UniterModel(nn.Module):
+class UniterModel(Encoder):
     """Text and region embeddings, BERT layers, pooler."""
 
     def __init__(self, config: UniterConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         bert = config.bert()
         self.embeddings = BertEmbeddings(bert)
         self.img_embeddings = RegionEmbeddings(config)
         self.tag_layer_norm = nn.LayerNorm(config.hidden_size, eps=1e-12)
         self.encoder = BertLayers(bert, config.layers)
         self.pooler = BertPooler(bert)
-        self.apply(_init)
+        self.apply(init_bert)
         nn.init.constant_(self.tag_layer_norm.weight, config.tag_gain)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the hidden states."""
-        return self.config.hidden_size
 
     def embed_text(self, inputs: StudentInputs, seen: Tensor) -> Tensor:
         """Text embeddings [S, T, H]; tagged tokens carry their region. `seen` [B, R, H] comes from the regions."""
@@ -133,26 +121,56 @@ class UniterModel(nn.Module):
         embedded: Tensor = self.embeddings(inputs_embeds=words, token_type_ids=inputs.token_type_ids)
         return embedded
 
-    def forward(self, inputs: StudentInputs, masked_regions: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(pooled [S, H], hidden states of embeddings and every layer, each [S, T + R, H])."""
+    def forward(self, inputs: StudentInputs, masked_regions: Tensor | None = None) -> Encoded:
+        """Pooled states [S, H], and hidden states of embeddings and every layer, each [S, T + R, H]."""
         region_type = self.embeddings.token_type_embeddings.weight[REGION_TYPE]
         regions, seen = self.img_embeddings(inputs.region_features, inputs.region_boxes, region_type, masked_regions)
         text = self.embed_text(inputs, seen)
         hidden = torch.cat([text, regions[inputs.image_index]], dim=1)
-        mask = torch.cat([inputs.text_mask, inputs.region_mask[inputs.image_index]], dim=1)[:, None, None, :]
-        states = [hidden]
-        for layer in self.encoder.layer:
-            result = layer(hidden, mask)
-            hidden = result[0] if isinstance(result, tuple) else result  # a tuple before transformers 5
-            states.append(hidden)
-        return self.pooler(hidden), tuple(states)
+        mask = torch.cat([inputs.text_mask, inputs.region_mask[inputs.image_index]], dim=1)
+        states = self.encoder(hidden, mask)
+        return Encoded(self.pooler(states[-1]), states)
 
 
-def _init(module: nn.Module) -> None:
-    """BERT's initialisation: N(0, 0.02), zero biases."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
-    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-        module.weight.data[module.padding_idx].zero_()
+def from_text(state: State, config: UniterConfig) -> State:
+    """BERT's tensors under UNITER's names, which are BERT's own; two more types are copies of type 0."""
+    types = "embeddings.token_type_embeddings.weight"
+    return {**state, types: widen_types(state[types], config.types)}
+
+
+RECIPES = (
+    Recipe("vcr", "base", 6e-5, "4 GPUs x 4,000 tokens x 5", "8,000 steps", "800", "binary", "text up to 220 tokens"),
+    Recipe("vcr", "large", 6e-5, "4 GPUs x 4,000 tokens x 5", "8,000 steps", "800", "binary", "text up to 220 tokens"),
+    Recipe("snli-ve", "base", 8e-5, "2 GPUs x 4,096 tokens x 4", "4,000 steps", "400", "bce", "text up to 60 tokens"),
+    Recipe("snli-ve", "large", 3e-5, "4 GPUs x 4,096 tokens x 2", "4,000 steps", "400", "bce", "text up to 60 tokens"),
+    Recipe("vqa", "base", 8e-5, "4 GPUs x 5,120 tokens x 5", "6,000 steps", "600", "bce", "head rate x 10"),
+    Recipe("vqa", "large", 5e-5, "8 GPUs x 3,072 tokens x 4", "5,000 steps", "500", "bce", "head rate x 10"),
+)
+SIZES = {
+    "base": UniterConfig(),
+    "large": UniterConfig(hidden_size=1024, layers=24, heads=16, intermediate_size=4096),
+    "mini": UniterConfig(
+        vocab_size=806, hidden_size=128, layers=3, heads=4, intermediate_size=512, max_positions=64, region_dim=768,
+        tag_gain=1.0,
+    ),
+}  # fmt: skip
+FAMILY = Family(
+    name="uniter",
+    title="one stream over text and regions, cased BERT layers",
+    paper="https://arxiv.org/abs/1909.11740",
+    config=UniterConfig,
+    model=UniterModel,
+    sizes=SIZES,
+    text=UNITER_TEXT,
+    make_head=lambda config, spec: TaskHead(config.hidden_size, spec),
+    inputs="text; regions with 7 numbers of location; types 0, 2, 3 for texts and 1 for regions",
+    from_text=from_text,
+    weights=(
+        WeightSource("bert-base-cased, bert-large-cased", "--init", "Apache-2.0", "text layers; regions start afresh"),
+        WeightSource(
+            "uniter-base.pt, uniter-large.pt", "madkit students convert FILE --family uniter", "MIT (code)",
+            "the authors' storage account answers no more: from a copy of your own",
+        ),
+    ),
+    recipes=RECIPES,
+)  # fmt: skip

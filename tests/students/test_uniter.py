@@ -9,7 +9,8 @@ import torch
 from transformers import BertConfig, BertModel
 
 from madkit.students.interface import StudentInputs
-from madkit.students.uniter import UniterConfig, UniterModel, location_features
+from madkit.students.location import location_features
+from madkit.students.uniter import UniterConfig, UniterModel
 
 SMALL = UniterConfig(
     vocab_size=60, hidden_size=32, layers=2, heads=4, intermediate_size=48, max_positions=24, region_dim=10

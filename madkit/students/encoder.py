@@ -1,0 +1,95 @@
+"""What every student's network is: a module from `StudentInputs` to `Encoded`, with a frozen config."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertLayer
+
+from madkit.students.interface import Encoded, StudentInputs
+
+
+class EncoderConfig(Protocol):
+    """Sizes of a network: a frozen dataclass of plain values, one class per family."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the word table."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+
+    @property
+    def layers(self) -> int:
+        """Layers that hidden states are given of, beside the embeddings'."""
+
+    @property
+    def max_positions(self) -> int:
+        """Text tokens of the longest sequence."""
+
+    @property
+    def region_dim(self) -> int:
+        """Width of a region's features."""
+
+    @property
+    def dropout(self) -> float:
+        """Of hidden states and attention."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as config.json holds them: `Config(**config.as_dict())` is the config."""
+
+
+class Encoder(nn.Module):
+    """A cross-modal network. `forward` gives pooled states and the hidden states of every layer."""
+
+    config: EncoderConfig
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return self.config.hidden_size
+
+    def forward(self, inputs: StudentInputs) -> Encoded:
+        """Pooled states [S, H] and hidden states, each [S, T + R, H]; positions of padding hold anything."""
+        raise NotImplementedError
+
+
+class BertLayers(nn.Module):
+    """A list of BERT layers under the name that BERT checkpoints give it."""
+
+    def __init__(self, config: BertConfig, count: int) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(BertLayer(config) for _ in range(count))
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """`hidden` [S, N, H] and the output of every layer; `mask` [S, N] bool, True on real tokens."""
+        states = [hidden]
+        for layer in self.layer:
+            result = layer(hidden, mask[:, None, None, :])
+            hidden = result[0] if isinstance(result, tuple) else result  # a tuple before transformers 5
+            states.append(hidden)
+        return tuple(states)
+
+
+def init_bert(module: nn.Module) -> None:
+    """BERT's initialisation, for `Module.apply`: N(0, 0.02), zero biases, zero padding rows."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        module.weight.data[module.padding_idx].zero_()
+
+
+def widen_types(table: Tensor, rows: int) -> Tensor:
+    """A type table [n, H] with `rows` rows: those that are there, then copies of row 0 (UNITER's way for VCR)."""
+    kept = table[:rows]
+    return torch.cat([kept, table[:1].expand(rows - len(kept), -1)]).clone()

@@ -1,0 +1,149 @@
+"""The families of students: what each is made of, its sizes, where its weights come from, how its paper trains it.
+
+A family is one module with a `FAMILY` in it and one row here. Names of students are `FAMILY`, `FAMILY-SIZE` or
+`mini-FAMILY`; the family alone means its base size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+from madkit.core.errors import UsageProblem
+from madkit.core.registry import Registry, suggest
+from madkit.students.heads import HeadSpec, StudentHead
+from madkit.students.text_style import TextStyle
+
+if TYPE_CHECKING:
+    from madkit.students.encoder import Encoder, EncoderConfig
+
+State = dict[str, Tensor]
+Visual = Literal["regions", "pixels", "teacher"]
+DEFAULT_SIZE, MINI = "base", "mini"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSource:
+    """Where weights of a family can be had: `name` as a user says it, `how` to get or read them, their licence."""
+
+    name: str
+    how: str
+    licence: str = "unknown"
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a paper fine-tunes a size on a task. `batch` in samples and tokens as the paper counts, GPUs x accumulation
+    included.
+    """
+
+    task: str
+    size: str
+    learning_rate: float
+    batch: str
+    length: str
+    warmup: str
+    loss: str
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights read from elsewhere, under this family's own names.
+
+    `encoder` may lack tensors (they are drawn afresh) but has no other; `left` are the source's keys that no place was
+    found for. `head` and `head_state` where the source has a task head that fits.
+    """
+
+    config: EncoderConfig
+    encoder: State
+    left: tuple[str, ...] = ()
+    head: HeadSpec | None = None
+    head_state: State = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One kind of network.
+
+    Attributes:
+        name: as in `FAMILIES`.
+        title: a line for tables.
+        paper: where it was described.
+        config: class of its config, a frozen dataclass (`encoder.EncoderConfig`).
+        model: config -> its encoder, with random weights.
+        sizes: "base" and "mini", "large" where there is one.
+        text: how examples become text sequences.
+        make_head: (config, what it decides between) -> a fresh head.
+        from_text: (a BERT checkpoint's state under `BertModel`'s names, config) -> tensors for the encoder, None where
+            the family does not start from text checkpoints. Positions count from 0, whatever the checkpoint.
+        readers: `model_type` of a Hugging Face config -> (that config, the state) -> Weights.
+        visual: what its regions are: a detector's, patches of pixels, or a teacher's tokens.
+        weights: where weights can be had.
+        recipes: the paper's fine-tuning.
+        inputs: a line on what goes in, for `madkit students show`.
+    """
+
+    name: str
+    title: str
+    paper: str
+    config: Callable[..., EncoderConfig]
+    model: Callable[[Any], Encoder]
+    sizes: Mapping[str, EncoderConfig]
+    text: TextStyle
+    make_head: Callable[[Any, HeadSpec], StudentHead]
+    inputs: str
+    from_text: Callable[[State, Any], State] | None = None
+    readers: Mapping[str, Callable[[Mapping[str, Any], State], Weights]] = field(default_factory=dict)
+    visual: Visual = "regions"
+    weights: tuple[WeightSource, ...] = ()
+    recipes: tuple[Recipe, ...] = ()
+
+
+FAMILIES: Registry[Family] = Registry("student family")
+FAMILIES.register("uniter", "madkit.students.uniter:FAMILY", sizes=("base", "large", MINI))
+FAMILIES.register("villa", "madkit.students.villa:FAMILY", sizes=("base", "large", MINI))
+
+
+def family_of(name: str) -> Family:
+    """The family of that name. Raises UsageProblem, with the nearest name, for one that does not exist."""
+    return FAMILIES.get(name)
+
+
+def size_names() -> list[str]:
+    """Every student by its full name, largest families first: "uniter-base", "uniter-large", "mini-uniter", ..."""
+    return [_full_name(family, size) for family in FAMILIES.names() for size in FAMILIES.info(family)["sizes"]]
+
+
+def parse_name(name: str) -> tuple[str, str] | None:
+    """(family, size) of a student's name ("uniter", "uniter-large", "mini-uniter"), None where it is none."""
+    if name in FAMILIES:
+        return name, DEFAULT_SIZE
+    for family in FAMILIES.names():
+        for size in FAMILIES.info(family)["sizes"]:
+            if name == _full_name(family, size):
+                return family, size
+    return None
+
+
+def full_name(name: str) -> str:
+    """The full name of a student: "uniter" is "uniter-base". Raises UsageProblem for what is no student."""
+    parsed = parse_name(name)
+    if parsed is None:
+        names = [*FAMILIES.names(), *size_names()]
+        raise UsageProblem(
+            f"There is no student '{name}'.{suggest(name, names)}", hint="see what there is: madkit students list"
+        )
+    return _full_name(*parsed)
+
+
+def _full_name(family: str, size: str) -> str:
+    return f"mini-{family}" if size == MINI else f"{family}-{size}"
