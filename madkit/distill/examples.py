@@ -21,7 +21,7 @@ from madkit.distill.order import Indices
 from madkit.distill.soft_targets import SoftTargets
 from madkit.regions import RegionReader, Regions
 from madkit.students.heads import HeadSpec
-from madkit.students.inputs import EncodedExample, boxes_to_regions, encode_example
+from madkit.students.inputs import EncodedExample, boxes_to_regions
 from madkit.students.interface import StudentInputs
 from madkit.students.student import Student
 from madkit.tasks.answer_vocabulary import AnswerMatch, positions_of, soft_targets
@@ -131,7 +131,7 @@ class ExampleSet:
         ends: list[list[int]] = []
         self.shortened = 0
         for place, example in enumerate(self.examples):
-            encoded = encode_example(example, student.tokenizer, student.max_text_length)
+            encoded = student.encode(example)
             link = _box_links(encoded, found[self._image_row[place]])
             for sequence in encoded.sequences:
                 rows = np.asarray([texts.setdefault(text, len(texts)) for text in sequence.texts], dtype=np.int64)
@@ -141,7 +141,7 @@ class ExampleSet:
                 keys.append(_token_keys(rows, sequence.segment, sequence.spans))
                 lengths.append(len(sequence.ids))
                 segments.append(rows.tolist())
-                ends.append((np.flatnonzero(sequence.segment[1:] < 0) + 1).tolist())  # all specials but [CLS]
+                ends.append(sequence.ends.tolist())
                 self.shortened += sequence.shortened
             if progress is not None:
                 progress.advance(1)

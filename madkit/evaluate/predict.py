@@ -12,7 +12,7 @@ import torch
 from madkit.core.console import progress
 from madkit.core.errors import DataError
 from madkit.evaluate.metrics import prediction_row
-from madkit.students.inputs import EncodedExample, collate, encode_example
+from madkit.students.inputs import EncodedExample, collate
 from madkit.students.load import load_student
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def predict(
         _check(student, spec, regions, student_folder)
     where = _device(device)
     student = student.to(where).eval()
-    encoded = [encode_example(example, student.tokenizer, student.max_text_length) for example in examples]
+    encoded = [student.encode(example) for example in examples]
     look_up = lru_cache(maxsize=max(256, _KEPT_BYTES // (4 * _BOXES * regions.dim)))(regions.get)
     rows: list[dict[str, Any]] = [{} for _ in examples]
     with progress("Answering", len(examples), "examples") as bar:
