@@ -206,6 +206,7 @@ class _Worker:
         self._began = time.time() - 1.0
         request = {
             "workspace": str(workspace.root),
+            "cache": workspace.cache_at,
             "task": spec.task,
             "shots": spec.shots,
             "arm": spec.arm,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from madkit.core.errors import MadkitError, StoppedResumable
@@ -19,9 +20,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Train one run; expected failures become an answer with "error"."""
     from madkit.distill.stage import distill
 
-    root = request.pop("workspace")
+    workspace = Workspace(Path(request.pop("workspace")), request.pop("cache", None))
     try:
-        result = distill(Workspace.at(root), **request)
+        result = distill(workspace, **request)
     except StoppedResumable:
         raise
     except MadkitError as error:
