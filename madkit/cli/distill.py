@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from madkit.cli.options import JsonOption, WorkspaceOption
+from madkit.cli.options import CacheOption, JsonOption, WorkspaceOption
 from madkit.cli.output import emit
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 madkit distill --task vcr --shots 1pct
 madkit distill --task snli-ve --shots 200 --arm affinity --seed 1
+madkit distill --task vcr --student uniter-base --init bert-base-cased --recipe paper
 madkit distill --task vqa --arm mad --set mad.weight=0.3 --set optim.learning_rate=2e-4
 """
 
@@ -41,6 +42,27 @@ def distill(
         str | None,
         typer.Option("--student", metavar="NAME", help="Name or folder.", show_default="mini-uniter on mini data"),
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init",
+            metavar="PATH",
+            help="Weights that a student without its own begins with: a checkpoint's folder, hub name, or random.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            metavar="NAME",
+            help="Rates, lengths and batches of the student's paper: `paper`, a name, or a YAML file.",
+            show_default=False,
+        ),
+    ] = None,
+    adversarial: Annotated[
+        bool, typer.Option("--adversarial", help="Attack words (and regions) while training, as VILLA does.")
+    ] = False,
     teacher: Annotated[
         str | None,
         typer.Option("--teacher", metavar="NAME", help="Whose cache to read.", show_default="the only cache"),
@@ -60,6 +82,7 @@ def distill(
     threads: Annotated[
         int, typer.Option("--threads", metavar="N", min=0, help="Compute threads.", show_default="all cores")
     ] = 0,
+    cache: CacheOption = None,
     workspace: WorkspaceOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -80,12 +103,16 @@ def distill(
     overrides = parse_overrides(set_ or [])
     if steps is not None:
         overrides["optim.steps"] = steps
+    if adversarial:
+        overrides.setdefault("adversarial.steps", 3)
     result = train(
-        Workspace.at(workspace),
+        Workspace.at(workspace, cache=cache),
         task=task,
         shots=shots,
         arm=str(config) if config is not None else arm or DEFAULT_ARM,
         student=student,
+        init=init,
+        recipe=recipe,
         teacher=canonical_name(teacher) if teacher else None,
         seed=seed,
         config_overrides=overrides,

@@ -25,19 +25,22 @@ class StrictModel(pydantic.BaseModel):
 M = TypeVar("M", bound=pydantic.BaseModel)
 
 
-def load_config(cls: type[M], path: Path | None, overrides: Mapping[str, Any]) -> M:
-    """Build ``cls`` from its defaults, then a YAML file, then ``overrides``.
+def load_config(
+    cls: type[M], path: Path | None, overrides: Mapping[str, Any], *, below: Mapping[str, Any] | None = None
+) -> M:
+    """Build ``cls`` from its defaults, then ``below``, then a YAML file, then ``overrides``.
 
     Args:
         cls: the schema.
         path: a YAML file with a mapping at its top, or None.
         overrides: values by key; ``"mad.k_text"`` reaches into a section. A value of None means "not given".
+        below: values that the file's replace, section by section.
 
     Raises:
         NotFoundError: there is no such file.
         ConfigError: not YAML, a key twice, unknown keys or wrong values; the message lists all of them.
     """
-    values = _read_yaml(path) if path is not None else {}
+    values = _merged(below or {}, _read_yaml(path) if path is not None else {})
     for key, value in overrides.items():
         if value is not None:
             _put(values, key, value)
@@ -51,6 +54,17 @@ def load_config(cls: type[M], path: Path | None, overrides: Mapping[str, Any]) -
             f"{count} with the configuration{where}:\n" + "\n".join(f"  {problem}" for problem in problems),
             hint="correct the keys above and run the command again.",
         ) from None
+
+
+def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """`high` over `low`; where both have a mapping under a key, key by key."""
+    merged = dict(low)
+    for key, value in high.items():
+        under = merged.get(key)
+        if isinstance(under, Mapping) and isinstance(value, Mapping):
+            value = _merged(under, value)
+        merged[key] = value
+    return merged
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

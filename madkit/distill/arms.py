@@ -43,8 +43,10 @@ def arm_path(arm: str) -> Path:
     )
 
 
-def load_arm(arm: str, overrides: Mapping[str, Any] | None = None) -> DistillConfig:
-    """The typed configuration of an arm with `overrides` (dotted keys) on top.
+def load_arm(
+    arm: str, overrides: Mapping[str, Any] | None = None, *, below: Mapping[str, Any] | None = None
+) -> DistillConfig:
+    """The typed configuration of an arm with `overrides` (dotted keys) on top, and a recipe's settings `below` it.
 
     A file of one's own that names no arm gets the stem of its name.
 
@@ -53,7 +55,7 @@ def load_arm(arm: str, overrides: Mapping[str, Any] | None = None) -> DistillCon
     from madkit.distill.config import DistillConfig
 
     path = arm_path(arm)
-    config = load_config(DistillConfig, path, dict(overrides or {}))
+    config = load_config(DistillConfig, path, dict(overrides or {}), below=below)
     return config if config.arm else config.model_copy(update={"arm": path.stem})
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from madkit.core.config import StrictModel
+from madkit.distill.schedule import Shape
 from madkit.mad.config import MADConfig
 
 # What a task's fine-tuning differs in where nothing is set. VQA's head decides between many answers and starts far from
@@ -40,8 +41,13 @@ class OptimConfig(StrictModel):
     bucket: int = Field(8192, ge=1, description="examples that are sorted by length together")
     micro_tokens: int = Field(32768, ge=1, description="padded tokens per forward pass; more are accumulated")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps over which the rate rises from 0")
+    warmup_steps: int | None = Field(None, ge=0, description="the same in steps, at most a tenth of them; goes first")
+    schedule: Shape = Field("linear", description="how the rate goes on after the warm-up: down to 0, or by steps")
+    milestones: tuple[float, ...] = Field((), description="schedule: steps; where the rate falls to a tenth, in shares")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[float, float] = Field((0.9, 0.98), description="of adamw")
     clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
     dropout: float | None = Field(None, ge=0, lt=1, description="none: as the student's own config says")
     vqa_loss: Literal["bce", "softmax"] = Field(
@@ -73,6 +79,19 @@ class ConfidenceConfig(StrictModel):
 
     source: Literal["probe", "zero-shot"] = "probe"
     folds: int = Field(5, ge=2)
+
+
+class AdversarialConfig(StrictModel):
+    """Adversarial fine-tuning after VILLA (Gan et al., 2020), for any student: `madkit.distill.adversarial`."""
+
+    steps: int = Field(3, ge=1, description="K, passes under attack for each step")
+    modality: Literal["text", "image", "both", "alternate"] = Field(
+        "text", description="word embeddings, region features, both at once, or one after the other"
+    )
+    rate_text: float = Field(1e-3, gt=0, description="length by which an example's word perturbation grows each time")
+    rate_image: float = Field(1e-3, gt=0, description="the same for its region features")
+    kl_weight: float = Field(1.5, ge=0, description="of the symmetric KL between attacked and clean predictions")
+    max_norm: float = Field(0.0, ge=0, description="longest perturbation of an example; 0: no limit")
 
 
 class PrePhaseConfig(StrictModel):
@@ -113,11 +132,16 @@ class DistillConfig(StrictModel):
     mad: MADConfig | None = None
     confidence: ConfidenceConfig = Field(default_factory=ConfidenceConfig)
     pre_phase: PrePhaseConfig | None = None
+    adversarial: AdversarialConfig | None = None
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, on CUDA devices")
     answers: str | None = Field(None, description="VQA only: file with the head's answers; none: from the train split")
     answer_match: Literal["normalized", "raw"] = Field(
         "normalized", description="VQA only: how annotators' answers are found among the head's (tasks.soft_targets)"
     )
+    choice_loss: Literal["softmax", "sigmoid", "binary"] = Field(
+        "softmax", description="multiple choice only; sigmoid is VL-BERT's, binary UNITER's (students.heads)"
+    )
+    class_loss: Literal["softmax", "bce"] = Field("softmax", description="classification only; bce is UNITER's")
     permute_teacher: bool = Field(False, description="control: every image is given another image's teacher tokens")
 
     @property
@@ -134,6 +158,9 @@ def resolve(config: DistillConfig, *, task: str, n_examples: int, seed: int) -> 
         steps = round(optim.epochs * per_epoch)
         steps = min(max(steps, optim.min_steps), max(optim.max_steps, optim.min_steps))
         config = config.model_copy(update={"optim": optim.model_copy(update={"steps": steps})})
+    if config.optim.warmup_steps is not None and config.optim.steps is not None:
+        share = min(0.1, config.optim.warmup_steps / config.optim.steps)
+        config = config.model_copy(update={"optim": config.optim.model_copy(update={"warmup": share})})
     for name, value in (
         ("head_rate", HEAD_RATES.get(task, 1.0)),
         ("learning_rate", LEARNING_RATES.get(task, LEARNING_RATE)),

@@ -20,7 +20,20 @@ MANIFEST = "manifest.json"
 # What does not change the numbers of a run does not change its folder either.
 _OUTSIDE_DIGEST = ("checkpoint", "description")
 # Keys that came later. Their defaults are what runs did before, so these are in no digest: old runs keep their folders.
-_LATER = {"answers": None, "answer_match": "normalized"}
+_LATER: dict[str, Any] = {
+    "answers": None,
+    "answer_match": "normalized",
+    "choice_loss": "softmax",
+    "class_loss": "softmax",
+    "adversarial": None,
+}
+_LATER_OPTIM: dict[str, Any] = {
+    "warmup_steps": None,
+    "schedule": "linear",
+    "milestones": [],
+    "optimizer": "adamw",
+    "momentum": 0.9,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +64,15 @@ class RunIdentity:
         values = {key: value for key, value in config.model_dump(mode="json").items() if key not in _OUTSIDE_DIGEST}
         if config.answers is not None:
             values["answers"] = sha256_file(Path(config.answers))
-        values = {key: value for key, value in values.items() if key not in _LATER or value != _LATER[key]}
+        values["optim"] = _without(values["optim"], _LATER_OPTIM)
+        values = _without(values, _LATER)
         own = {key: value for key, value in asdict(self).items() if key != "regions" or value is not None}
         return digest_of([own, values])
+
+
+def _without(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` without those keys of `defaults` that have the default's value."""
+    return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
 
 
 def slug(name: str) -> str:

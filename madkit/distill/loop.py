@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +28,9 @@ from madkit.core.interrupts import StopSignals
 from madkit.core.metrics_log import MetricsLog, disk_problem
 from madkit.core.seeds import derive_seed
 from madkit.distill.checkpoint import latest_checkpoint, write_checkpoint
+from madkit.distill.optimizer import OptimizerSettings, make_optimizer
 from madkit.distill.order import Indices, Order, micro_batches, rank_slice
-from madkit.distill.schedule import linear_rate
+from madkit.distill.schedule import Shape, rate_factor
 
 Precision = Literal["fp32", "bf16"]
 
@@ -40,8 +42,7 @@ class LoopSettings:
     steps: int
     learning_rate: float
     warmup: float
-    weight_decay: float
-    betas: tuple[float, float]
+    optimizer: OptimizerSettings
     clip: float
     micro_tokens: int
     seed: int
@@ -51,6 +52,12 @@ class LoopSettings:
     keep: Literal["last", "best"] = "last"
     patience: int = 0
     fresh_rate: float = 1.0
+    schedule: Shape = "linear"
+    milestones: tuple[float, ...] = ()
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rate in a step counted from 0."""
+        return rate_factor(step, self.steps, self.warmup, shape=self.schedule, milestones=self.milestones)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,10 @@ class StepLoss:
 
     loss: Tensor
     terms: dict[str, Tensor]
+
+
+Attack = Callable[[Any], Iterator[tuple[StepLoss, bool]]]
+"""From a micro-batch to its passes: each pass's loss, and whether more of them follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +112,6 @@ def digest_ids(ids: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:8]
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, fresh: Callable[[str], bool]) -> list[dict[str, Any]]:
-    """Parameters by (decayed or not, fresh or not). Biases, norms and other vectors are not decayed."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((parameter.ndim >= 2, fresh(name)), []).append(parameter)
-    return [
-        {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "fresh": is_fresh}
-        for (decayed, is_fresh), parameters in sorted(groups.items(), key=lambda item: item[0])
-    ]
-
-
 def run_loop(
     folder: Path,
     module: nn.Module,
@@ -126,6 +125,7 @@ def run_loop(
     *,
     look: Callable[[int], Look] | None = None,
     fresh: Callable[[str], bool] = lambda name: False,
+    adversary: Attack | None = None,
     progress: Progress | None = None,
 ) -> LoopResult:
     """Train `module` for `settings.steps` steps in `folder`, going on from its last checkpoint where there is one.
@@ -142,20 +142,19 @@ def run_loop(
         accelerator: device, precision and processes.
         look: scores held-out data after a step, with `module` in evaluation mode; called every `look_every` steps.
         fresh: names of parameters that take `fresh_rate` times the learning rate.
+        adversary: makes several passes of each micro-batch, whose losses are differentiated one after the other, in
+            place of the one that `module` makes; see `adversarial.Adversary`.
         progress: advanced by one per step.
 
     Raises:
         RunError: the loss is not a number (names the samples), or the disk refuses a write.
         StoppedResumable, KeyboardInterrupt: a signal, after a checkpoint was written.
     """
-    groups = parameter_groups(module, settings.weight_decay, fresh)
     device = accelerator.device
     module.to(device)
-    plain = torch.optim.AdamW(
-        groups, lr=settings.learning_rate, betas=settings.betas, eps=1e-6, fused=device.type in ("cuda", "cpu")
-    )
+    plain = make_optimizer(module, settings.optimizer, settings.learning_rate, device, fresh)
     wrapped, optimizer = accelerator.prepare(module, plain)
-    run = _Running(folder, module, wrapped, plain, settings, accelerator)
+    run = _Running(folder, module, wrapped, plain, settings, accelerator, adversary)
     result = run.resume()
     if progress is not None and result.step:
         progress.advance(result.step)
@@ -201,7 +200,9 @@ class _Running:
         optimizer: torch.optim.Optimizer,
         settings: LoopSettings,
         accelerator: Accelerator,
+        adversary: Attack | None,
     ) -> None:
+        self.adversary = adversary
         self.folder = folder
         self.module = module
         self.wrapped = wrapped
@@ -230,7 +231,7 @@ class _Running:
         optimizer: Any,
     ) -> None:
         settings, accelerator = self.settings, self.accelerator
-        factor = linear_rate(index, settings.steps, settings.warmup)
+        factor = settings.rate(index)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * factor * (settings.fresh_rate if group["fresh"] else 1.0)
         # dropout is a function of (seed, step, rank): no generator state has to survive a kill
@@ -243,18 +244,15 @@ class _Running:
         for number, piece in enumerate(pieces):
             part = len(piece) / len(batch)
             last = number == len(pieces) - 1
-            with accelerator.autocast():
-                inputs = make_batch(piece, index).to(accelerator.device)
-                if last:
-                    out: StepLoss = self.wrapped(inputs)
-                else:
-                    with accelerator.no_sync(self.wrapped):
-                        out = self.wrapped(inputs)
-            # DDP averages gradients over processes: undo it, so that the sum is the mean over the global batch
-            accelerator.backward(out.loss * (part * accelerator.num_processes))
-            total += out.loss.detach() * part
-            for name, value in out.terms.items():
-                terms[name] = terms.get(name, 0.0) + value.detach() * part
+            inputs = make_batch(piece, index).to(accelerator.device)
+            for out, more in self._passes(inputs, last):
+                # DDP averages gradients over processes: undo it, so that the sum is the mean over the global batch
+                accelerator.backward(out.loss * (part * accelerator.num_processes), retain_graph=more)
+                total += out.loss.detach() * part
+                for name, value in out.terms.items():
+                    terms[name] = terms.get(name, 0.0) + value.detach() * part
+        if self.adversary is not None and accelerator.num_processes > 1:
+            self._average_gradients()
         if accelerator.num_processes > 1:
             total = accelerator.reduce(total, reduction="sum")
             terms = {name: accelerator.reduce(value, reduction="sum") for name, value in sorted(terms.items())}
@@ -265,6 +263,32 @@ class _Running:
         batch_ids = [ids[int(place)] for place in batch]
         row = {"step": index + 1, "lr": settings.learning_rate * factor, "n": len(batch)}
         self.pending.append((row, batch_ids, total, terms))
+
+    def _passes(self, inputs: Any, last: bool) -> Iterator[tuple[StepLoss, bool]]:
+        """The passes of a micro-batch: one, or an adversary's. Gradients are exchanged after the last of a step."""
+        accelerator = self.accelerator
+        if self.adversary is None:
+            with accelerator.autocast(), nullcontext() if last else accelerator.no_sync(self.wrapped):
+                out: StepLoss = self.wrapped(inputs)
+            yield out, False
+            return
+        attack = self.adversary(inputs)
+        while True:
+            with accelerator.autocast():  # not around the backward pass, which runs between two of these
+                found = next(attack, None)
+            if found is None:
+                return
+            yield found
+
+    def _average_gradients(self) -> None:
+        """What DDP does in a plain step: its bookkeeping does not bear several backward passes through one forward."""
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        used = torch.tensor([float(parameter.grad is not None) for parameter in trained]).to(self.accelerator.device)
+        anywhere = self.accelerator.reduce(used, reduction="sum").tolist()
+        for parameter, processes in zip(trained, anywhere, strict=True):
+            if processes:
+                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.accelerator.reduce(grad, reduction="mean")
 
     def flush(self, journal: MetricsLog | None) -> None:
         """Read the pending losses from the device, write their lines, stop at the first that is not a number."""

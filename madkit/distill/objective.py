@@ -17,8 +17,8 @@ from madkit.distill.teacher_bank import ImageBank, TextBank, image_bank, text_ba
 from madkit.mad.config import MADConfig
 from madkit.mad.criterion import MADCriterion, separate_spaces
 from madkit.mad.targets import TeacherTargets
-from madkit.students.heads import VqaLoss, gold_probability, task_loss
-from madkit.students.interface import StudentInputs
+from madkit.students.heads import ChoiceLoss, ClassLoss, VqaLoss, gold_probability, task_loss
+from madkit.students.interface import StudentInputs, StudentOutput
 from madkit.students.student import Student
 
 
@@ -236,6 +236,8 @@ class Objective(nn.Module):
         criterion: the distillation criterion, or None.
         supervised: whether the task loss counts (the pre-phase has no labels).
         vqa_loss: form of the task loss of VQA.
+        choice_loss: form of the task loss of multiple choice.
+        class_loss: form of the task loss of classification.
     """
 
     def __init__(
@@ -245,9 +247,13 @@ class Objective(nn.Module):
         *,
         supervised: bool = True,
         vqa_loss: VqaLoss = "bce",
+        choice_loss: ChoiceLoss = "softmax",
+        class_loss: ClassLoss = "softmax",
     ) -> None:
         super().__init__()
         self.vqa_loss: VqaLoss = vqa_loss
+        self.choice_loss: ChoiceLoss = choice_loss
+        self.class_loss: ClassLoss = class_loss
         if criterion is None and not supervised:
             raise ValueError("nothing to learn from: neither labels nor a criterion")
         self.student = student
@@ -257,37 +263,55 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> StepLoss:
         """Mean over the micro-batch's examples of the loss, and its terms."""
         out = self.student(batch.inputs)
-        inputs, kind = batch.inputs, self.student.head_spec.kind
         terms: dict[str, Tensor] = {}
         loss = torch.zeros((), device=out.logits.device)
-        student_confidence = None
         if self.supervised:
-            assert batch.target is not None
-            task = task_loss(kind, out.logits, batch.target, vqa_loss=self.vqa_loss).mean()
+            task = self.task(out, batch)
             terms["task"] = task
             loss = loss + task
-            if batch.confidence is not None:
-                student_confidence = gold_probability(kind, out.logits, batch.target)
         if self.criterion is not None:
-            assert batch.teacher is not None
-            distilled = self.criterion(
-                out.hidden_states,
-                out.text_length,
-                batch.teacher,
-                text_mask=inputs.text_mask,
-                region_mask=out.region_mask,
-                tag_regions=inputs.tag_regions,
-                query_index=batch.query_index,
-                label=batch.target if self.supervised and kind != "vqa" else None,
-                n_candidates=inputs.n_candidates,
-                teacher_confidence=batch.confidence,
-                student_confidence=student_confidence,
-                step=batch.step,
-                progress=batch.progress,
-            )
+            distilled = self.distil(self.criterion, out, batch)
             loss = loss + distilled.loss
             terms.update(distilled.terms)
         return StepLoss(loss, terms)
+
+    def task(self, out: StudentOutput, batch: Batch) -> Tensor:
+        """Mean of the task loss over the micro-batch's examples."""
+        assert batch.target is not None
+        return task_loss(
+            self.student.head_spec.kind,
+            out.logits,
+            batch.target,
+            vqa_loss=self.vqa_loss,
+            choice_loss=self.choice_loss,
+            class_loss=self.class_loss,
+            pairs=out.pair_logits,
+        ).mean()
+
+    def distil(self, criterion: MADCriterion, out: StudentOutput, batch: Batch) -> StepLoss:
+        """What the teacher adds: the criterion on the student's hidden states."""
+        assert batch.teacher is not None
+        inputs, kind = batch.inputs, self.student.head_spec.kind
+        student_confidence = None
+        if self.supervised and batch.confidence is not None:
+            assert batch.target is not None
+            student_confidence = gold_probability(kind, out.logits, batch.target)
+        distilled = criterion(
+            out.hidden_states,
+            out.text_length,
+            batch.teacher,
+            text_mask=inputs.text_mask,
+            region_mask=out.region_mask,
+            tag_regions=inputs.tag_regions,
+            query_index=batch.query_index,
+            label=batch.target if self.supervised and kind != "vqa" else None,
+            n_candidates=inputs.n_candidates,
+            teacher_confidence=batch.confidence,
+            student_confidence=student_confidence,
+            step=batch.step,
+            progress=batch.progress,
+        )
+        return StepLoss(distilled.loss, distilled.terms)
 
 
 def make_criterion(config: MADConfig, student: Student, teacher: TeacherSide, seed: int) -> MADCriterion:

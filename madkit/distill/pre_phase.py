@@ -29,6 +29,7 @@ from madkit.distill.examples import ExampleSet
 from madkit.distill.folder import MANIFEST
 from madkit.distill.loop import Look, LoopSettings, StepLoss, run_loop
 from madkit.distill.objective import BatchMaker, Objective, TeacherSide, is_fresh, make_criterion
+from madkit.distill.optimizer import OptimizerSettings
 from madkit.distill.order import BucketOrder, PlainOrder
 from madkit.distill.pool import split_held_out, unlabelled_pairs
 from madkit.students.load import save_student
@@ -194,8 +195,7 @@ def _train(
         steps=phase.steps,
         learning_rate=phase.learning_rate,
         warmup=phase.warmup,
-        weight_decay=phase.weight_decay,
-        betas=phase.betas,
+        optimizer=OptimizerSettings(betas=phase.betas, weight_decay=phase.weight_decay),
         clip=phase.clip,
         micro_tokens=phase.micro_tokens,
         seed=derive_seed(seed, "pre-phase"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,27 @@ from madkit.core.errors import RunError, UsageProblem
 from madkit.core.files import FileLock, digest_of, sha256_file, write_json_atomic, write_text_atomic
 from madkit.core.seeds import derive_seed
 from madkit.core.workspace import Workspace
+from madkit.distill.adversarial import Adversary
 from madkit.distill.answers import head_for
 from madkit.distill.arms import load_arm
 from madkit.distill.confidence import FILE as CONFIDENCE
 from madkit.distill.confidence import teacher_confidence
 from madkit.distill.config import LEARNING_RATE, DistillConfig, resolve
 from madkit.distill.development import Development, sample_questions
+from madkit.distill.effective_batch import EffectiveBatch, effective_batch
 from madkit.distill.examples import ExampleSet
 from madkit.distill.folder import RunFolder, RunIdentity
 from madkit.distill.loop import Look, LoopResult, LoopSettings, make_accelerator, run_loop
 from madkit.distill.objective import BatchMaker, Objective, TeacherSide, is_fresh, make_criterion
+from madkit.distill.optimizer import OptimizerSettings
 from madkit.distill.order import BucketOrder, Order, PlainOrder
 from madkit.distill.pre_phase import PrePhaseResult, pre_phase
+from madkit.distill.recipes import PAPER, load_recipe
 from madkit.distill.summary import summary_text
 from madkit.mad.criterion import MADCriterion
 from madkit.students.heads import HeadSpec
 from madkit.students.load import load_student, save_student, student_folder, student_names
+from madkit.students.start import check_start, starting_folder
 from madkit.students.student import Student
 from madkit.tasks.data import TaskData, check_task_name, open_task
 from madkit.tasks.example import Example
@@ -66,6 +71,8 @@ def distill(
     shots: str = DEFAULT_SHOTS,
     arm: str = DEFAULT_ARM,
     student: str | Path | None = None,
+    init: str | None = None,
+    recipe: str | None = None,
     teacher: str | None = None,
     seed: int = 0,
     config_overrides: Mapping[str, Any] | None = None,
@@ -80,6 +87,8 @@ def distill(
         shots: "1pct", "200", "full": how many questions of the train split are labelled.
         arm: name of a shipped arm or path of a YAML file.
         student: name or folder; None: "mini-uniter" where the data is the embedded benchmark.
+        init: what a student without weights of its own begins with (`students.start.new_student`).
+        recipe: name or path of a paper's settings, which lie below the arm's; "paper" for that of student and task.
         teacher: name of the cache's teacher; None: the workspace's only cache for this data.
         seed: of the subset, the task head, the order of samples and dropout; equal seeds pair the arms.
         config_overrides: dotted keys of `DistillConfig` to values.
@@ -96,8 +105,9 @@ def distill(
     task = check_task_name(workspace, task)
     shots = str(parse_shots(shots))
     config = load_arm(arm, config_overrides)
-    if student is not None:
-        student_folder(student)
+    check_start(str(student or MINI_STUDENT), init)
+    if recipe is not None and recipe != PAPER:
+        load_recipe(recipe)
     if threads:
         torch.set_num_threads(threads)
     accelerator = make_accelerator(config.precision)
@@ -110,11 +120,29 @@ def distill(
                 hint=f"add --student NAME or FOLDER; --student {MINI_STUDENT} is there to try things out",
             )
         student = MINI_STUDENT
+    if recipe is not None:
+        found = load_recipe(recipe, student=str(student), task=data.spec.name)
+        config = load_arm(arm, config_overrides, below=found.settings)
+        info(
+            f"Recipe {found.recipe}: {found.published} (about {found.batch.samples:,} examples or "
+            f"{found.batch.tokens:,} tokens a step)."
+        )
+    with accelerator.main_process_first():  # its first weights are put together by one process
+        student = _beginning(workspace, str(student), init, data)
     run = _Run(workspace, data, data.spec.name, shots, str(student), teacher, seed, config, threads or 2, accelerator)
     try:
         return run.go()
     finally:
         run.close()
+
+
+def _beginning(workspace: Workspace, student: str, init: str | None, data: TaskData) -> str:
+    """`student` where it has weights, else the folder in the workspace where its first ones lie."""
+    if student in student_names() or (Path(student) / "config.json").is_file():
+        return student
+    regions = data.regions()
+    dim = None if regions is None else regions.dim
+    return str(starting_folder(workspace.root / "students", student, init=init, region_dim=dim))
 
 
 class _Run:
@@ -142,7 +170,9 @@ class _Run:
         self.train: Sequence[Example] = data.examples("train")
         self.labelled = labelled_examples(data, shots, seed)
         self.config = resolve(config, task=data.spec.kind, n_examples=len(self.labelled), seed=seed)
-        self.head: HeadSpec = head_for(data.spec, self.train, answers=Path(config.answers) if config.answers else None)
+        head = head_for(data.spec, self.train, answers=Path(config.answers) if config.answers else None)
+        binary = head.kind == "multiple-choice" and config.choice_loss == "binary"
+        self.head: HeadSpec = replace(head, binary=True) if binary else head
         self.cache: TokenCache | None = choose_cache(workspace, data, teacher) if self.config.needs_cache else None
         folder = student_folder(student)
         self.identity = RunIdentity(
@@ -261,11 +291,15 @@ class _Run:
             return development.look(student, device)
 
         settings = self._settings()
+        order = self._order(examples)
+        batch = effective_batch(order, examples.lengths, examples.sequences, settings.micro_tokens)
+        info(f"A step holds {batch}.")
+        adversary = None if config.adversarial is None else Adversary(objective, config.adversarial)
         with progress(f"Training {self.identity.arm}, seed {self.seed}", settings.steps, "steps") as shown:
             result = run_loop(
                 folder,
                 objective,
-                self._order(examples),
+                order,
                 batches,
                 examples.ids,
                 examples.lengths,
@@ -274,11 +308,12 @@ class _Run:
                 self.accelerator,
                 look=look,
                 fresh=is_fresh,
+                adversary=adversary,
                 progress=shown,
             )
         manifest: dict[str, Any] = {}
         if self.accelerator.is_main_process:
-            manifest = self._export(student, examples, result, time.monotonic() - began)
+            manifest = self._export(student, examples, result, time.monotonic() - began, batch)
         self.accelerator.wait_for_everyone()
         return manifest or self.folder.manifest() or {}
 
@@ -304,9 +339,14 @@ class _Run:
                     path=self.folder.path / CONFIDENCE,
                 )
         made: MADCriterion | None = criterion
-        return Objective(student, made, vqa_loss=self.config.optim.vqa_loss), BatchMaker(
-            examples, steps, teacher=teacher, confidence=confidence
+        objective = Objective(
+            student,
+            made,
+            vqa_loss=self.config.optim.vqa_loss,
+            choice_loss=self.config.choice_loss,
+            class_loss=self.config.class_loss,
         )
+        return objective, BatchMaker(examples, steps, teacher=teacher, confidence=confidence)
 
     def _order(self, examples: ExampleSet) -> Order:
         optim = self.config.optim
@@ -322,8 +362,9 @@ class _Run:
             steps=optim.steps,
             learning_rate=optim.learning_rate or LEARNING_RATE,
             warmup=optim.warmup,
-            weight_decay=optim.weight_decay,
-            betas=optim.betas,
+            optimizer=OptimizerSettings(optim.optimizer, optim.betas, optim.momentum, optim.weight_decay),
+            schedule=optim.schedule,
+            milestones=optim.milestones,
             clip=optim.clip,
             micro_tokens=optim.micro_tokens,
             seed=self.seed,
@@ -334,7 +375,9 @@ class _Run:
             fresh_rate=optim.head_rate or 1.0,
         )
 
-    def _export(self, student: Student, examples: ExampleSet, result: LoopResult, seconds: float) -> dict[str, Any]:
+    def _export(
+        self, student: Student, examples: ExampleSet, result: LoopResult, seconds: float, batch: EffectiveBatch
+    ) -> dict[str, Any]:
         folder = self.folder.path
         student.cpu()
         save_student(student, folder / "student")
@@ -347,6 +390,7 @@ class _Run:
             "kept_step": result.kept_step,
             "resumed_from": result.resumed_from,
             "examples_labelled": len(examples),
+            "batch": batch.as_row(),
             "examples_without_teacher": self.untaught,
             "questions_labelled": len({example.question_id for example in examples.examples}),
             "seconds": round(seconds, 2),

@@ -10,7 +10,7 @@ from madkit.core.errors import RunError
 from madkit.core.metrics_log import MetricsLog
 from madkit.distill import checkpoint
 from madkit.distill.checkpoint import latest_checkpoint, list_checkpoints, write_checkpoint
-from madkit.distill.schedule import linear_rate
+from madkit.distill.schedule import rate_factor
 
 
 def state(value: float) -> dict[str, object]:
@@ -92,7 +92,7 @@ def test_the_journal_is_cut_back_to_the_checkpoint(tmp_path):
 @pytest.mark.parametrize("steps", [1, 2, 7, 100])
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 1.0])
 def test_the_rate_rises_to_its_peak_and_falls_without_a_lost_step(steps, warmup):
-    rates = [linear_rate(step, steps, warmup) for step in range(steps)]
+    rates = [rate_factor(step, steps, warmup) for step in range(steps)]
     assert all(0 < rate <= 1 for rate in rates)
     rising = round(warmup * steps)
     assert rates[:rising] == sorted(rates[:rising])

@@ -16,6 +16,7 @@ from torch import nn
 from madkit.core.errors import RunError, StoppedResumable
 from madkit.distill.checkpoint import list_checkpoints
 from madkit.distill.loop import Look, LoopSettings, StepLoss, make_accelerator, run_loop
+from madkit.distill.optimizer import OptimizerSettings
 from madkit.distill.order import BucketOrder, PlainOrder
 
 N = 40
@@ -25,8 +26,7 @@ SETTINGS = LoopSettings(
     steps=24,
     learning_rate=0.05,
     warmup=0.1,
-    weight_decay=0.01,
-    betas=(0.9, 0.98),
+    optimizer=OptimizerSettings(weight_decay=0.01, betas=(0.9, 0.98)),
     clip=1.0,
     micro_tokens=10_000,
     seed=5,

@@ -1,0 +1,62 @@
+"""What a step really holds, in samples and in tokens, whatever way the batch was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from madkit.distill.order import Indices, Order
+
+_STEPS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveBatch:
+    """Means over the first steps of a run.
+
+    Attributes:
+        samples: examples of a step.
+        sequences: sequences that pass through the student.
+        tokens: their tokens and regions, padding left out.
+        padding: share of padding among all positions of a step, in forward passes of at most `micro_tokens`.
+    """
+
+    samples: float
+    sequences: float
+    tokens: float
+    padding: float
+
+    def as_row(self) -> dict[str, Any]:
+        """Return plain values for a manifest."""
+        return {name: round(value, 4) for name, value in asdict(self).items()}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.samples:,.0f} examples, {self.sequences:,.0f} sequences, {self.tokens:,.0f} tokens and regions "
+            f"({100 * self.padding:.1f} % padding)"
+        )
+
+
+def effective_batch(order: Order, lengths: Indices, sequences: Indices, micro_tokens: int) -> EffectiveBatch:
+    """Measure the first steps of an order.
+
+    Args:
+        order: the run's global batches.
+        lengths: [n] tokens and regions of an example's longest sequence.
+        sequences: [n] sequences of an example.
+        micro_tokens: padded tokens of a forward pass.
+    """
+    from madkit.distill.order import micro_batches
+
+    samples, rows, real, padded, consumed = 0, 0, 0, 0, 0
+    for _ in range(_STEPS):
+        batch = order.at(consumed)
+        consumed += len(batch)
+        samples += len(batch)
+        rows += int(sequences[batch].sum())
+        real += int((lengths[batch] * sequences[batch]).sum())
+        for piece in micro_batches(batch, lengths, sequences, micro_tokens):
+            padded += int(np.max(lengths[piece]) * sequences[piece].sum())
+    return EffectiveBatch(samples / _STEPS, rows / _STEPS, real / _STEPS, 1 - real / max(1, padded))

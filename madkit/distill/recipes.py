@@ -1,0 +1,92 @@
+"""Fine-tuning recipes of the students' papers: shipped YAML files that lie below an arm's own settings.
+
+A recipe says how long, how fast and in what batches; an arm says what is learnt from whom. `--recipe paper` takes the
+one of the student and the task. Token budgets are those of all GPUs and accumulations of the original together, so a
+step sees what it saw there, however many devices share it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from madkit.core.config import StrictModel, load_config
+from madkit.core.errors import NotFoundError, UsageProblem
+from madkit.core.registry import suggest
+
+FOLDER = Path(__file__).parent / "recipes"
+PAPER = "paper"
+
+
+class Batch(StrictModel):
+    """What a step of the original holds. The one that the original does not state follows from usual lengths:
+
+    492 tokens for a VCR question (four candidates of 80 text tokens, 43 regions each), 56 for SNLI-VE, 48 for VQA.
+    """
+
+    samples: int = Field(gt=0)
+    tokens: int = Field(gt=0)
+
+
+class Recipe(StrictModel):
+    """One paper's settings for one student and task. `settings` of `DistillConfig` by name, checked when merged."""
+
+    recipe: str
+    student: str
+    task: str
+    source: str
+    published: str
+    batch: Batch
+    optim: dict[str, Any]
+    choice_loss: str | None = None
+    class_loss: str | None = None
+    adversarial: dict[str, Any] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What lies below an arm."""
+        extra = {name: getattr(self, name) for name in ("choice_loss", "class_loss", "adversarial")}
+        return {"optim": dict(self.optim), **{name: value for name, value in extra.items() if value is not None}}
+
+
+def recipe_names() -> list[str]:
+    """The shipped recipes, named student-task."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_recipe(name: str, *, student: str = "", task: str = "") -> Recipe:
+    """Read a recipe: a shipped name, the path of a YAML file, or "paper" for that of a student and a task.
+
+    Args:
+        name: which.
+        student: registered name ("uniter-base"), for "paper".
+        task: kind of task ("vcr"), for "paper".
+
+    Raises:
+        UsageProblem: no such recipe; the message suggests the nearest.
+        NotFoundError: no such file.
+        ConfigError: unknown or wrong keys.
+    """
+    if name == PAPER:
+        wanted = f"{student}-{task}"
+        if wanted not in recipe_names():
+            own = [found for found in recipe_names() if found.startswith(f"{student}-")]
+            raise UsageProblem(
+                f"No paper gives a recipe for {student or 'this student'} on {task}.",
+                hint=f"leave out --recipe, or take one of another task or size: {', '.join(own or recipe_names())}",
+            )
+        name = wanted
+    path = Path(name).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise NotFoundError(f"There is no recipe {path}.")
+    elif name in recipe_names():
+        path = FOLDER / f"{name}.yaml"
+    else:
+        raise UsageProblem(
+            f"There is no recipe '{name}'.{suggest(name, [*recipe_names(), PAPER])}",
+            hint=f"{PAPER}, or one of: {', '.join(recipe_names())}; or the path of a YAML file.",
+        )
+    return load_config(Recipe, path, {})
