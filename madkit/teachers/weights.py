@@ -94,10 +94,10 @@ def load_clip_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, path: 
     Raises:
         DataError: the weights belong to another model; the message names the first tensors that differ.
     """
-    state = from_transformers_clip(tensors) if TRANSFORMERS_MARK in tensors else dict(tensors)
-    for key in ("input_resolution", "context_length", "vocab_size"):  # constants of TorchScript archives
-        state.pop(key, None)
     own = model.state_dict()
+    state = _in_open_clips_names(model, tensors)
+    for key in [key for key in state if key not in own and _UNUSED.search(key)]:
+        del state[key]
     if "text.positional_embedding" in own and "positional_embedding" in state:
         from open_clip.model import convert_to_custom_text_state_dict
 
@@ -105,7 +105,7 @@ def load_clip_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, path: 
     for key in ("logit_scale", "logit_bias"):
         if key in state and key in own and state[key].numel() == own[key].numel():
             state[key] = state[key].reshape(own[key].shape)
-    missing = sorted(own.keys() - state.keys())
+    missing = sorted(key for key in own.keys() - state.keys() if not key.endswith(_COUNTER))
     extra = sorted(state.keys() - own.keys())
     shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
     if missing or extra or shapes:
@@ -120,7 +120,29 @@ def load_clip_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, path: 
                 f"{len(shapes)} of another shape, first {key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
             )
         raise DataError(f"The weights {path} do not fit '{name}': {'; '.join(details)}.")
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)  # all that may be missing are counters, as was found above
+
+
+# What files hold beyond the weights: constants of TorchScript archives, and tables and heads of text encoders that no
+# output depends on (older versions of transformers kept position numbers and sinusoids among the weights).
+_UNUSED = re.compile(
+    r"^(input_resolution|context_length|vocab_size)$"
+    r"|(^|\.)(embeddings\.position_ids|embed_positions\.weights|embeddings\.token_type_ids)$"
+    r"|^text\.transformer\.pooler\."
+)
+_COUNTER = "num_batches_tracked"  # of batch norms: used in training only, and not in every file
+
+
+def _in_open_clips_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename what transformers' CLIP and Apple's MobileCLIP call otherwise."""
+    if TRANSFORMERS_MARK in tensors:
+        return from_transformers_clip(tensors)
+    if any(key.startswith("image_encoder.model.") for key in tensors):
+        from open_clip.convert import convert_state_dict
+
+        converted: dict[str, Tensor] = convert_state_dict(model, dict(tensors))
+        return converted
+    return dict(tensors)
 
 
 _RENAMES = (
