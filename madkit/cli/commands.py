@@ -22,6 +22,9 @@ class CommandLine(NamedTuple):
 
 COMMANDS: dict[str, CommandLine] = {
     "demo": CommandLine("madkit.cli.demo:demo", "All three stages on the embedded benchmark, in minutes.", PIPELINE),
+    "adapt": CommandLine(
+        "madkit.cli.adapt:adapt", "Fine-tune a teacher on the training subset, before it reads.", PIPELINE
+    ),
     "extract": CommandLine(
         "madkit.cli.extract:extract", "Read images and texts with a frozen teacher, into a token cache.", PIPELINE
     ),
@@ -38,6 +41,7 @@ COMMANDS: dict[str, CommandLine] = {
     "report": CommandLine("madkit.cli.report:report", "Print an evaluation's table in another format.", INSPECT),
     "data": CommandLine("madkit.cli.data:app", "Import benchmarks and your own questions; list, show, check.", INSPECT),
     "teachers": CommandLine("madkit.cli.teachers:app", "List and describe teachers.", INSPECT),
+    "students": CommandLine("madkit.cli.students:app", "List, describe, convert and export students.", INSPECT),
     "cache": CommandLine("madkit.cli.cache:app", "List, inspect, verify, repair and remove token caches.", INSPECT),
     "bench": CommandLine("madkit.cli.bench:app", "Measure madkit on this machine, against peers.", INSPECT),
     "env": CommandLine("madkit.cli.env:env", "Print versions and hardware, ready to paste into an issue.", INSPECT),
