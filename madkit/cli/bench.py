@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from madkit.cli import bench_teachers
 from madkit.cli.options import JsonOption
 from madkit.cli.output import emit, print_table
 
@@ -15,6 +16,8 @@ EXAMPLES = """
 madkit bench data
 madkit bench data --questions 658111 --tsv-gb 5.3
 madkit bench read --tokens 33
+madkit bench extract --model ViT-L-14 --device cuda --json > extract.json
+madkit bench text
 """
 
 app = typer.Typer(no_args_is_help=True, help="Measure madkit against what published code does.")
@@ -56,7 +59,9 @@ def data(
 
 @app.command("read")
 def read(
-    images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="Images in the made-up store.")] = 1024,
+    images: Annotated[
+        int | None, typer.Option("--images", metavar="N", min=1, help="Images in the made-up store (default: 0.4 GB).")
+    ] = None,
     tokens: Annotated[
         int, typer.Option("--tokens", metavar="N", min=1, help="Tokens of an image; 33 for a selection.")
     ] = 257,
@@ -64,7 +69,7 @@ def read(
     batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Items read at a time.")] = 64,
     repeats: Annotated[
         int, typer.Option("--repeats", metavar="N", min=1, help="Turns of each side; medians are shown.")
-    ] = 3,
+    ] = 5,
     json_: JsonOption = False,
 ) -> None:
     """Measure shuffled batches out of a token cache, against np.take on a memory map and reads of zarr-python.
@@ -76,6 +81,10 @@ def read(
     options = ReadBenchOptions(images=images, tokens=tokens, texts=texts, batch=batch, repeats=repeats)
     document = bench_cache_read(options)
     emit(document, json_, lambda: _print_read(document))
+
+
+app.command("extract")(bench_teachers.extract)
+app.command("text")(bench_teachers.text)
 
 
 def _print_read(document: dict[str, Any]) -> None:
@@ -93,6 +102,15 @@ def _print_read(document: dict[str, Any]) -> None:
         ],
         right=range(2, 7),
     )
+    for row in document["rows"]:
+        low, high = row["of_np_take_range"]
+        print(
+            f"{row['part'].capitalize()}, {row['state']}: {low:.2f}x to {high:.2f}x of np.take over the turns; "
+            f"np.take against itself: {row['noise']:.0%}."
+        )
+        if "read_mb" in row:
+            came = ", ".join(f"{name} {value:,.1f} MB" for name, value in row["read_mb"].items())
+            print(f"  From the disk for a batch: {came}.")
     for warning in document["warnings"]:
         print(f"Warning: {warning}")
 

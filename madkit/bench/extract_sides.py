@@ -1,0 +1,232 @@
+"""Who reads images in `madkit bench extract`: madkit, and the loops that one would write with the libraries alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from itertools import count as numbers
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from madkit.bench.extract_inputs import PictureTask
+from madkit.bench.extract_models import Source, as_open_clip, as_teacher, as_transformers, image_processor
+from madkit.cache import TokenCache
+from madkit.core.workspace import Workspace
+from madkit.extract.image_encoding import ImageEncoder
+from madkit.extract.options import ExtractOptions
+from madkit.extract.ordered import ordered_map
+from madkit.extract.pipeline import one_thread_per_operation
+from madkit.extract.stage import extract_task
+from madkit.teachers.interface import Teacher
+
+Encode = Callable[[Tensor], Tensor]
+PEER_BATCH = 32
+_FLOAT32 = torch.float32
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A way from uint8 images [B, 3, H, W] on the device to patch tokens [B, P, D] on the device.
+
+    Attributes:
+        name: whose way.
+        dtype: what it computes in.
+        encode: the way.
+        together: a context that says how many batches are encoded at a time.
+    """
+
+    name: str
+    dtype: torch.dtype
+    encode: Encode
+    together: Callable[[], Any]
+
+
+def open_clip_reader(source: Source, device: str, dtype: torch.dtype) -> Reader:
+    """open_clip's image encoder with its own option for tokens, which are then projected as the pooled vector is."""
+    visual = as_open_clip(source, device=device, dtype=dtype)
+    normalise = _normaliser(source)
+
+    @torch.inference_mode()
+    def encode(images: Tensor) -> Tensor:
+        _, tokens = visual(normalise(images, dtype))
+        projected: Tensor = tokens if visual.proj is None else tokens @ visual.proj
+        return projected
+
+    return Reader("open_clip", dtype, encode, _one)
+
+
+def transformers_reader(source: Source, device: str, dtype: torch.dtype) -> Reader:
+    """The library's CLIP vision model; the patches go the way of its pooled output.
+
+    Raises:
+        ConfigError: the library has no such encoder.
+    """
+    model = as_transformers(source, device=device, dtype=dtype)
+    normalise = _normaliser(source)
+
+    @torch.inference_mode()
+    def encode(images: Tensor) -> Tensor:
+        found = model(pixel_values=normalise(images, dtype))
+        tokens: Tensor = model.visual_projection(model.vision_model.post_layernorm(found.last_hidden_state[:, 1:]))
+        return tokens
+
+    return Reader("transformers", dtype, encode, _one)
+
+
+def madkit_reader(
+    source: Source, device: str, dtype: torch.dtype, *, batch: int, compiled: bool = False
+) -> tuple[Reader, list[str]]:
+    """Return madkit's image encoder, and what it chose of its own with the reasons."""
+    teacher = as_teacher(source, device=device, dtype=dtype)
+    assert teacher.vision is not None
+    encoder = ImageEncoder(teacher.vision, batch=batch, compile=compiled)
+    encoder.warm_up()
+    choices = [f"{choice.name}: {choice.value} ({choice.reason})" for choice in encoder.choices]
+    return Reader(
+        f"madkit{', compiled' if compiled else ''}",
+        dtype,
+        lambda images: encoder.encode(images).tokens,
+        lambda: one_thread_per_operation(device),
+    ), choices
+
+
+def compute_work(reader: Reader, batches: Sequence[Tensor], together: int) -> Callable[[int], object]:
+    """Return work of which a piece is ``together`` batches; the batches take turns."""
+    places = numbers()
+
+    def work(pieces: int) -> None:
+        todo = [batches[next(places) % len(batches)] for _ in range(pieces * together)]
+        with reader.together() as parallel:
+            if parallel == 1:
+                for images in todo:
+                    reader.encode(images)
+            else:
+                for done in ordered_map(reader.encode, todo, threads=parallel, window=parallel + 1):
+                    done.result()
+
+    return work
+
+
+@contextmanager
+def _one() -> Iterator[int]:
+    yield 1
+
+
+def _normaliser(source: Source) -> Callable[[Tensor, torch.dtype], Tensor]:
+    settings = source.preprocessing
+    constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def normalise(images: Tensor, dtype: torch.dtype) -> Tensor:
+        if images.device not in constants:
+            constants[images.device] = tuple(  # type: ignore[assignment]
+                torch.tensor(settings[key], device=images.device).view(1, 3, 1, 1) for key in ("mean", "std")
+            )
+        mean, std = constants[images.device]
+        return images.float().div_(255).sub_(mean).div_(std).to(dtype)
+
+    return normalise
+
+
+class OpenClipLoop:
+    """JPEG files to .npy files: open_clip's own transform with Pillow, batches of 32, one process."""
+
+    name = "open_clip loop"
+
+    def __init__(self, source: Source, device: str, dtype: torch.dtype) -> None:
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        settings = dict(source.preprocessing)
+        self._transform: Any = image_transform_v2(PreprocessCfg(**settings), is_train=False)
+        self._visual = as_open_clip(source, device=device, dtype=dtype)
+        self.dtype, self._device = dtype, device
+
+    @torch.inference_mode()
+    def run(self, paths: Sequence[Path], folder: Path) -> None:
+        """Encode all files."""
+        visual = self._visual
+        for number, batch in enumerate(_batches(paths)):
+            pixels = torch.stack([self._transform(Image.open(path)) for path in batch])
+            pooled, tokens = visual(pixels.to(self._device, self.dtype))
+            if visual.proj is not None:
+                tokens = tokens @ visual.proj
+            _save(folder, number, tokens, pooled)
+
+
+class TransformersLoop:
+    """JPEG files to .npy files: the library's image processor with Pillow, batches of 32, one process."""
+
+    name = "transformers loop"
+
+    def __init__(self, source: Source, device: str, dtype: torch.dtype) -> None:
+        self._processor = image_processor(source)
+        self._model = as_transformers(source, device=device, dtype=dtype)
+        self.dtype, self._device = dtype, device
+
+    @torch.inference_mode()
+    def run(self, paths: Sequence[Path], folder: Path) -> None:
+        """Encode all files."""
+        model = self._model
+        for number, batch in enumerate(_batches(paths)):
+            inputs = self._processor(images=[Image.open(path) for path in batch], return_tensors="pt")
+            found = model(pixel_values=inputs["pixel_values"].to(self._device, self.dtype))
+            tokens = model.visual_projection(model.vision_model.post_layernorm(found.last_hidden_state[:, 1:]))
+            _save(folder, number, tokens, found.image_embeds)
+
+
+class Extraction:
+    """JPEG files to a token store: `madkit extract` with its defaults, each time into a new workspace."""
+
+    name = "madkit extract"
+
+    def __init__(self, source: Source, device: str, *, batch: int = 0) -> None:
+        dtype = torch.float16 if torch.device(device).type == "cuda" else _FLOAT32
+        self._teacher: Teacher = as_teacher(source, device=device, dtype=dtype)
+        self._options = ExtractOptions(device=device, image_batch=batch)
+        self.dtype = dtype
+
+    def run(self, paths: Sequence[Path], folder: Path) -> Path:
+        """Extract all files and return the store's folder."""
+        with redirect_stderr(StringIO()):  # what it says of every single run is no news
+            report = extract_task(Workspace.at(folder), self._teacher, PictureTask(paths), options=self._options)
+        return report.path
+
+
+def stored_tokens(folder: Path, rows: int) -> npt.NDArray[Any]:
+    """Return the tokens [rows, P, D] of the first images, from a store or from .npy files."""
+    files = sorted(folder.glob("tokens-*.npy"))
+    if files:
+        return np.concatenate([np.load(file) for file in files[: -(-rows // PEER_BATCH)]])[:rows]
+    with TokenCache.open(next(iter(sorted(folder.glob("**/manifest.json")))).parent) as cache:
+        return cache.images.tokens(np.arange(rows))
+
+
+def empty(folder: Path) -> None:
+    """Remove what a run left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def reference(source: Source, images: Tensor) -> npt.NDArray[np.float64]:
+    """Return the tokens of a few images by open_clip's encoder in float64."""
+    reader = open_clip_reader(source, str(images.device), torch.float64)
+    tokens: npt.NDArray[np.float64] = reader.encode(images).cpu().numpy()
+    return tokens
+
+
+def _batches(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
+    for start in range(0, len(paths), PEER_BATCH):
+        yield paths[start : start + PEER_BATCH]
+
+
+def _save(folder: Path, number: int, tokens: Tensor, pooled: Tensor) -> None:
+    for name, values in (("tokens", tokens), ("globals", pooled)):
+        np.save(folder / f"{name}-{number:05d}.npy", values.to(torch.float16).cpu().numpy())
