@@ -165,8 +165,6 @@ class ShardedRows:
         spec = self.spec
         size = spec.inner_rows * spec.row_bytes
         shards = pieces.chunk // spec.inner_per_shard
-        if self._fetch is not None:
-            self._fetch(*(spec.file(shard) for shard in set(shards.tolist())))
         wanted = set(shards.tolist())
         with self._lock:
             unopened = wanted - self._files.keys()
@@ -242,8 +240,7 @@ class ShardedRows:
         known = self._maps  # no lock: single look-ups are atomic, and a fork may have copied a lock that is held
         found = {shard: there for shard in shards if (there := known.get(shard)) is not None}
         missing = shards - found.keys()
-        if missing and self._fetch is not None and self._fetch(*(self.spec.file(shard) for shard in missing)):
-            self._let_go_of_removed()
+        self._bring(missing)
         for shard in missing:
             file = self._open_shard(shard)
             self._remember(shard, self._read_index(shard, file))
@@ -280,8 +277,8 @@ class ShardedRows:
 
     def _bring(self, shards: set[int]) -> None:
         """Fetch the shards of a batch together, which can be many times as fast as one after the other."""
-        if self._fetch is not None and len(shards) > 1:
-            self._fetch(*(self.spec.file(shard) for shard in sorted(shards)))
+        if shards and self._fetch is not None and self._fetch(*(self.spec.file(shard) for shard in sorted(shards))):
+            self._let_go_of_removed()
 
     def _open_shard(self, shard: int) -> _OpenFile:
         name = self.spec.file(shard)
