@@ -17,13 +17,17 @@ madkit extract --teacher open_clip:ViT-B-16/datacomp_xl_s13b_b90k --task vqa --d
 madkit extract --teacher clip-vit-b32 --task snli-ve --allow-missing
 madkit extract --teacher clip-vit-l14 --task vqa --tokens selected:64 --store-dtype int8
 madkit extract --teacher clip-vit-l14 --task vcr --cache s3://bucket/caches
+madkit extract --adapter mini-mini-vcr-5pct-lora-s0-1a2b3c4d --task vcr
 """
 
 
 def extract(
     teacher: Annotated[
-        str, typer.Option("--teacher", metavar="NAME", help="See: madkit teachers list.", show_default=False)
-    ],
+        str | None,
+        typer.Option(
+            "--teacher", metavar="NAME", help="See: madkit teachers list.", show_default="the one that was adapted"
+        ),
+    ] = None,
     task: Annotated[
         list[str] | None,
         typer.Option(
@@ -32,6 +36,10 @@ def extract(
             help="vcr, snli-ve, vqa or an imported data set; may be repeated.",
             show_default="all imported, else the embedded three",
         ),
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", metavar="RUN", help="Name or folder of what madkit adapt made of the teacher."),
     ] = None,
     weights: Annotated[
         Path | None,
@@ -77,7 +85,14 @@ def extract(
         from madkit.extract.dry_run import dry_run as plan
 
         plans = plan(
-            place, teacher, task or (), weights=weights, shard_mb=shard_mb, tokens=tokens, store_dtype=store_dtype
+            place,
+            teacher,
+            task or (),
+            adapter=adapter,
+            weights=weights,
+            shard_mb=shard_mb,
+            tokens=tokens,
+            store_dtype=store_dtype,
         )
         rows = [row.as_row() for row in plans]
         emit({"stores": rows}, json_, lambda: _print_plan(rows))
@@ -88,6 +103,7 @@ def extract(
         place,
         teacher,
         task or (),
+        adapter=adapter,
         weights=weights,
         device=device,
         workers=workers,

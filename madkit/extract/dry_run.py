@@ -19,6 +19,7 @@ from madkit.extract.items import collect_items, split_names
 from madkit.extract.options import ExtractOptions
 from madkit.extract.planning import make_plan, store_identity
 from madkit.tasks.data import datasets_to_extract, open_task
+from madkit.teachers.adapter import named_teacher
 from madkit.teachers.known import parse_teacher_name
 from madkit.teachers.load import load_teacher
 
@@ -62,9 +63,10 @@ class PlanReport:
 
 def dry_run(
     workspace: Workspace,
-    teacher_name: str,
+    teacher_name: str | None,
     tasks: Sequence[str] = (),
     *,
+    adapter: str | None = None,
     weights: Path | None = None,
     shard_mb: float | None = None,
     tokens: str = "all",
@@ -73,7 +75,8 @@ def dry_run(
     """Plan an extraction. Arguments and errors as for :func:`madkit.extract.stage.extract`."""
     ExtractOptions(tokens=tokens, store_dtype=store_dtype)  # refuses what cannot be meant
     names = datasets_to_extract(workspace, tasks)
-    teacher = load_teacher(teacher_name, weights=weights)
+    given, adaptation = named_teacher(workspace, teacher_name, adapter)
+    teacher = load_teacher(given, weights=weights, adapter=adaptation)
     rows = []
     for name in names:
         data = open_task(workspace, name)

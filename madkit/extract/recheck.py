@@ -17,6 +17,7 @@ from madkit.core.workspace import Workspace
 from madkit.extract.items import Items, collect_items, split_names
 from madkit.extract.planning import store_identity
 from madkit.tasks.data import find_dataset, open_task
+from madkit.teachers.adapter import adapter_of_store, adapters_folder
 from madkit.teachers.interface import TextTeacher, VisionTeacher
 from madkit.teachers.load import load_teacher
 
@@ -61,7 +62,8 @@ def recheck(workspace: Workspace, path: Place, sample: int, *, weights: Path | N
         CacheError: data or teacher have changed since the store was made.
     """
     with TokenCache.open(path, check=True) as cache:
-        teacher = load_teacher(cache.teacher, weights=weights)
+        adapter = adapter_of_store(adapters_folder(workspace), cache.identity)
+        teacher = load_teacher(cache.teacher, weights=weights, adapter=adapter)
         data = find_dataset(workspace, str(cache.identity["source"]), str(cache.identity["revision"])) or open_task(
             workspace, str(cache.identity["task"]), build=False, part="auto"
         )

@@ -24,6 +24,7 @@ from madkit.extract.options import ExtractOptions, resolve_device
 from madkit.extract.pipeline import one_thread_per_operation
 from madkit.extract.planning import make_plan, store_identity
 from madkit.tasks.data import find_dataset, open_task
+from madkit.teachers.adapter import adapter_of_store, adapters_folder
 from madkit.teachers.load import load_teacher
 
 
@@ -95,7 +96,8 @@ def repair(
     chosen, _ = resolve_device(device)
     identity = manifest["identity"]
     with StopSignals() as signals:
-        teacher = load_teacher(str(identity["teacher"]), weights=weights, device=chosen)
+        adapter = adapter_of_store(adapters_folder(workspace), identity)
+        teacher = load_teacher(str(identity["teacher"]), weights=weights, device=chosen, adapter=adapter)
         data = find_dataset(workspace, str(identity["source"]), str(identity["revision"])) or open_task(
             workspace, str(identity["task"]), build=False, part="auto"
         )

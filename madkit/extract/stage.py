@@ -31,6 +31,7 @@ from madkit.extract.pipeline import one_thread_per_operation
 from madkit.extract.planning import dtype_name, make_plan, store_identity
 from madkit.extract.processes import Processes
 from madkit.tasks.data import TaskData, datasets_to_extract, open_task
+from madkit.teachers.adapter import named_teacher
 from madkit.teachers.interface import Teacher
 from madkit.teachers.known import parse_teacher_name
 from madkit.teachers.load import load_teacher
@@ -79,9 +80,10 @@ class StoreReport:
 
 def extract(
     workspace: Workspace,
-    teacher_name: str,
+    teacher_name: str | None,
     tasks: Sequence[str] = (),
     *,
+    adapter: str | None = None,
     weights: Path | None = None,
     device: str = "auto",
     workers: int = 0,
@@ -96,8 +98,9 @@ def extract(
 
     Args:
         workspace: where data is read and stores are written.
-        teacher_name: see :func:`madkit.teachers.load.load_teacher`.
+        teacher_name: see :func:`madkit.teachers.load.load_teacher`; None takes the one that ``adapter`` was made from.
         tasks: names of tasks or imported data sets; none means every imported one, or the embedded three.
+        adapter: name in the workspace, or folder, of an adaptation run whose outcome is applied to the teacher.
         weights: weight file or folder for the teacher.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         workers: threads that decode images; 0 for a choice.
@@ -134,9 +137,12 @@ def extract(
             )
             chosen, reason = processes.device(device)
             names = datasets_to_extract(workspace, tasks)
-            parse_teacher_name(teacher_name)
-            teacher = load_teacher(teacher_name, weights=weights, device=chosen)
-            info(f"Teacher {teacher.name} on {chosen} ({reason}), computing in {dtype_name(teacher)}.")
+            name, adaptation = named_teacher(workspace, teacher_name, adapter)
+            parse_teacher_name(name)
+            teacher = load_teacher(name, weights=weights, device=chosen, adapter=adaptation)
+            info(
+                f"Teacher {teacher.name}{_adapted(teacher)} on {chosen} ({reason}), computing in {dtype_name(teacher)}."
+            )
             return options, names, teacher
 
         options, names, teacher = processes.together(begin)
@@ -170,6 +176,12 @@ def _open(workspace: Workspace, name: str, part: str, signals: StopSignals) -> T
     if signals.requested:
         raise signals.error()
     return data
+
+
+def _adapted(teacher: Teacher) -> str:
+    sides = [side for side in (teacher.vision, teacher.text) if side is not None]
+    mark = next((side.identity["adapter"] for side in sides if "adapter" in side.identity), None)
+    return "" if mark is None else f", adapted as {mark['name']},"
 
 
 def extract_task(

@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from madkit.core.errors import DataError, MadkitError, NotFoundError
+from madkit.core.console import info
+from madkit.core.errors import DataError, MadkitError, NotFoundError, UsageProblem
 from madkit.core.files import digest_of, read_json, sha256_file
 from madkit.core.registry import suggest
 from madkit.core.workspace import Workspace
 from madkit.teachers.interface import Teacher, TextOutput, TextTeacher, TokenizedText, VisionOutput, VisionTeacher
+from madkit.teachers.preprocess import Preprocessing
 from madkit.teachers.side_modules import side_parameters, text_module, vision_module
 
 FILE = "adapter.safetensors"
@@ -88,9 +90,27 @@ def find_adapter(folder: Path, run: str) -> Path:
     )
 
 
-def adapted_from(path: Path) -> str:
-    """Return the name of the base teacher of a run's folder (NotFoundError, DataError as for :func:`read_adapter`)."""
-    return str(_manifest(path)["teacher"])
+def named_teacher(workspace: Workspace, teacher: str | None, run: str | None) -> tuple[str, Path | None]:
+    """Return a teacher's name and the folder of the adaptation that is applied to it, from what a user gave.
+
+    Args:
+        workspace: which keeps adaptations.
+        teacher: a teacher's name; None takes the one that was adapted.
+        run: see :func:`find_adapter`; None for a teacher as it is.
+
+    Raises:
+        UsageProblem: neither was given.
+        NotFoundError, DataError: see :func:`find_adapter` and :func:`read_adapter`.
+    """
+    if run is None:
+        if teacher is None:
+            raise UsageProblem("No teacher was named.", hint="--teacher NAME (see: madkit teachers list)")
+        return teacher, None
+    path = find_adapter(adapters_folder(workspace), run)
+    manifest = _manifest(path)
+    if manifest.get("untouched"):
+        info(f"The adaptation {path.name} kept {manifest['teacher']} as it was, so there is nothing to apply.")
+    return teacher or str(manifest["teacher"]), path
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -285,16 +305,11 @@ class ProjectedVision:
         self.grid = base.grid
         self.image_size = base.image_size
         self.identity = identity
-
-    @property
-    def preprocessing(self) -> Any:
-        """The base's."""
-        owner: Any = self.base
-        return owner.preprocessing
+        self.preprocessing: Preprocessing | None = getattr(base, "preprocessing", None)
 
     def load_image(self, path: Path) -> Tensor:
         """Read an image file as uint8 [3, H, W] (DataError when it cannot be)."""
-        return self.base.load_image(path)
+        return self.base.load_image(path) if self.preprocessing is None else self.preprocessing.load(path)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> VisionOutput:
@@ -336,7 +351,7 @@ class ProjectedText:
 def adapter_mark(identity: Mapping[str, Any]) -> dict[str, str] | None:
     """Return name and digest of the adapter in a store's identity, None for a teacher that was not adapted."""
     for side in SIDES:
-        found = identity.get(side, {}).get("adapter")
+        found = (identity.get(side) or {}).get("adapter")
         if found is not None:
             return {"name": str(found["name"]), "digest": str(found["digest"])}
     return None
