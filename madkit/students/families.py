@@ -71,6 +71,34 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
+class Official:
+    """How the authors' own weight files are read (`convert`).
+
+    Names of a state are the network's own; heads lie under `choice.` (a score for each candidate) or `answers.` (VQA,
+    entailment), followed by their names in the family's head.
+
+    Attributes:
+        rename: a file's key -> (its name in the state, ""), or (None, why it is left).
+        size_of: a state -> (layers, hidden width).
+        config: (config of the size that has these, the state) -> the config of the file.
+        adapt: (a state, its config) -> the state to load, and by name what was grown or filled in, and how.
+        lowercase: whether the authors' vocabulary is uncased.
+        binary: whether the head of a multiple choice has two outputs for each candidate.
+        answer_bias: the name under `answers.` whose length is the number of answers.
+        optional: beginnings of encoder names that files may lack; these are drawn afresh.
+    """
+
+    rename: Callable[[str], tuple[str | None, str]]
+    size_of: Callable[[State], tuple[int, int]]
+    config: Callable[[Any, State], Any]
+    adapt: Callable[[State, Any], tuple[State, dict[str, str]]]
+    lowercase: bool
+    binary: bool
+    answer_bias: str
+    optional: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """One kind of network.
 
@@ -89,6 +117,7 @@ class Family:
         visual: what its regions are: a detector's, patches of pixels, or a teacher's tokens.
         weights: where weights can be had.
         recipes: the paper's fine-tuning.
+        official: how the authors' files are read, None where there is no converter.
         inputs: a line on what goes in, for `madkit students show`.
     """
 
@@ -106,11 +135,13 @@ class Family:
     visual: Visual = "regions"
     weights: tuple[WeightSource, ...] = ()
     recipes: tuple[Recipe, ...] = ()
+    official: Official | None = None
 
 
 FAMILIES: Registry[Family] = Registry("student family")
 FAMILIES.register("uniter", "madkit.students.uniter:FAMILY", sizes=("base", "large", MINI))
 FAMILIES.register("villa", "madkit.students.villa:FAMILY", sizes=("base", "large", MINI))
+FAMILIES.register("visualbert", "madkit.students.visualbert:FAMILY", sizes=("base", MINI))
 
 
 def family_of(name: str) -> Family:

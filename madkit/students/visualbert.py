@@ -1,0 +1,211 @@
+"""VisualBERT (https://arxiv.org/abs/1908.03557; https://github.com/uclanlp/visualbert) on BERT layers.
+
+One stream: a region is the projection of its features, plus a visual type, plus a visual position. The position is row
+0 of its own table, and where words name the region (VCR's tags) the mean of those words' positions as well. Modules are
+named as in transformers' `VisualBertModel`, so its checkpoints fit key by key.
+
+The visual type is a trap: the authors' code gives every region type 0, transformers gives type 1 unless it is told
+otherwise, and the same weights answer differently. `visual_type` decides; 0 is the default here, as the weights were
+trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertPooler
+
+from madkit.students.encoder import BertLayers, Encoder, init_bert, widen_types
+from madkit.students.families import Family, Recipe, State, Weights, WeightSource
+from madkit.students.heads import HeadSpec, LinearHead, StudentHead
+from madkit.students.interface import Encoded, StudentInputs
+from madkit.students.text_style import TextStyle, segment_plan
+
+PREFIX = "visual_bert."
+HEAD = "cls."
+
+
+@dataclass(frozen=True, slots=True)
+class VisualBertConfig:
+    """Sizes of a VisualBERT network; the defaults are those of its VQA checkpoints."""
+
+    vocab_size: int = 30_522
+    hidden_size: int = 768
+    layers: int = 12
+    heads: int = 12
+    intermediate_size: int = 3072
+    max_positions: int = 512
+    types: int = 2
+    region_dim: int = 2048
+    dropout: float = 0.1
+    layer_norm_eps: float = 1e-12
+    visual_type: int = 0
+
+    def bert(self) -> BertConfig:
+        """The layers as BERT's."""
+        options: dict[str, Any] = {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.max_positions,
+            "type_vocab_size": self.types,
+            "hidden_dropout_prob": self.dropout,
+            "attention_probs_dropout_prob": self.dropout,
+            "layer_norm_eps": self.layer_norm_eps,
+            "attn_implementation": "sdpa",
+        }
+        return BertConfig(**options)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as config.json holds them."""
+        return asdict(self)
+
+
+class VisualBertEmbeddings(nn.Module):
+    """Words, positions and types of text; projection, position and type of regions; one LayerNorm over both."""
+
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.visual_type = config.visual_type
+        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=0)
+        self.position_embeddings = nn.Embedding(config.max_positions, width)
+        self.token_type_embeddings = nn.Embedding(config.types, width)
+        self.visual_token_type_embeddings = nn.Embedding(config.types, width)
+        self.visual_position_embeddings = nn.Embedding(config.max_positions, width)
+        self.visual_projection = nn.Linear(config.region_dim, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, inputs: StudentInputs) -> Tensor:
+        """Embeddings [S, T + R, H]."""
+        T, R = inputs.input_ids.shape[1], inputs.region_features.shape[1]
+        positions = self.position_embeddings.weight[:T]
+        text = self.word_embeddings(inputs.input_ids) + self.token_type_embeddings(inputs.token_type_ids) + positions
+        seen = self.visual_projection(inputs.region_features)[inputs.image_index]  # projected once for each image
+        kind = self.visual_token_type_embeddings.weight[self.visual_type]
+        regions = seen + self.visual_position_embeddings.weight[0] + kind
+        named = (inputs.tag_regions[:, None, :] == torch.arange(R, device=text.device)[:, None]).to(text.dtype)
+        words = torch.matmul(named, positions) / named.sum(-1, keepdim=True).clamp_min(1)  # [S, R, H]
+        joined = torch.cat([text, regions + words], dim=1)
+        embedded: Tensor = self.dropout(self.LayerNorm(joined))
+        return embedded
+
+
+class VisualBertModel(Encoder):
+    """Embeddings, BERT layers, pooler."""
+
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__(config)
+        bert = config.bert()
+        self.embeddings = VisualBertEmbeddings(config)
+        self.encoder = BertLayers(bert, config.layers)
+        self.pooler = BertPooler(bert)
+        self.apply(init_bert)
+        tables = self.embeddings  # a fresh network begins as the authors' does: visual tables copy the text ones
+        tables.visual_token_type_embeddings.weight.data.copy_(tables.token_type_embeddings.weight.data)
+        tables.visual_position_embeddings.weight.data.copy_(tables.position_embeddings.weight.data)
+
+    def forward(self, inputs: StudentInputs) -> Encoded:
+        """Pooled states [S, H], and hidden states of embeddings and every layer, each [S, T + R, H]."""
+        mask = torch.cat([inputs.text_mask, inputs.region_mask[inputs.image_index]], dim=1)
+        states = self.encoder(self.embeddings(inputs), mask)
+        return Encoded(self.pooler(states[-1]), states)
+
+
+class MaskStateHead(StudentHead):
+    """Dropout and one Linear on the state of the [MASK] that stands before the last [SEP]."""
+
+    def __init__(self, hidden_size: int, spec: HeadSpec, dropout: float = 0.1) -> None:
+        super().__init__(spec)
+        last = nn.Linear(hidden_size, spec.size)
+        nn.init.normal_(last.weight, std=0.02)
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(nn.Dropout(dropout), last)
+
+    def forward(self, encoded: Encoded, inputs: StudentInputs) -> Tensor:
+        """Outputs [S, spec.size]."""
+        place = inputs.last_text_index - 1
+        masked = encoded.states[-1][torch.arange(len(place), device=place.device), place]
+        logits: Tensor = self.layers(masked)
+        return logits
+
+
+def make_head(config: VisualBertConfig, spec: HeadSpec) -> StudentHead:
+    """The authors' heads: VQA's answer is read at the [MASK], everything else at the pooled [CLS]."""
+    kind = MaskStateHead if spec.kind == "vqa" else LinearHead
+    return kind(config.hidden_size, spec, config.dropout)
+
+
+def from_text(state: State, config: VisualBertConfig) -> State:
+    """BERT's tensors, and the visual tables as copies of the text ones (the authors' `special_visual_initialize`)."""
+    kinds = widen_types(state["embeddings.token_type_embeddings.weight"], config.types)
+    return {
+        **state,
+        "embeddings.token_type_embeddings.weight": kinds,
+        "embeddings.visual_token_type_embeddings.weight": kinds.clone(),
+        "embeddings.visual_position_embeddings.weight": state["embeddings.position_embeddings.weight"].clone(),
+    }
+
+
+def read_visual_bert(described: Mapping[str, Any], state: State) -> Weights:
+    """A checkpoint of transformers' VisualBERT classes (`uclanlp/visualbert-vcr` and its kin).
+
+    The head of `VisualBertForMultipleChoice` is kept; heads over answers are left, since the checkpoints do not name
+    the answers.
+    """
+    own = {key.removeprefix(PREFIX): value for key, value in state.items() if not key.startswith(HEAD)}
+    own = {key: value for key, value in own.items() if not key.endswith("position_ids")}
+    left = [key for key in state if key.startswith(HEAD) or key.endswith("position_ids")]
+    config = VisualBertConfig(
+        vocab_size=int(described.get("vocab_size", 30_522)),
+        hidden_size=int(described.get("hidden_size", 768)),
+        layers=int(described.get("num_hidden_layers", 12)),
+        heads=int(described.get("num_attention_heads", 12)),
+        intermediate_size=int(described.get("intermediate_size", 3072)),
+        max_positions=int(described.get("max_position_embeddings", 512)),
+        types=int(described.get("type_vocab_size", 2)),
+        region_dim=int(described.get("visual_embedding_dim", 512)),
+        dropout=float(described.get("hidden_dropout_prob", 0.1)),
+        layer_norm_eps=float(described.get("layer_norm_eps", 1e-12)),
+    )
+    head, head_state = None, {}
+    weight = state.get(f"{HEAD}weight")
+    if weight is not None and weight.shape[0] == 1:
+        head = HeadSpec("multiple-choice")
+        head_state = {f"layers.1.{part}": state[HEAD + part] for part in ("weight", "bias")}
+        left = [key for key in left if key not in (f"{HEAD}weight", f"{HEAD}bias")]
+    return Weights(config, own, tuple(left), head, head_state)
+
+
+_MINI = VisualBertConfig(
+    vocab_size=806, hidden_size=128, layers=3, heads=4, intermediate_size=512, max_positions=64, region_dim=768
+)
+FAMILY = Family(
+    name="visualbert",
+    title="one stream over text and regions, uncased BERT layers, regions without location",
+    paper="https://arxiv.org/abs/1908.03557",
+    config=VisualBertConfig,
+    model=VisualBertModel,
+    sizes={"base": VisualBertConfig(), "mini": _MINI},
+    text=TextStyle(segment_plan((0, 1), mask=True)),
+    make_head=make_head,
+    inputs="text, with a [MASK] where no candidate follows; regions without location; words that name a region",
+    from_text=from_text,
+    readers={"visual_bert": read_visual_bert},
+    weights=(
+        WeightSource("uclanlp/visualbert-vcr", "--init", "Apache-2.0 (code)", "fine-tuned on VCR; 512-d features"),
+        WeightSource("uclanlp/visualbert-vqa-coco-pre", "--init", "Apache-2.0 (code)", "2048-d features"),
+        WeightSource("bert-base-uncased", "--init", "Apache-2.0", "text layers; visual tables copy the text ones"),
+    ),
+    recipes=(
+        Recipe("vcr", "base", 2e-5, "32 questions", "8 epochs (12 for rationales)", "0.1", "softmax", "text up to 128"),
+    ),
+)
