@@ -1,8 +1,9 @@
 """Random batches out of a token store, against `np.take` on a flat memory map and a gather of zarr-python's reads.
 
 The three hold the same random values and read the same shuffled batches in turns, within one process. The memory map
-is the limit: no index, no shards, no checks. Cold means that the pages of all files were dropped before each turn and
-that every side opened its files anew.
+is the limit when warm: no index, no shards, no checks. It runs twice in each turn; the two differ by noise alone. Cold
+means that before every single batch the pages of all files are dropped, that the system is asked whether they
+went, and that the side opens its files anew: the state of every batch of a store that is larger than the memory.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from madkit.bench.machine import busy, forget_cached, machine_facts
+from madkit.bench.machine import busy, cached_bytes, forget_cached, machine_facts
 from madkit.cache import TokenCache
 from madkit.cache.layout import DEFAULT_SHARD_MB, image_layout, text_layout
 from madkit.cache.plan import PARTS, StorePlan
@@ -31,6 +32,9 @@ Rows = npt.NDArray[np.int64]
 Read = Callable[[Rows], npt.NDArray[np.float16]]
 TEXT_TOKENS = 20
 MADKIT, FLAT, ZARR = "madkit", "np.take", "zarr-python"
+AGAIN = "np.take again"
+IMAGE_BYTES = 400_000_000  # of the made-up store, unless told otherwise
+_STAYED = 0.01  # of the files' pages in memory, from which on a batch is not cold
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +42,33 @@ class ReadBenchOptions:
     """What to measure.
 
     Attributes:
-        images: images in the made-up store.
+        images: images in the made-up store; None for about 0.4 GB.
         tokens: tokens of an image (257: all of ViT-L/14 at 224 pixels; 33: a selection).
         dim: width.
         texts: texts, of about 20 tokens.
         batch: items read at a time.
-        batches: batches of a turn.
+        batches: batches of a warm turn.
+        cold_batches: batches of a cold turn.
         repeats: turns of each side; medians are reported.
     """
 
-    images: int = 1024
+    images: int | None = None
     tokens: int = 257
     dim: int = 768
     texts: int = 8192
     batch: int = 64
     batches: int = 12
-    repeats: int = 3
+    cold_batches: int = 2
+    repeats: int = 5
+
+    @property
+    def image_count(self) -> int:
+        """Images in the made-up store."""
+        fitting = max(self.batch, IMAGE_BYTES // (self.tokens * self.dim * 2))
+        return fitting if self.images is None else self.images
 
     def __post_init__(self) -> None:
-        if min(self.images, self.texts) < self.batch:
+        if min(self.image_count, self.texts) < self.batch:
             raise UsageProblem(
                 f"Batches of {self.batch} need as many images and texts at least.", hint="--images 1024 --texts 8192"
             )
@@ -66,14 +78,18 @@ def bench_cache_read(options: ReadBenchOptions | None = None) -> dict[str, Any]:
     """Write a store and flat files of random values, measure, and remove them.
 
     Returns:
-        ``machine``, ``options``, ``rows`` (part, state, items per second of each side and the ratios), ``warnings``.
+        ``machine``, ``options``, ``rows`` and ``warnings``. A row holds ``part``, ``state``, ``items_per_s`` of each
+        side, the ratios ``of_np_take`` and ``of_zarr_python`` with their least and greatest over the turns
+        (``..._range``), ``noise`` (by how much two runs of `np.take` differed, as a share), and for cold batches
+        ``read_mb``: what came into memory for a batch, by the system's account. Warm ones hold ``of_np_take_cpu``,
+        the ratio of processor times, which bears a busy machine better.
 
     Raises:
         RunError: not enough disk, or a side read other values than were written.
         UsageProblem: options that cannot be meant.
     """
     options = options or ReadBenchOptions()
-    size = (options.images * options.tokens + options.texts * TEXT_TOKENS * 2) * options.dim * 2
+    size = (options.image_count * options.tokens + options.texts * TEXT_TOKENS * 2) * options.dim * 2
     machine = machine_facts()
     with tempfile.TemporaryDirectory(prefix="madkit-bench-") as name:
         folder = Path(name)
@@ -85,12 +101,14 @@ def bench_cache_read(options: ReadBenchOptions | None = None) -> dict[str, Any]:
             )
         _write(folder, options)
         rows = [*_images(folder, options), *_texts(folder, options)]
-    warning = busy(machine)
+    warnings = [warning] if (warning := busy(machine)) else []
+    if not any(row["state"] == "cold" for row in rows):
+        warnings.append("Cold batches are left out: the system did not drop the files' pages.")
     return {
         "machine": machine,
         "options": {field: getattr(options, field) for field in ReadBenchOptions.__dataclass_fields__},
         "rows": rows,
-        "warnings": [warning] if warning else [],
+        "warnings": warnings,
     }
 
 
@@ -99,11 +117,11 @@ def _write(folder: Path, options: ReadBenchOptions) -> None:
     lengths = draw.integers(TEXT_TOKENS // 2, TEXT_TOKENS * 3 // 2, options.texts).astype(np.int64)
     plan = StorePlan(
         identity={"teacher": "bench", "task": "bench", "source": "bench", "revision": "bench"},
-        image_ids=[str(number) for number in range(options.images)],
+        image_ids=[str(number) for number in range(options.image_count)],
         image_aliases={},
         texts=[str(number) for number in range(options.texts)],
         lengths=lengths,
-        images=image_layout(options.images, (1, options.tokens), options.dim, DEFAULT_SHARD_MB),
+        images=image_layout(options.image_count, (1, options.tokens), options.dim, DEFAULT_SHARD_MB),
         text=text_layout(lengths, options.dim, DEFAULT_SHARD_MB),
         facts={},
     )
@@ -140,7 +158,7 @@ def _images(folder: Path, options: ReadBenchOptions) -> list[dict[str, Any]]:
         return TokenCache.open(folder / "store").images.tokens
 
     def flat() -> Read:
-        shape = (options.images, options.tokens, options.dim)
+        shape = (options.image_count, options.tokens, options.dim)
         whole = np.memmap(folder / "images.bin", np.float16, "r", shape=shape)
         return lambda rows: np.take(whole, rows, axis=0)
 
@@ -148,7 +166,7 @@ def _images(folder: Path, options: ReadBenchOptions) -> list[dict[str, Any]]:
         array: Any = zarr.open_group(folder / "store", mode="r")["images/tokens"]
         return lambda rows: np.stack([array[int(row)] for row in rows])
 
-    return _compare("images", folder, options, options.images, {MADKIT: ours, FLAT: flat, ZARR: gather})
+    return _compare("images", folder, options, options.image_count, {MADKIT: ours, FLAT: flat, ZARR: gather})
 
 
 def _texts(folder: Path, options: ReadBenchOptions) -> list[dict[str, Any]]:
@@ -192,37 +210,84 @@ def _compare(
     draw = np.random.default_rng(1)
     batches = [draw.choice(items, options.batch, replace=False) for _ in range(options.batches)]
     _same(part, {name: make()(batches[0]) for name, make in sides.items()})
-    found: list[dict[str, Any]] = []
-    for state in ("warm", "cold"):
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(options.repeats):
-            for name, make in sides.items():
-                # the peer that is slower by orders of magnitude reads fewer batches
-                mine = batches if name != ZARR else batches[: max(1, options.batches // 6)]
-                if state == "cold" and not all(forget_cached(path) for path in _data_files(folder)):
-                    return found
-                seconds[name].append(_time(make(), mine, warm=state == "warm") / (len(mine) * options.batch))
-        per_second = {name: 1 / median(values) for name, values in seconds.items()}
-        found.append(
-            {
-                "part": part,
-                "state": state,
-                "items_per_s": {name: round(value, 1) for name, value in per_second.items()},
-                "of_np_take": round(per_second[MADKIT] / per_second[FLAT], 3),
-                "of_zarr_python": round(per_second[MADKIT] / per_second[ZARR], 2),
-            }
-        )
-    return found
+    sides = {**sides, AGAIN: sides[FLAT]}
+    turns, cpu = _warm(sides, batches, options.repeats)
+    spent = round(median(theirs / ours for theirs, ours in zip(cpu[FLAT], cpu[MADKIT], strict=True)), 3)
+    rows = [{**_row(part, "warm", options, turns), "of_np_take_cpu": spent}]
+    cold = [
+        draw.choice(items, options.batch, replace=False) for _ in range(max(1, options.repeats * options.cold_batches))
+    ]
+    seconds, read = _cold(sides, cold, _data_files(folder))
+    if seconds:
+        rows.append({**_row(part, "cold", options, seconds), "read_mb": read})
+    return rows
 
 
-def _time(read: Read, batches: Sequence[Rows], *, warm: bool) -> float:
-    if warm:
-        for batch in batches:  # pages of the file and of the map are there, indices are parsed
+def _warm(
+    sides: dict[str, Callable[[], Read]], batches: Sequence[Rows], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Return seconds a batch of each side, turn by turn, by the clock and of the processor."""
+    # the peer that is slower by orders of magnitude reads fewer batches
+    mine = {name: batches if name != ZARR else batches[: max(1, len(batches) // 6)] for name in sides}
+    readers = {name: make() for name, make in sides.items()}
+    for name, read in readers.items():
+        for batch in mine[name]:  # pages of the file and of the map are there, indices are parsed
             read(batch)
-    started = time.perf_counter()
-    for batch in batches:
-        read(batch)
-    return time.perf_counter() - started
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    cpu: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(repeats):
+        for name in _order(sides, turn):
+            started, spent = time.perf_counter(), time.process_time()
+            for batch in mine[name]:
+                readers[name](batch)
+            seconds[name].append((time.perf_counter() - started) / len(mine[name]))
+            cpu[name].append((time.process_time() - spent) / len(mine[name]))
+    return seconds, cpu
+
+
+def _cold(
+    sides: dict[str, Callable[[], Read]], batches: Sequence[Rows], files: Sequence[Path]
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Return seconds of each batch and side, and MB that a batch brought into memory. Empty where pages stay."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    brought: dict[str, list[float]] = {name: [] for name in sides}
+    size = sum(path.stat().st_size for path in files)
+    for number, batch in enumerate(batches):
+        for name in _order(sides, number):
+            if not all(forget_cached(path) for path in files):
+                return {}, {}
+            stayed = cached_bytes(files)
+            if stayed is None or stayed > _STAYED * size + 2**20:
+                return {}, {}
+            read = sides[name]()
+            started = time.perf_counter()
+            read(batch)
+            seconds[name].append(time.perf_counter() - started)
+            del read  # its maps would keep pages in memory
+            brought[name].append(((cached_bytes(files) or stayed) - stayed) / 1e6)
+    return seconds, {name: round(median(values), 1) for name, values in brought.items() if name != AGAIN}
+
+
+def _order(sides: dict[str, Callable[[], Read]], turn: int) -> list[str]:
+    """Let another side begin each turn."""
+    names = list(sides)
+    return names[turn % len(names) :] + names[: turn % len(names)]
+
+
+def _row(part: str, state: str, options: ReadBenchOptions, seconds: dict[str, list[float]]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "part": part,
+        "state": state,
+        "items_per_s": {
+            name: round(options.batch / median(values), 1) for name, values in seconds.items() if name != AGAIN
+        },
+    }
+    for key, peer in (("of_np_take", FLAT), ("of_zarr_python", ZARR)):
+        # turn by turn, since whatever else the machine does weighs on neighbours alike
+        ratios = [theirs / ours for theirs, ours in zip(seconds[peer], seconds[MADKIT], strict=True)]
+        row |= {key: round(median(ratios), 3), f"{key}_range": [round(min(ratios), 3), round(max(ratios), 3)]}
+    both = zip(seconds[FLAT], seconds[AGAIN], strict=True)
+    return {**row, "noise": round(median(abs(again / first - 1) for first, again in both), 3)}
 
 
 def _data_files(folder: Path) -> list[Path]:

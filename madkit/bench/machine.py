@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +75,17 @@ def forget_cached(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def cached_bytes(paths: Iterable[Path]) -> int | None:
+    """How much of some files is in memory, in whole pages. None where the system does not tell."""
+    from madkit.cache.mapped import MappedFile
+
+    total = 0
+    for path in paths:
+        with path.open("rb") as file:
+            found = MappedFile(file.fileno()).cached_bytes()
+        if found is None:
+            return None
+        total += found
+    return total

@@ -89,7 +89,7 @@ app.command("text")(bench_teachers.text)
 
 def _print_read(document: dict[str, Any]) -> None:
     print_table(
-        ["", "", "madkit/s", "np.take/s", "zarr-python/s", "of np.take", "of zarr-python"],
+        ["", "", "madkit/s", "np.take/s", "zarr-python/s", "x np.take", "x zarr"],
         [
             [
                 row["part"],
@@ -104,13 +104,12 @@ def _print_read(document: dict[str, Any]) -> None:
     )
     for row in document["rows"]:
         low, high = row["of_np_take_range"]
-        print(
-            f"{row['part'].capitalize()}, {row['state']}: {low:.2f}x to {high:.2f}x of np.take over the turns; "
-            f"np.take against itself: {row['noise']:.0%}."
-        )
+        cpu = f", {row['of_np_take_cpu']:.2f}x by CPU time" if "of_np_take_cpu" in row else ""
+        print(f"{row['part'].capitalize()}, {row['state']}: {low:.2f}x to {high:.2f}x of np.take over the turns{cpu}.")
+        print(f"  np.take against itself: {row['noise']:.0%}.")
         if "read_mb" in row:
             came = ", ".join(f"{name} {value:,.1f} MB" for name, value in row["read_mb"].items())
-            print(f"  From the disk for a batch: {came}.")
+            print(f"  Read for a batch: {came}.")
     for warning in document["warnings"]:
         print(f"Warning: {warning}")
 
