@@ -108,7 +108,7 @@ class Written:
 
 
 @pytest.mark.parametrize("check", [False, True])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(shape=shapes(), data=st.data())
 def test_any_batch_equals_row_reads_what_was_written_and_zarr_python(
     check: bool, shape: Shape, data: st.DataObject

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from madkit.cache import TokenCache
 from madkit.cache.rows import ShardedRows, read_spec
@@ -43,38 +40,6 @@ def test_a_shard_is_what_zarr_python_writes_for_the_same_values(store: Any, tmp_
     array[:] = store.images
     reader = ShardedRows(target, read_spec(target, spec.name), check=True)
     np.testing.assert_array_equal(reader.take([3, 0, 6]), store.images[[3, 0, 6]])
-
-
-@settings(max_examples=30)
-@given(st.data())
-def test_any_batch_equals_row_reads_equals_what_was_written(data: st.DataObject) -> None:
-    lengths = data.draw(st.lists(st.one_of(st.integers(0, 6), st.sampled_from([127, 128, 129, 300])), max_size=12))
-    images = data.draw(st.integers(0, 9))
-    with tempfile.TemporaryDirectory() as folder:
-        written = _MAKER(
-            Path(folder) / "store", lengths, images, shard_mb=data.draw(st.sampled_from([0.0001, 0.001, 1]))
-        )
-        with TokenCache.open(written.path, check=data.draw(st.booleans())) as cache:
-            rows = data.draw(st.lists(st.integers(0, images - 1), max_size=12)) if images else []
-            np.testing.assert_array_equal(cache.images.tokens(rows), written.images[rows])
-            np.testing.assert_array_equal(cache.images.globals(rows), written.image_globals[rows])
-            rows = data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=12)) if lengths else []
-            got = cache.texts.tokens(rows)
-            np.testing.assert_array_equal(cache.texts.globals(rows), written.text_globals[rows])
-            assert got.offsets.tolist() == np.cumsum([0, *(lengths[row] for row in rows)]).tolist()
-            for number, row in enumerate(rows):
-                part = slice(got.offsets[number], got.offsets[number + 1])
-                np.testing.assert_array_equal(got.tokens[part], written.tokens[row])
-                np.testing.assert_array_equal(got.spans[part], written.spans[row])
-
-
-@pytest.fixture(autouse=True)
-def _give_maker(maker: Callable[..., Any]) -> None:
-    global _MAKER
-    _MAKER = maker
-
-
-_MAKER: Callable[..., Any]
 
 
 @pytest.mark.parametrize("window", [1 << 18, 1 << 30])
