@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from madkit.cache.layout import LOCK, MANIFEST, PLAN
-from madkit.cache.reader import Place, TokenCache, read_document, read_manifest
+from madkit.cache.reader import Place, TokenCache, adapter_name, read_document, read_manifest
 from madkit.cache.remote import RemoteStore, stores_below
 from madkit.cache.remote_files import CONCURRENT, RemoteError
 from madkit.cache.remote_lock import RemoteLock
@@ -62,6 +62,7 @@ class StoreRow:
             "name": self.path.name,
             "state": self.state,
             **facts,
+            "adapter": adapter_name(self.identity),
             "images": self.images,
             "texts": self.texts,
             "absent": self.absent,
@@ -149,8 +150,9 @@ def choose_cache(workspace: Workspace, task_data: DataOfTask, teacher: str | Non
 
 
 def _nothing_fits(task: str, source: str, teacher: str | None, of_source: list[StoreRow]) -> NotFoundError:
-    have = sorted({str(row.identity["teacher"]) for row in of_source})
-    command = f"madkit extract --teacher {teacher or (have[0] if have else 'mini')} --task {task}"
+    have = sorted({adapter_name(row.identity) or str(row.identity["teacher"]) for row in of_source})
+    bases = sorted({str(row.identity["teacher"]) for row in of_source})
+    command = f"madkit extract --teacher {teacher or (bases[0] if bases else 'mini')} --task {task}"
     if not of_source:
         return NotFoundError(f"The workspace has no token cache for {source}.", hint=f"make one: {command}")
     if teacher is not None and teacher not in have:
@@ -166,7 +168,9 @@ def _nothing_fits(task: str, source: str, teacher: str | None, of_source: list[S
 
 
 def _names(row: StoreRow) -> set[str]:
-    return {str(row.identity.get("teacher")), row.path.name, row.path.name.rpartition("-")[2]}
+    """What a store may be called: an adapted teacher goes by its adaptation's name, for its base is another teacher."""
+    teacher = adapter_name(row.identity) or str(row.identity.get("teacher"))
+    return {teacher, row.path.name, row.path.name.rpartition("-")[2]}
 
 
 def find_store(workspace: Workspace, name: str | None) -> list[Place]:
@@ -227,7 +231,8 @@ def plan_prune(workspace: Workspace, store: str | None = None) -> list[Removal]:
 
 
 def _kind(row: StoreRow) -> tuple[Any, ...]:
-    return tuple(row.identity.get(name) for name in ("teacher", "source", "selection", "dtype"))
+    facts = [row.identity.get(name) for name in ("teacher", "source", "selection", "dtype")]
+    return (*facts, adapter_name(row.identity))
 
 
 def remove_store(path: Place) -> None:

@@ -192,9 +192,17 @@ def missing_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     return bad
 
 
+def adapter_name(identity: Mapping[str, Any]) -> str | None:
+    """Return the name of the adaptation in a store's identity, None for a teacher as its publisher made it."""
+    sides = (identity.get(side) or {} for side in ("vision", "text"))
+    return next((str(side["adapter"]["name"]) for side in sides if "adapter" in side), None)
+
+
 def extract_command(identity: Mapping[str, Any]) -> str:
     """Return the command that makes a store."""
     command = f"madkit extract --teacher {identity.get('teacher')} --task {identity.get('task')}"
+    if (adapted := adapter_name(identity)) is not None:
+        command += f" --adapter {adapted}"
     if identity.get("dtype", "float16") != "float16":
         command += f" --store-dtype {identity['dtype']}"
     if identity.get("selection", "all") != "all":

@@ -48,7 +48,7 @@ def list_(cache: CacheOption = None, workspace: WorkspaceOption = None, json_: J
             [
                 [
                     row["name"],
-                    row["teacher"],
+                    row["adapter"] or row["teacher"],
                     row["source"],
                     row["selection"],
                     row["dtype"],

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from madkit.cache import TokenCache, choose_cache
+from madkit.cache.reader import adapter_name
 from madkit.core.console import info, progress
 from madkit.core.errors import RunError, UsageProblem
 from madkit.core.files import FileLock, digest_of, sha256_file, write_json_atomic, write_text_atomic
@@ -185,7 +186,7 @@ class _Run:
             arm=self.config.arm,
             shots=shots,
             seed=seed,
-            teacher=None if self.cache is None else self.cache.teacher,
+            teacher=None if self.cache is None else adapter_name(self.cache.identity) or self.cache.teacher,
             cache_key=None if self.cache is None else self.cache.path.name,
             examples=digest_of([example.id for example in self.labelled]),
             regions=data.region_digest(),
