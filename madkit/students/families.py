@@ -142,6 +142,7 @@ FAMILIES: Registry[Family] = Registry("student family")
 FAMILIES.register("uniter", "madkit.students.uniter:FAMILY", sizes=("base", "large", MINI))
 FAMILIES.register("villa", "madkit.students.villa:FAMILY", sizes=("base", "large", MINI))
 FAMILIES.register("visualbert", "madkit.students.visualbert:FAMILY", sizes=("base", MINI))
+FAMILIES.register("lxmert", "madkit.students.lxmert:FAMILY", sizes=("base", MINI))
 
 
 def family_of(name: str) -> Family:
