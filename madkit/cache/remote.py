@@ -143,8 +143,8 @@ def forget_other(mirror: Path, files: Mapping[str, Any]) -> None:
     for name in {*known, *files}:
         if known.get(name) != files.get(name):
             (mirror / name).unlink(missing_ok=True)
-        elif unit_of_file(name) is not None:
-            share(mirror / name)
+        else:
+            share(mirror, name)
 
 
 @contextmanager

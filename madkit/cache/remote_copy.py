@@ -10,7 +10,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from madkit.cache.journal import journal_rows
@@ -18,7 +17,7 @@ from madkit.cache.layout import JOURNAL, MANIFEST, PLAN
 from madkit.cache.plan import compact_json, unit_of_file
 from madkit.cache.remote import JOURNAL_FOLDER, RemoteStore, known_files, remote_store, to_json
 from madkit.cache.remote_lock import RemoteLock
-from madkit.cache.remote_mirror import Fetcher, make_room, share
+from madkit.cache.remote_mirror import Fetcher, difference, make_room, share
 from madkit.core.console import info
 from madkit.core.errors import DataError
 from madkit.core.files import write_bytes_atomic
@@ -152,12 +151,13 @@ class RemoteCopy:
         for line in lines.values():
             for name, entry in line["files"].items():
                 if known.get(name) == entry:
-                    share(self._mirror / name)
+                    share(self._mirror, name)
                 else:
                     (self._mirror / name).unlink(missing_ok=True)
                 self._known[name] = entry
         here = {place: row for place, row in local.items() if row["files"] is not None and place not in lines}
-        self._waiting = [row for row in here.values() if self._all_here(row)]
+        again = {unit_of_file(name) for name in self._damaged}
+        self._waiting = [row for place, row in here.items() if place not in again and self._sound_here(row)]
         self._journalled = set(lines)
         rows = [*lines.values(), *self._waiting]
         write_bytes_atomic(self._mirror / JOURNAL, b"".join(compact_json(dict(row)) for row in rows))
@@ -223,8 +223,11 @@ class RemoteCopy:
                 lines[str(line["part"]), int(line["unit"])] = line
         return dict(sorted(lines.items()))
 
-    def _all_here(self, line: Line) -> bool:
-        return all(_size(self._mirror / name) == int(entry["bytes"]) for name, entry in line["files"].items())
+    def _sound_here(self, line: Line) -> bool:
+        files = line["files"].items()
+        return all(
+            (self._mirror / name).is_file() and not difference(self._mirror / name, entry) for name, entry in files
+        )
 
     def _same(self, name: str, entry: Mapping[str, Any]) -> bool:
         """Whether the remote store has a file that follows from the plan; the plan fixes all but groups' attributes."""
@@ -259,7 +262,7 @@ class RemoteCopy:
         self._known.update(files)
         for name in files:
             self._sizes[name] = int(files[name]["bytes"])
-            share(self._mirror / name)
+            share(self._mirror, name)
         make_room(sum(int(entry["bytes"]) for entry in files.values()))
 
 
@@ -333,10 +336,3 @@ def remote_units(store: RemoteStore) -> set[Place]:
         if folder == JOURNAL_FOLDER and unit.isdigit():
             found.add((part, int(unit)))
     return found
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1

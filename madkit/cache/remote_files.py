@@ -19,7 +19,7 @@ from madkit.core.errors import CacheError, MadkitError, NotFoundError, UsageProb
 DELAYS = (0.5, 1.5, 4.0)
 """Seconds before each further attempt where the network fails, after what the file system's own library has tried."""
 CONCURRENT = 8
-_FLAT = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory", "oci", "oss")
+_FLAT = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss")
 """Schemes without folders: a missing path on writing means a missing bucket there, elsewhere a missing folder."""
 _EXTRAS = {"s3": "madkit[s3]", "s3a": "madkit[s3]", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 _OF_THIS_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE)

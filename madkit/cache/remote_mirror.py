@@ -28,6 +28,8 @@ LIMIT_VARIABLE = "MADKIT_CACHE_LIMIT_GB"
 FREE_SHARE = 0.1
 """Without a limit, this share of the disk is kept free."""
 PART = ".part"
+_SMALL = ("unit_statistics", "channel_scales", "unit_cosines")
+"""Arrays of a few KB per unit, which are read over all units at once and never make room."""
 _SLOTS = 64
 _STALE_PART_S = 3600.0
 _TOUCH_S = 60.0
@@ -86,11 +88,10 @@ class Fetcher:
                 part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{PART}")
                 try:
                     self.remote.download(name, part)
-                    wrong = _difference(part, entry)
+                    wrong = difference(part, entry)
                     if not wrong:
-                        if unit_of_file(name) is not None:
-                            part.chmod(_READ_ONLY)
                         part.replace(target)
+                        share(self.mirror, name)
                         return
                 finally:
                     part.unlink(missing_ok=True)
@@ -100,7 +101,8 @@ class Fetcher:
         )
 
 
-def _difference(path: Path, entry: Mapping[str, Any]) -> str:
+def difference(path: Path, entry: Mapping[str, Any]) -> str:
+    """Say in what a file differs from its entry in a manifest; empty where it does not."""
     size = path.stat().st_size
     if size != int(entry["bytes"]):
         return f"{size:,} bytes instead of {int(entry['bytes']):,}"
@@ -124,10 +126,11 @@ def _slot(mirror: Path, name: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def share(path: Path) -> None:
+def share(mirror: Path, name: str) -> None:
     """Mark a payload file as one that the remote store holds too, so that it may make room."""
-    with suppress(FileNotFoundError):
-        path.chmod(_READ_ONLY)
+    if unit_of_file(name) is not None and name.split("/")[1] not in _SMALL:
+        with suppress(FileNotFoundError):
+            (mirror / name).chmod(_READ_ONLY)
 
 
 def size_limit() -> int | None:

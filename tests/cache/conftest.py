@@ -26,6 +26,16 @@ class Written:
     tokens: list[npt.NDArray[np.float16]]
     spans: list[npt.NDArray[np.int32]]
     text_globals: npt.NDArray[np.float16]
+    plan: StorePlan
+
+    def fill(self, writer: StoreWriter, units: int | None = None) -> int:
+        """Write what is missing, at most so many units, and complete the store if that is all; return the number."""
+        todo = [(part, unit) for part in PARTS for unit in writer.pending(part)]
+        for part, number in todo[:units]:
+            writer.write_unit(part, number, self.unit(writer.plan, part, number))
+        if units is None and not writer.finished:
+            writer.finish(seconds=1.0)
+        return len(todo[:units])
 
     def unit(self, plan: StorePlan, part: str, number: int) -> dict[str, npt.NDArray[np.generic]]:
         rows = plan.items(part, number)
@@ -47,33 +57,32 @@ def make_store(
 ) -> Written:
     rng = np.random.default_rng(images + len(lengths))
     half = lambda *shape: rng.standard_normal(shape).astype(np.float16)  # noqa: E731
-    written = Written(
-        path,
-        half(images, 4, dim),
-        half(images, dim),
-        [f"text {number}" for number in range(len(lengths))],
-        [half(length, dim) for length in lengths],
-        [rng.integers(0, 99, (length, 2), dtype=np.int32) for length in lengths],
-        half(len(lengths), dim),
-    )
     sizes = np.array(lengths, dtype=np.int64)
+    texts = [f"text {number}" for number in range(len(lengths))]
     plan = StorePlan(
         identity={"teacher": "test", "task": "vcr", "source": "mini-vcr", "revision": "r", "shared_space": True}
         | {"logit_scale": 1.0},
         image_ids=[f"image {number}" for number in range(images)],
         image_aliases={"other name": 0} if images else {},
-        texts=written.texts,
+        texts=texts,
         lengths=sizes,
         images=image_layout(images, (2, 2), dim, shard_mb),
         text=text_layout(sizes, dim, shard_mb),
         facts={},
     )
+    written = Written(
+        path,
+        half(images, 4, dim),
+        half(images, dim),
+        texts,
+        [half(length, dim) for length in lengths],
+        [rng.integers(0, 99, (length, 2), dtype=np.int32) for length in lengths],
+        half(len(lengths), dim),
+        plan,
+    )
     with StoreWriter(path, plan) as writer:
         if finish:
-            for part in PARTS:
-                for number in writer.pending(part):
-                    writer.write_unit(part, number, written.unit(writer.plan, part, number))
-            writer.finish(seconds=1.0)
+            written.fill(writer)
     return written
 
 
