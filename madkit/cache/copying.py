@@ -24,6 +24,8 @@ Copy = tuple[MappedFile, int, int, int, int]
 THREADS = min(4, os.cpu_count() or 1)
 THREAD_BYTES = 8 << 20
 """Batches below this size are copied by the caller's own thread: handing over costs more than copying."""
+SMALL_BYTES = 64 << 10
+"""Ranges below this size are copied without releasing the interpreter, which would take longer than they do."""
 WINDOW_BYTES = 32 << 20
 """How far ahead of copying rows are announced that have to come from the disk."""
 _WATCHED = 4
@@ -109,8 +111,12 @@ def _copy(copies: list[Copy], flat: npt.NDArray[np.uint8]) -> int:
 
 def _copy_here(copies: list[Copy], flat: npt.NDArray[np.uint8]) -> int:
     before = _disk_faults()
+    small = flat.data
     for file, begin, end, target, stop in copies:
-        flat[target:stop] = file.data[begin:end]
+        if end - begin < SMALL_BYTES:
+            small[target:stop] = file.data[begin:end].data
+        else:
+            flat[target:stop] = file.data[begin:end]
     return _disk_faults() - before
 
 
