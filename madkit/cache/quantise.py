@@ -9,6 +9,7 @@ so that a unit that is done again gives the same bytes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ OUTLIER = 4.0
 COSINE_FLOOR = 0.995
 """Below this, rounding changed a token more than is good for a target; extraction warns."""
 _BLOCK = 4096
+_BLOCK_VALUES = 1 << 17
 _LARGEST = 65504.0  # of float16
 
 
@@ -62,11 +64,17 @@ def quantise(tokens: Float16) -> Quantised:
 
 
 def dequantise(values: npt.NDArray[np.int8], scales: Float16, channels: Float32) -> Float16:
-    """Return values [..., D] times scales [...] times channels (any shape that broadcasts) as float16."""
-    decoded = values.astype(np.float32)
-    decoded *= scales.astype(np.float32)[..., None]
-    decoded *= channels
-    return np.clip(decoded, -_LARGEST, _LARGEST, out=decoded).astype(np.float16)
+    """Return values [n, ..., D] times scales [n, ...] times channels (any shape that broadcasts) as float16."""
+    decoded = np.empty(values.shape, np.float16)
+    every = np.broadcast_to(channels, values.shape)
+    step = max(1, _BLOCK_VALUES // max(1, math.prod(values.shape[1:])))
+    for start in range(0, len(values), step):  # in parts that stay in the processor's cache from step to step
+        part = slice(start, start + step)
+        block = values[part].astype(np.float32)
+        block *= scales[part].astype(np.float32)[..., None]
+        block *= every[part]
+        decoded[part] = np.clip(block, -_LARGEST, _LARGEST, out=block)
+    return decoded
 
 
 def _channel_scales(tokens: Float16) -> Float32:
