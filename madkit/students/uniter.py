@@ -11,7 +11,7 @@ https://github.com/jackroos/VL-BERT). With a gain of zero and a checkpoint that 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertPooler
 
+from madkit.students.checkpoints import plain_names
 from madkit.students.encoder import BertLayers, Encoder, init_bert, widen_types
-from madkit.students.families import Family, Recipe, State, WeightSource
+from madkit.students.families import Family, Official, Recipe, State, WeightSource
 from madkit.students.heads import TaskHead
 from madkit.students.inputs import UNITER_TEXT
 from madkit.students.interface import Encoded, StudentInputs
@@ -29,6 +30,8 @@ from madkit.students.location import location_features
 REGION_TYPE = 1
 LOCATION_DIM = 7
 TYPES = 4
+_TYPES = "embeddings.token_type_embeddings.weight"
+_PRETRAINING = ("cls.", "feat_regress.", "region_classifier.", "itm_output.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +137,65 @@ class UniterModel(Encoder):
 
 def from_text(state: State, config: UniterConfig) -> State:
     """BERT's tensors under UNITER's names, which are BERT's own; two more types are copies of type 0."""
-    types = "embeddings.token_type_embeddings.weight"
-    return {**state, types: widen_types(state[types], config.types)}
+    return {**state, _TYPES: widen_types(state[_TYPES], config.types)}
 
 
+def rename_official(key: str) -> tuple[str | None, str]:
+    """A key of an official UNITER or VILLA file under this network's names (`families.Official.rename`)."""
+    name = plain_names([key])[key]
+    for official, ours in (("vcr_output.", "choice.layers."), ("vqa_output.", "answers.layers.")):
+        if name.startswith(official):
+            return ours + name.removeprefix(official), ""
+    if name.startswith(_PRETRAINING):
+        return None, "a head of pretraining"
+    if name.startswith(("embeddings.", "img_embeddings.", "encoder.layer.", "pooler.")):
+        return (None, "a table of numbers 0, 1, 2, ...") if name.endswith("position_ids") else (name, "")
+    return None, "no part of this network"
+
+
+def official_size(state: State) -> tuple[int, int]:
+    """(layers, hidden width) of a state under BERT's names."""
+    layers = {int(name.split(".")[2]) for name in state if name.startswith("encoder.layer.")}
+    return max(layers, default=-1) + 1, state["embeddings.word_embeddings.weight"].shape[1]
+
+
+def official_config(base: UniterConfig, state: State) -> UniterConfig:
+    """`base` with the table sizes of a file; types as VCR needs them, and tags without effect."""
+    return replace(
+        base,
+        vocab_size=len(state["embeddings.word_embeddings.weight"]),
+        max_positions=len(state["embeddings.position_embeddings.weight"]),
+        types=max(TYPES, len(state[_TYPES])),
+        region_dim=state["img_embeddings.img_linear.weight"].shape[1],
+        tag_gain=0.0,
+    )
+
+
+def adapt_official(state: State, config: UniterConfig) -> tuple[State, dict[str, str]]:
+    """The state with a type table of VCR's four rows, and madkit's tag link switched off."""
+    rows, notes = len(state[_TYPES]), dict[str, str]()
+    if rows < config.types:
+        notes[_TYPES] = f"{config.types - rows} rows added, copies of row 0"
+    for part in ("weight", "bias"):
+        notes[f"tag_layer_norm.{part}"] = "madkit's own, zero: tags have no effect"
+    zero = torch.zeros(config.hidden_size)
+    return {
+        **state,
+        _TYPES: widen_types(state[_TYPES], config.types),
+        "tag_layer_norm.weight": zero,
+        "tag_layer_norm.bias": zero.clone(),
+    }, notes
+
+
+OFFICIAL = Official(
+    rename=rename_official,
+    size_of=official_size,
+    config=official_config,
+    adapt=adapt_official,
+    lowercase=False,
+    binary=True,
+    answer_bias="layers.3.bias",
+)
 RECIPES = (
     Recipe("vcr", "base", 6e-5, "4 GPUs x 4,000 tokens x 5", "8,000 steps", "800", "binary", "text up to 220 tokens"),
     Recipe("vcr", "large", 6e-5, "4 GPUs x 4,000 tokens x 5", "8,000 steps", "800", "binary", "text up to 220 tokens"),
@@ -173,4 +231,5 @@ FAMILY = Family(
         ),
     ),
     recipes=RECIPES,
+    official=OFFICIAL,
 )  # fmt: skip

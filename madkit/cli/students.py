@@ -1,0 +1,150 @@
+"""``madkit students``: which students there are, and how files of theirs become madkit's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from madkit.cli.options import JsonOption
+from madkit.cli.output import emit, print_table
+
+if TYPE_CHECKING:
+    from madkit.students.convert import Conversion
+
+EXAMPLES = """
+madkit students list
+madkit students show uniter-large
+madkit students convert uniter-base.pt --family uniter --vocab vocab.txt --out uniter
+"""
+
+app = typer.Typer(no_args_is_help=True, help="List, describe, convert and export students.")
+
+
+@app.command("list")
+def list_(json_: JsonOption = False) -> None:
+    """List the students by name. The family alone ("uniter") means its base size."""
+    from madkit.students.describe import student_rows
+
+    rows = student_rows()
+
+    def human() -> None:
+        print_table(
+            ["student", "layers", "width", "M params", "GFLOP", "sees", "begins with", "what it is"],
+            [
+                [
+                    row["name"],
+                    *(_short(row[key]) for key in ("layers", "hidden_size", "parameters_m", "gflops_vqa")),
+                    row["sees"],
+                    row["begins_with"],
+                    row["title"],
+                ]
+                for row in rows
+            ],
+            right=range(1, 5),
+        )
+
+    emit({"students": rows}, json_, human)
+
+
+@app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A student of the list, such as uniter-base.")],
+    json_: JsonOption = False,
+) -> None:
+    """Describe one student: its sizes, what it reads, where weights can be had, and how its paper trains it."""
+    from madkit.students.describe import describe_student
+
+    emit(facts := describe_student(name), json_, lambda: _print(facts))
+
+
+@app.command("convert")
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Official weights: a torch file or safetensors.")],
+    family: Annotated[str, typer.Option("--family", metavar="NAME", help="uniter, villa, ...", show_default=False)],
+    vocab: Annotated[
+        Path,
+        typer.Option("--vocab", metavar="PATH", help="vocab.txt of the BERT it began with.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder.", show_default=False)],
+    answers: Annotated[
+        Path | None,
+        typer.Option("--answers", metavar="FILE", help="Answers of its VQA head.", show_default="head left out"),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", metavar="A,B,C", help="Classes of its entailment head.", show_default="head left out"),
+    ] = None,
+    object_words: Annotated[
+        bool, typer.Option("--object-words", help="Add the 81 words that UNITER adds before it learns VCR.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Turn an official UNITER, VILLA or VL-BERT file into a student, and say what became of every key.
+
+    Files are read as tensors alone: one that would have to run code is refused. The account of all keys lies beside
+    the weights, in conversion.json.
+    """
+    from madkit.students.convert import convert as run
+    from madkit.tasks.answer_vocabulary import read_answer_file
+
+    result = run(
+        file,
+        family,
+        out,
+        vocabulary=vocab,
+        answers=read_answer_file(answers) if answers is not None else (),
+        labels=tuple(label.strip() for label in labels.split(",")) if labels else (),
+        object_words=object_words,
+    )
+    document = {
+        "folder": str(result.folder),
+        "student": result.name,
+        "head": None if result.head is None else result.head.as_dict(),
+        "counts": result.counts(),
+        "keys": [{name: getattr(row, name) for name in ("key", "status", "target", "note")} for row in result.rows],
+    }
+    emit(document, json_, lambda: _print_conversion(result))
+
+
+def _print_conversion(result: Conversion) -> None:
+    """A line for each group of keys that fared alike, then the counts."""
+    groups: dict[tuple[str, str, str], int] = {}
+    for row in result.rows:
+        part = (row.target or row.key).split(".")
+        group = (row.status, ".".join(part[:2]), row.note)
+        groups[group] = groups.get(group, 0) + 1
+    print_table(
+        ["keys", "what", "where", "note"], [[n, status, part, note] for (status, part, note), n in groups.items()],
+        right=[0],
+    )  # fmt: skip
+    print()
+    print(f"{result.name}: " + ", ".join(f"{count} {status}" for status, count in result.counts().items()))
+    print(f"head: {'none' if result.head is None else result.head.kind}")
+    print(result.folder)
+
+
+def _print(facts: dict[str, Any]) -> None:
+    plain = ("title", "paper", "inputs", "parameters_m", "begins_with")
+    rows = [[key, _short(facts[key])] for key in plain]
+    rows += [["gflops", ", ".join(f"{task} {_short(value)}" for task, value in facts["gflops"].items())]]
+    rows += [[key, _short(value)] for key, value in facts["config"].items()]
+    print_table(["", facts["name"]], rows)
+    if facts["weights"]:
+        print()
+        print_table(
+            ["weights", "how", "licence", "note"],
+            [[one[key] for key in ("name", "how", "licence", "note")] for one in facts["weights"]],
+        )
+    if facts["recipes"]:
+        print()
+        keys = ("task", "learning_rate", "batch", "length", "warmup", "loss", "note")
+        print_table(
+            ["its paper on", "rate", "batch", "length", "warm-up", "loss", "note"],
+            [[one["task"], f"{one['learning_rate']:g}", *(one[key] for key in keys[2:])] for one in facts["recipes"]],
+        )
+
+
+def _short(value: object) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
