@@ -141,6 +141,7 @@ class Family:
 FAMILIES: Registry[Family] = Registry("student family")
 FAMILIES.register("uniter", "madkit.students.uniter:FAMILY", sizes=("base", "large", MINI))
 FAMILIES.register("villa", "madkit.students.villa:FAMILY", sizes=("base", "large", MINI))
+FAMILIES.register("vl-bert", "madkit.students.vl_bert:FAMILY", sizes=("base", "large", MINI))
 FAMILIES.register("visualbert", "madkit.students.visualbert:FAMILY", sizes=("base", MINI))
 FAMILIES.register("lxmert", "madkit.students.lxmert:FAMILY", sizes=("base", MINI))
 
