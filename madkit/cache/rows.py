@@ -190,7 +190,7 @@ class ShardedRows:
 
     def read_chunk(self, shard: int, offset: int, size: int) -> bytes:
         """Read and verify one inner chunk of ``size`` bytes (CacheError when damaged)."""
-        raw = os.pread(self._file(shard).fd, size + CRC_BYTES, offset)
+        raw = self._pread(shard, self._file(shard), size + CRC_BYTES, offset)
         if len(raw) != size + CRC_BYTES:
             raise self._truncated(shard)
         if crc32c(raw[:size]) != struct.unpack("<I", raw[size:])[0]:
@@ -209,7 +209,7 @@ class ShardedRows:
         if size < want:
             raise self._truncated(shard)
         path = self.root / self.spec.file(shard)
-        index = parse_index(self.spec, os.pread(file.fd, want, size - want), str(path))
+        index = parse_index(self.spec, self._pread(shard, file, want, size - want), str(path))
         held = index[index[:, 0] != np.uint64(ABSENT)]
         chunk = self.spec.inner_rows * self.spec.row_bytes + CRC_BYTES
         if len(held) and (
@@ -217,6 +217,13 @@ class ShardedRows:
         ):
             raise CacheError(f"{path} is damaged: its index does not fit the file.", hint="see: madkit cache verify")
         return index
+
+    def _pread(self, shard: int, file: _OpenFile, size: int, offset: int) -> bytes:
+        try:
+            return os.pread(file.fd, size, offset)
+        except OSError as error:  # such as a failing disk, or a folder in the place of the file
+            path = self.root / self.spec.file(shard)
+            raise CacheError(f"{path} cannot be read: {error.strerror}.", hint="see: madkit cache verify") from None
 
     def _remember(self, shard: int, index: npt.NDArray[np.uint64]) -> None:
         """Note where a shard's inner chunks start. Once known they stay: rows are looked up without a lock."""

@@ -152,6 +152,17 @@ def test_files_that_cannot_be_read_or_mapped(store: Any, monkeypatch: pytest.Mon
         np.testing.assert_array_equal(cache.images.tokens([0]), store.images[[0]])
 
 
+def test_a_failing_disk_is_an_error_of_checked_reads(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int, size: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with TokenCache.open(store.path, check=True) as cache:
+        cache.images.tokens([0])
+        monkeypatch.setattr("os.pread", fail)
+        with pytest.raises(CacheError, match=r"images/tokens/c/0/0/0 cannot be read: Input/output error"):
+            cache.images.tokens([0])
+
+
 @pytest.mark.parametrize("check", [False, True])
 def test_files_are_fetched_before_they_are_opened(store: Any, tmp_path: Path, check: bool) -> None:
     """Those of a batch in one call, where there are several."""
