@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 import torch.nn.functional as F
 
-from madkit.students.heads import gold_probability, task_loss
+from madkit.core.errors import DataError
+from madkit.students.heads import HeadSpec, gold_probability, task_loss
+from madkit.students.load import load_student, save_student
 
 
 def test_choices_and_classes_are_cross_entropy() -> None:
@@ -37,3 +42,48 @@ def test_a_question_without_known_answer_teaches_nothing_under_softmax() -> None
     task_loss("vqa", logits, torch.zeros(2, 7), vqa_loss="softmax").sum().backward()
     assert logits.grad is not None
     assert not logits.grad.any()
+
+
+def test_binary_choices_are_classes_of_candidates_one_by_one() -> None:
+    """UNITER makes every candidate an example of its own, with two classes."""
+    pairs, target = torch.randn(3, 4, 2), torch.tensor([1, 0, 3])
+    right = torch.zeros(3, 4, dtype=torch.long)
+    right[torch.arange(3), target] = 1
+    wanted = F.cross_entropy(pairs.view(12, 2), right.view(12), reduction="sum")
+    loss = task_loss("multiple-choice", pairs[..., 1], target, choice_loss="binary", pairs=pairs)
+    assert loss.shape == (3,)
+    assert torch.allclose(loss.sum(), wanted)
+    with pytest.raises(ValueError, match="two outputs"):
+        task_loss("multiple-choice", pairs[..., 1], target, choice_loss="binary")
+
+
+def test_sigmoid_choices_and_classes_are_yes_or_no_each() -> None:
+    logits, target = torch.randn(3, 4), torch.tensor([1, 0, 3])
+    wanted = F.binary_cross_entropy_with_logits(logits, F.one_hot(target, 4).float(), reduction="none").sum(1)
+    assert torch.allclose(task_loss("multiple-choice", logits, target, choice_loss="sigmoid"), wanted)
+    assert torch.allclose(task_loss("classification", logits, target, class_loss="bce"), wanted)
+
+
+def test_a_binary_head_survives_its_file(inputs, tmp_path) -> None:
+    student = load_student("mini-uniter", head=HeadSpec("multiple-choice", binary=True))
+    save_student(student, tmp_path)
+    again = load_student(tmp_path)
+    assert again.head_spec == student.head_spec
+    out = again(inputs([6, 5, 7, 4], [3, 2], dim=768, candidates=2))
+    assert out.logits.shape == (2, 2)
+    assert out.pair_logits is not None
+    assert torch.equal(out.logits, out.pair_logits[..., 1])
+    assert out.text_states().shape == (4, 7, 128)
+    assert out.region_states(0).shape == (4, 3, 128)
+
+
+def test_inputs_of_another_student_are_refused(inputs) -> None:
+    student = load_student("mini-uniter", head=HeadSpec("multiple-choice"))
+    batch = inputs([6], [3], dim=10)
+    with pytest.raises(DataError, match="reads region features of 768 values; these have 10"):
+        student(batch)
+    long = inputs([65], [3], dim=768)
+    with pytest.raises(DataError, match="A sequence has 65 text tokens; the student mini-uniter has positions for 64"):
+        student(long)
+    student(replace(long, input_ids=long.input_ids[:, :64], token_type_ids=long.token_type_ids[:, :64],
+                    text_mask=long.text_mask[:, :64], tag_regions=long.tag_regions[:, :64]))  # fmt: skip

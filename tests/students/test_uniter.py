@@ -9,7 +9,6 @@ import torch
 from transformers import BertConfig, BertModel
 
 from madkit.students.interface import StudentInputs
-from madkit.students.location import location_features
 from madkit.students.uniter import UniterConfig, UniterModel
 
 SMALL = UniterConfig(
@@ -112,6 +111,40 @@ def test_candidates_share_their_image() -> None:
         assert torch.allclose(model(shared)[0], model(repeated)[0], atol=1e-6)
 
 
+def compacted(model: UniterModel, batch: StudentInputs) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """UNITER as its authors run it: regions follow the last real text token of each sequence, padding is at the end.
+
+    Gives pooled states, and the last layer's states of the real tokens of each sequence.
+    """
+    words = model.embeddings(batch.input_ids, token_type_ids=batch.token_type_ids)
+    region_type = model.embeddings.token_type_embeddings.weight[1]
+    regions, _ = model.img_embeddings(batch.region_features, batch.region_boxes, region_type)
+    both = torch.cat([words, regions[batch.image_index]], dim=1)
+    real = torch.cat([batch.text_mask, batch.region_mask[batch.image_index]], dim=1)
+    lengths = real.sum(1)
+    hidden = torch.zeros(len(both), int(lengths.max()), both.shape[2])
+    for row, n in enumerate(lengths.tolist()):
+        hidden[row, :n] = both[row, real[row]]
+    there = torch.arange(hidden.shape[1]) < lengths[:, None]
+    additive = (~there)[:, None, None, :] * -10000.0
+    for layer in model.encoder.layer:
+        result = layer(hidden, additive)
+        hidden = result[0] if isinstance(result, tuple) else result
+    return model.pooler(hidden), [hidden[row, :n] for row, n in enumerate(lengths.tolist())]
+
+
+def test_padded_sequences_equal_compacted_ones() -> None:
+    model = build()
+    batch = inputs([9, 6, 4], [3, 2, 5], pad_text=2, pad_regions=1)
+    with torch.no_grad():
+        pooled, states = model(batch)
+        wanted, rows = compacted(model, batch)
+    assert torch.allclose(pooled, wanted, atol=1e-5)
+    real = torch.cat([batch.text_mask, batch.region_mask], dim=1)
+    for row, expected in enumerate(rows):
+        assert torch.allclose(states[-1][row, real[row]], expected, atol=1e-5)
+
+
 def test_a_tag_links_its_token_to_its_region_and_to_no_other() -> None:
     model = build()
     batch = inputs([6], [3])
@@ -136,11 +169,6 @@ def test_a_tag_gain_of_zero_is_uniter() -> None:
     tags[0, 2] = 1
     with torch.no_grad():
         assert torch.equal(model(batch)[0], model(replace(batch, tag_regions=tags))[0])
-
-
-def test_location_features_are_uniters_seven() -> None:
-    box = torch.tensor([0.1, 0.2, 0.5, 0.8])
-    assert torch.allclose(location_features(box), torch.tensor([0.1, 0.2, 0.5, 0.8, 0.4, 0.6, 0.24]))
 
 
 @pytest.mark.parametrize(("layers", "width", "millions"), [(12, 768, 111), (24, 1024, 338)])
