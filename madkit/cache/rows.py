@@ -45,6 +45,11 @@ class _OpenFile:
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
+    def announce_end(self, size: int) -> None:
+        """Have the last ``size`` bytes read into memory without waiting for them."""
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(self.fd, max(0, os.fstat(self.fd).st_size - size), size, os.POSIX_FADV_WILLNEED)
+
     def __del__(self) -> None:
         fd = getattr(self, "fd", -1)
         if fd >= 0:
@@ -248,19 +253,27 @@ class ShardedRows:
         found = {shard: there for shard in shards if (there := known.get(shard)) is not None}
         missing = shards - found.keys()
         self._bring(missing)
-        for shard in missing:
-            file = self._open_shard(shard)
-            self._remember(shard, self._read_index(shard, file))
-            try:
-                found[shard] = MappedFile(file.fd)
-            except OSError as error:
-                path = self.root / self.spec.file(shard)
-                raise CacheError(f"{path} cannot be mapped: {error.strerror}.", hint="see: ulimit -v") from None
-            with self._lock:
-                self._maps[shard] = found[shard]
-                while len(self._maps) > MAX_MAPS:
-                    del self._maps[next(iter(self._maps))]
+        order = sorted(missing)
+        for first in range(0, len(order), MAX_OPEN_FILES):
+            files = {shard: self._open_shard(shard) for shard in order[first : first + MAX_OPEN_FILES]}
+            for file in files.values():
+                file.announce_end(index_size(self.spec))
+            for shard, file in files.items():
+                found[shard] = self._map(shard, file)
         return found
+
+    def _map(self, shard: int, file: _OpenFile) -> MappedFile:
+        self._remember(shard, self._read_index(shard, file))
+        try:
+            mapped = MappedFile(file.fd)
+        except OSError as error:
+            path = self.root / self.spec.file(shard)
+            raise CacheError(f"{path} cannot be mapped: {error.strerror}.", hint="see: ulimit -v") from None
+        with self._lock:
+            self._maps[shard] = mapped
+            while len(self._maps) > MAX_MAPS:
+                del self._maps[next(iter(self._maps))]
+        return mapped
 
     def _file(self, shard: int) -> _OpenFile:
         with self._lock:
