@@ -101,10 +101,14 @@ def stores_below(url: str) -> list[RemoteStore]:
     folder = RemoteFolder(url)
     try:
         names = folder.folders()
-    except RemoteError:
+    except RemoteError as unlisted:
+        try:
+            there = folder.read_or_none(MANIFEST) is not None
+        except RemoteError:
+            there = False
+        if not there:
+            raise unlisted from None
         names = []
-        if folder.read_or_none(MANIFEST) is None:  # raises the same again where nothing can be had at all
-            raise
     if folder.read_or_none(MANIFEST) is not None:
         return [RemoteStore.at(url)]
     return [RemoteStore.at(f"{folder.url}/{name}") for name in names]

@@ -192,7 +192,7 @@ def explain(error: Exception, url: str) -> MadkitError | None:
     first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
     status = getattr(error, "status", None)
     said = first_line.lower()
-    if isinstance(error, FileNotFoundError) and "bucket" in said:
+    if isinstance(error, FileNotFoundError) and "specified bucket does not exist" in said:
         return RemoteError(
             f"The bucket of {url} does not exist.", hint="make it, or check its name and AWS_ENDPOINT_URL"
         )
