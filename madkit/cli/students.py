@@ -17,6 +17,7 @@ EXAMPLES = """
 madkit students list
 madkit students show uniter-large
 madkit students convert uniter-base.pt --family uniter --vocab vocab.txt --out uniter
+madkit students export madkit-workspace/runs/vqa/uniter/student --out student.pt2
 """
 
 app = typer.Typer(no_args_is_help=True, help="List, describe, convert and export students.")
@@ -106,6 +107,28 @@ def convert(
         "keys": [{name: getattr(row, name) for name in ("key", "status", "target", "note")} for row in result.rows],
     }
     emit(document, json_, lambda: _print_conversion(result))
+
+
+@app.command("export")
+def export(
+    source: Annotated[str, typer.Argument(metavar="STUDENT", help="The folder of a trained student.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A new .pt2 file.", show_default=False)],
+    json_: JsonOption = False,
+) -> None:
+    """Write a trained student as one program of torch.export, which runs without madkit.
+
+    It is compared with the student on inputs of other shapes before it is kept.
+    """
+    from madkit.students.export import export_student
+
+    made = export_student(source, out)
+    document = {"path": str(made.path), "bytes": made.bytes, "difference": made.difference,
+                "outputs": list(made.outputs)}  # fmt: skip
+
+    def human() -> None:
+        print(f"{made.path}: {made.bytes / 1e6:,.1f} MB, differs from the student by {made.difference:.1e} at most")
+
+    emit(document, json_, human)
 
 
 def _print_conversion(result: Conversion) -> None:
