@@ -176,8 +176,7 @@ class StoreWriter:
         try:
             files = read_json(manifest)["files"]
             return all(
-                unit_of_file(name) is not None or _has_size(self.folder / name, int(entry["bytes"]))
-                for name, entry in files.items()
+                unit_of_file(name) is not None or self._has(name, int(entry["bytes"])) for name, entry in files.items()
             )
         except (DataError, KeyError, TypeError, ValueError):
             return False
@@ -379,11 +378,14 @@ class StoreWriter:
         name = spec.file(unit)
         return np.asarray(unpack_chunk(spec, (self.folder / name).read_bytes(), name)[0], np.float64)
 
-    def finish(self, *, seconds: float, keep: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def finish(
+        self, *, seconds: float, keep: Mapping[str, Any] | None = None, choices: Sequence[Mapping[str, str]] = ()
+    ) -> dict[str, Any]:
         """Write the statistics and the manifest, which makes the store readable, and return the manifest.
 
         Args:
             seconds: how long this process worked on it, for the manifest.
+            choices: what the extraction chose by itself, and why, for the manifest.
             keep: an earlier manifest whose time, duration and environment stay; that it was repaired is added.
         """
         if any(self.missing(part) for part in PARTS):
@@ -406,11 +408,13 @@ class StoreWriter:
             "environment": environment(),
             "files": dict(sorted(self._files.items())),
         }
+        if choices:
+            manifest["choices"] = [dict(choice) for choice in choices]
         rounding = self.rounding()
         if rounding:
             manifest["rounding"] = rounding
         if keep is not None:
-            manifest |= {name: keep[name] for name in ("created", "seconds", "environment")}
+            manifest |= {name: keep[name] for name in ("created", "seconds", "environment", "choices") if name in keep}
             manifest["repaired"] = [*keep.get("repaired", []), {"when": now, "environment": environment()}]
         write_json_atomic(self.folder / MANIFEST, manifest)
         if self._remote is not None:

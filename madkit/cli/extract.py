@@ -61,6 +61,18 @@ def extract(
         str,
         typer.Option("--store-dtype", metavar="DTYPE", help="float16, or int8: half the size; its error is printed."),
     ] = "float16",
+    decoder: Annotated[
+        str,
+        typer.Option("--decoder", metavar="WHO", help="Who reads images: auto, torchvision or pillow."),
+    ] = "auto",
+    compute_dtype: Annotated[
+        str,
+        typer.Option("--compute-dtype", metavar="DTYPE", help="auto, float32, float16 or bfloat16."),
+    ] = "auto",
+    compile_: Annotated[
+        str,
+        typer.Option("--compile", metavar="WHEN", help="Compile the image encoder's blocks: auto, on or off."),
+    ] = "auto",
     allow_missing: Annotated[
         bool,
         typer.Option(
@@ -93,6 +105,8 @@ def extract(
             shard_mb=shard_mb,
             tokens=tokens,
             store_dtype=store_dtype,
+            decoder=decoder,
+            compute_dtype=compute_dtype,
         )
         rows = [row.as_row() for row in plans]
         emit({"stores": rows}, json_, lambda: _print_plan(rows))
@@ -111,6 +125,9 @@ def extract(
         allow_missing=allow_missing,
         tokens=tokens,
         store_dtype=store_dtype,
+        decoder=decoder,
+        compute_dtype=compute_dtype,
+        compile=compile_,
     )
     rows = [report.as_row() for report in reports]
     emit({"stores": rows}, json_, lambda: _print_reports(rows))

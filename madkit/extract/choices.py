@@ -27,7 +27,25 @@ class Choice:
         return asdict(self)
 
 
-def say(choices: Iterable[Choice]) -> None:
-    """Print choices on stderr, one line each."""
-    for choice in choices:
-        info(f"{choice.name}: {choice.value} ({choice.reason})")
+class ChoiceLog:
+    """Prints choices on stderr, one line each, and none twice.
+
+    Attributes:
+        latest: the choices of the store at hand.
+    """
+
+    def __init__(self) -> None:
+        self.latest: tuple[Choice, ...] = ()
+        self._said: set[Choice] = set()
+
+    def begin(self, choices: Iterable[Choice] = ()) -> None:
+        """Start a store with choices that were made before it."""
+        self.latest = tuple(choices)
+
+    def add(self, choices: Iterable[Choice]) -> None:
+        """Keep choices, and print those that have not been printed yet."""
+        for choice in choices:
+            self.latest += (choice,)
+            if choice not in self._said:
+                self._said.add(choice)
+                info(f"  {choice.name}: {choice.value} ({choice.reason})")

@@ -15,13 +15,13 @@ from madkit.cache.reader import Place
 from madkit.cache.remote import RemoteStore, remote_store
 from madkit.cache.remote_copy import remote_units
 from madkit.core.workspace import Workspace
+from madkit.extract.frozen import load_frozen, with_decoder
 from madkit.extract.items import collect_items, split_names
 from madkit.extract.options import ExtractOptions
 from madkit.extract.planning import make_plan, store_identity
 from madkit.tasks.data import datasets_to_extract, open_task
 from madkit.teachers.adapter import named_teacher
 from madkit.teachers.known import parse_teacher_name
-from madkit.teachers.load import load_teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +71,16 @@ def dry_run(
     shard_mb: float | None = None,
     tokens: str = "all",
     store_dtype: str = "float16",
+    decoder: str = "auto",
+    compute_dtype: str = "auto",
 ) -> list[PlanReport]:
     """Plan an extraction. Arguments and errors as for :func:`madkit.extract.stage.extract`."""
-    ExtractOptions(tokens=tokens, store_dtype=store_dtype)  # refuses what cannot be meant
+    # refuses what cannot be meant
+    ExtractOptions(tokens=tokens, store_dtype=store_dtype, decoder=decoder, compute_dtype=compute_dtype)
     names = datasets_to_extract(workspace, tasks)
     given, adaptation = named_teacher(workspace, teacher_name, adapter)
-    teacher = load_teacher(given, weights=weights, adapter=adaptation)
+    teacher, _ = load_frozen(given, weights=weights, compute_dtype=compute_dtype, adapter=adaptation)
+    teacher, _ = with_decoder(teacher, decoder)
     rows = []
     for name in names:
         data = open_task(workspace, name)

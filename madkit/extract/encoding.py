@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from itertools import islice
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from madkit.cache.plan import Part
 from madkit.cache.writer import StoreWriter
 from madkit.core.console import Progress, progress
 from madkit.core.errors import DataError
 from madkit.core.interrupts import StopSignals
+from madkit.extract.choices import Choice
+from madkit.extract.engine import Engine, make_engine
+from madkit.extract.image_encoding import ImageEncoder
 from madkit.extract.items import Items
-from madkit.extract.options import IMAGE_BATCH, TEXT_BATCH_TOKENS, ExtractOptions, decode_threads
-from madkit.extract.pipeline import WriterThread, encode_images, encode_texts, ordered_map
-from madkit.teachers.interface import Teacher, TextTeacher, VisionTeacher
+from madkit.extract.options import ExtractOptions
+from madkit.extract.ordered import ordered_map
+from madkit.extract.pipeline import Slice, WriterThread, encode_images, encode_texts, slices
+from madkit.extract.text_encoding import TextEncoder
+from madkit.teachers.interface import Teacher, TokenizedText, VisionTeacher
 
 
 def encode_missing(
@@ -26,82 +32,90 @@ def encode_missing(
     options: ExtractOptions,
     signals: StopSignals | None,
     parallel: int,
+    say: Callable[[Sequence[Choice]], None] | None = None,
 ) -> None:
-    """Encode and store every unit that the writer does not have yet, ``parallel`` batches at a time."""
-    job = _Job(writer, teacher.device, options, signals, parallel)
-    if teacher.vision is not None:
-        job.images(teacher.vision, items)
-    if teacher.text is not None:
-        job.texts(teacher.text, items)
+    """Encode and store every unit that the writer does not have yet.
+
+    Args:
+        writer: of the store.
+        teacher: reads images, texts, or both.
+        items: what there is to encode.
+        options: how to extract.
+        signals: asked between units whether to stop.
+        parallel: batches at a time (see :func:`madkit.extract.pipeline.one_thread_per_operation`).
+        say: told what was chosen, and why.
+    """
+    engine = make_engine(teacher, writer.plan, options, parallel)
+    if say is not None:
+        say(engine.choices)
+    job = _Job(writer, items, engine, signals)
+    if engine.images is not None:
+        job.images(engine.images)
+    if engine.texts is not None:
+        job.texts(engine.texts)
 
 
+@dataclass(frozen=True, slots=True)
 class _Job:
     """The encoding of one store's missing units."""
 
-    def __init__(
-        self, writer: StoreWriter, device: str, options: ExtractOptions, signals: StopSignals | None, parallel: int
-    ) -> None:
-        kind = torch.device(device).type
-        self.writer = writer
-        self.plan = writer.plan
-        self.signals = signals
-        self.parallel = parallel
-        self.threads = decode_threads(options.workers)
-        self.image_batch = options.image_batch or IMAGE_BATCH.get(kind, 32)
-        self.text_tokens = options.text_tokens or TEXT_BATCH_TOKENS.get(kind, 2048)
+    writer: StoreWriter
+    items: Items
+    engine: Engine
+    signals: StopSignals | None
 
-    def images(self, teacher: VisionTeacher, items: Items) -> None:
+    def images(self, encoder: ImageEncoder) -> None:
         """Decode, encode and store the images of all missing units. One that cannot be read is marked as absent."""
+        plan, teacher = self.writer.plan, encoder.teacher
         units = self.writer.pending("images")
-        rows = [row for unit in units for row in self.plan.items("images", unit)]
-        unreadable: dict[int, str] = {}
         blank = torch.zeros((3, *teacher.image_size), dtype=torch.uint8)
+        unreadable: dict[int, str] = {}
         decoded = ordered_map(
-            lambda row: _load(teacher, items, row),
-            rows,
-            threads=self.threads,
-            window=2 * self.image_batch + self.threads,
+            lambda row: (row, _load(teacher, self.items, row)),
+            (row for unit in units for row in plan.items("images", unit)),
+            threads=self.engine.decode_threads,
+            window=2 * encoder.batch + self.engine.decode_threads,
         )
 
-        def readable() -> Iterator[torch.Tensor]:
-            for row, future in zip(rows, decoded, strict=True):
-                error = future.exception()
-                if isinstance(error, DataError):
-                    unreadable[row] = error.message.rstrip(".")
-                yield blank if isinstance(error, DataError) else future.result()
+        def pixels() -> Iterator[Tensor]:
+            for future in decoded:
+                row, found = future.result()
+                if isinstance(found, DataError):
+                    unreadable[row] = found.message.rstrip(".")
+                yield blank if isinstance(found, DataError) else found
 
-        images = readable()
-        with self._bar("images", len(rows)) as bar, closing(decoded), WriterThread(self.writer) as thread:
+        def batches() -> Generator[tuple[Slice, list[Tensor]], None, None]:
+            images = pixels()
             for unit in self._until_stopped(units):
-                count = len(self.plan.items("images", unit))
-                arrays = encode_images(
-                    teacher,
-                    islice(images, count),
-                    count,
-                    self.image_batch,
-                    bar.advance,
-                    self.parallel,
-                    self.plan.images.tokens,
-                )
-                thread.put("images", unit, arrays, unreadable.copy())
-                unreadable.clear()
+                yield from slices(unit, len(plan.items("images", unit)), encoder.batch, images)
+
+        total = sum(len(plan.items("images", unit)) for unit in units)
+        with self._bar("images", total) as bar, closing(decoded), WriterThread(self.writer) as thread:
+            encoded = encode_images(encoder, batches(), bar.advance, self.engine.parallel)
+            for unit, arrays in encoded:
+                gone = {row: unreadable.pop(row) for row in plan.items("images", unit) if row in unreadable}
+                thread.put("images", unit, arrays, gone)
         self._raise_if_stopped()
 
-    def texts(self, teacher: TextTeacher, items: Items) -> None:
-        """Tokenize, encode and store the texts of all missing units."""
+    def texts(self, encoder: TextEncoder) -> None:
+        """Tokenize, encode and store the texts of all missing units; the next unit's are tokenized meanwhile."""
+        plan, texts = self.writer.plan, self.items.texts
         units = self.writer.pending("texts")
-        count = sum(len(self.plan.items("texts", unit)) for unit in units)
-        with self._bar("texts", count) as bar, WriterThread(self.writer) as thread:
-            for unit in self._until_stopped(units):
-                rows = self.plan.items("texts", unit)
-                tokenized = teacher.tokenize(items.texts[rows.start : rows.stop])
-                thread.put(
-                    "texts", unit, encode_texts(teacher, tokenized, self.text_tokens, bar.advance, self.parallel)
-                )
+        total = sum(len(plan.items("texts", unit)) for unit in units)
+
+        def tokenize(unit: int) -> tuple[int, list[TokenizedText]]:
+            rows = plan.items("texts", unit)
+            return unit, encoder.teacher.tokenize(texts[rows.start : rows.stop])
+
+        ahead = ordered_map(tokenize, self._until_stopped(units), threads=1, window=2)
+        with self._bar("texts", total) as bar, closing(ahead), WriterThread(self.writer) as thread:
+            for future in ahead:
+                unit, tokenized = future.result()
+                thread.put("texts", unit, encode_texts(encoder, tokenized, bar.advance))
         self._raise_if_stopped()
 
     def _bar(self, part: Part, total: int) -> Progress:
-        return progress(f"Extracting {part} of {self.plan.identity['source']}", total, part)
+        return progress(f"Extracting {part} of {self.writer.plan.identity['source']}", total, part)
 
     def _until_stopped(self, units: Sequence[int]) -> Iterator[int]:
         for unit in units:
@@ -114,7 +128,10 @@ class _Job:
             raise self.signals.error()
 
 
-def _load(teacher: VisionTeacher, items: Items, row: int) -> torch.Tensor:
+def _load(teacher: VisionTeacher, items: Items, row: int) -> Tensor | DataError:
     if row in items.not_there:
-        raise DataError(f"{items.not_there[row]}.")
-    return teacher.load_image(items.image_paths[row])
+        return DataError(f"{items.not_there[row]}.")
+    try:
+        return teacher.load_image(items.image_paths[row])
+    except DataError as error:
+        return error

@@ -61,8 +61,9 @@ class ImageEncoder:
         self.device = device_of(teacher)
         self.choices: list[Choice] = []
         self._one_shape = self.device.type == "cuda" or compile
+        self._blocks = repeated_blocks(teacher) if compile else []
         if compile:
-            blocks = repeated_blocks(teacher)
+            blocks = self._blocks
             for block in blocks:
                 block.compile(dynamic=False)
             why = f"{len(blocks)} equal blocks, compiled as one" if blocks else "the encoder has no repeated blocks"
@@ -96,6 +97,12 @@ class ImageEncoder:
         self.encode(torch.zeros((self.batch, 3, *self.teacher.image_size), dtype=torch.uint8))
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def undo_compile(self) -> None:
+        """Let the blocks run as they were."""
+        for block in self._blocks:
+            block._compiled_call_impl = None  # torch has no public way back
+        self._blocks = []
 
 
 @contextmanager

@@ -9,10 +9,14 @@ import torch
 
 from madkit.cache.layout import DEFAULT_SHARD_MB
 from madkit.core.errors import UsageProblem
+from madkit.core.registry import suggest
+from madkit.extract.decode import check_decoder
 from madkit.extract.selection import check_dtype, selected_count
 
 IMAGE_BATCH = {"cpu": 32, "cuda": 256}
 TEXT_BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
+COMPUTE_DTYPES = ("auto", "float32", "float16", "bfloat16")
+COMPILE_CHOICES = ("auto", "on", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,9 @@ class ExtractOptions:
         allow_missing: complete a store though images cannot be read or texts have no tokens.
         tokens: ``all``, ``selected:K`` image tokens (see :mod:`madkit.extract.selection`), or ``global`` vectors only.
         store_dtype: ``float16`` or ``int8``.
+        decoder: ``auto``, ``torchvision`` or ``pillow`` (see :mod:`madkit.extract.decode`).
+        compute_dtype: what the teacher computes in: ``auto``, ``float32``, ``float16`` or ``bfloat16``.
+        compile: whether the image encoder's blocks are compiled: ``auto``, ``on`` or ``off``.
     """
 
     device: str = "auto"
@@ -38,16 +45,30 @@ class ExtractOptions:
     allow_missing: bool = False
     tokens: str = "all"
     store_dtype: str = "float16"
+    decoder: str = "auto"
+    compute_dtype: str = "auto"
+    compile: str = "auto"
 
     def __post_init__(self) -> None:
         if self.shard_mb <= 0:
             raise UsageProblem(f"A shard of {self.shard_mb} MB is impossible.", hint="--shard-mb 32")
         selected_count(self.tokens)
         check_dtype(self.store_dtype)
+        check_decoder(self.decoder)
+        _check("compute dtype", "--compute-dtype", self.compute_dtype, COMPUTE_DTYPES)
+        _check("choice of compiling", "--compile", self.compile, COMPILE_CHOICES)
         if self.tokens == "global" and self.store_dtype != "float16":
             raise UsageProblem("Global vectors are always stored as float16.", hint="leave out --store-dtype")
         if self.workers < 0 or self.image_batch < 0 or self.text_tokens < 0:
             raise UsageProblem("Numbers of threads, images and tokens cannot be negative.")
+
+
+def _check(what: str, option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageProblem(
+            f"There is no {what} '{value}'.{suggest(value, known)}",
+            hint=f"{option} {', '.join(known[:-1])} or {known[-1]}",
+        )
 
 
 def resolve_device(name: str) -> tuple[str, str]:

@@ -1,57 +1,35 @@
-"""Moving items through the teacher: decoding ahead in threads, batches, and a writer behind a bounded queue.
+"""From items to units: images decoded ahead in threads, batches through the encoder, finished units to a writer.
 
 Memory does not grow with the data: a window of decoded images, one unit being filled, and at most two waiting to be
-written.
+written. What a batch holds depends on its unit alone, so that a unit has the same bytes wherever an extraction began.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from madkit.cache.plan import Part
 from madkit.cache.writer import StoreWriter
 from madkit.core.errors import CacheError
-from madkit.extract.selection import select_patches
-from madkit.teachers.interface import TextTeacher, TokenizedText, VisionTeacher
+from madkit.extract.image_encoding import ImageEncoder
+from madkit.extract.ordered import ordered_map
+from madkit.extract.text_encoding import TextEncoder
+from madkit.extract.transfer import CudaStreams, HostImages, TransferRing
+from madkit.teachers.interface import TokenizedText
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-A = TypeVar("A")
-B = TypeVar("B")
-
-
-def ordered_map(
-    function: Callable[[A], B], items: Iterable[A], *, threads: int, window: int
-) -> Generator[Future[B], None, None]:
-    """Yield finished futures of ``function`` over ``items`` in order, at most ``window`` ahead of the consumer."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="madkit-extract") as pool:
-        waiting: deque[Future[B]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= window:
-                    yield _done(waiting.popleft())
-            while waiting:
-                yield _done(waiting.popleft())
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _done(future: Future[B]) -> Future[B]:
-    future.exception()  # waits
-    return future
 
 
 @contextmanager
@@ -72,112 +50,114 @@ def one_thread_per_operation(device: str) -> Iterator[int]:
         torch.set_num_threads(threads)
 
 
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A batch's place.
+
+    Attributes:
+        unit: the unit it belongs to.
+        rows: images of that unit.
+        start: its first image, counted from the unit's first.
+    """
+
+    unit: int
+    rows: int
+    start: int
+
+
+def slices(unit: int, rows: int, batch: int, images: Iterator[Tensor]) -> Iterator[tuple[Slice, list[Tensor]]]:
+    """Take one unit's images and yield them in batches, ``batch`` each and the rest last."""
+    for start in range(0, rows, batch):
+        yield Slice(unit, rows, start), list(islice(images, min(batch, rows - start)))
+
+
 def encode_images(
-    teacher: VisionTeacher,
-    images: Iterator[torch.Tensor],
-    count: int,
-    batch: int,
+    encoder: ImageEncoder,
+    batches: Iterable[tuple[Slice, list[Tensor]]],
     advance: Callable[[int], None],
     parallel: int = 1,
-    kept: int | None = None,
-) -> Arrays:
-    """Encode the ``count`` images of one unit, ``parallel`` batches at a time.
+) -> Generator[tuple[int, Arrays], None, None]:
+    """Encode batches in order, and yield each unit's arrays as soon as its last batch is there.
 
     Args:
-        teacher: the encoder.
-        images: uint8 [3, H, W] each.
-        count: how many to take of them.
-        batch: images per forward pass.
+        encoder: the image side of a teacher.
+        batches: see :func:`slices`; unit after unit.
         advance: called with the number of images done.
-        parallel: batches at a time.
-        kept: tokens to keep of each image, chosen on the device before they are copied back; None for all.
+        parallel: batches at a time on the CPU. On a GPU a ring of buffers keeps it busy.
 
-    Returns:
-        ``tokens`` [n, T, D] and ``globals`` [n, D], both float16, and ``positions`` [n, T] int32 of the tokens.
+    Yields:
+        (unit, arrays): ``tokens`` [n, T, D] and ``globals`` [n, D], both float16, and ``positions`` [n, T] int32 where
+        tokens were selected.
+
+    Raises:
+        CacheError: a value is not finite.
     """
-    cells = teacher.grid[0] * teacher.grid[1]
-    kept = cells if kept is None else kept
-    tokens = np.empty((count, kept, teacher.dim), dtype=np.float16)
-    positions = np.empty((count, kept), dtype=np.int32)
-    positions[:] = np.arange(kept)
-    globals_ = np.empty((count, teacher.dim), dtype=np.float16)
-
-    def batches() -> Iterator[tuple[int, list[torch.Tensor]]]:
-        for start in range(0, count, batch):
-            yield start, list(islice(images, min(batch, count - start)))
-
-    def encode(job: tuple[int, list[torch.Tensor]]) -> int:
-        start, pixels = job
-        output = teacher.encode(torch.stack(pixels))
-        chosen = output.tokens
-        if kept < cells:
-            places = select_patches(output.tokens, output.global_, teacher.grid, kept)
-            chosen = output.tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, output.tokens.shape[-1]))
-            positions[start : start + len(pixels)] = places.cpu().numpy()
-        tokens[start : start + len(pixels)] = _half(chosen, teacher.name)
-        globals_[start : start + len(pixels)] = _half(output.global_, teacher.name)
-        return len(pixels)
-
-    for done in ordered_map(encode, batches(), threads=parallel, window=parallel + 1):
-        advance(done.result())
-    return {"tokens": tokens, "globals": globals_, "positions": positions}
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for place, found in _encoded(encoder, batches, parallel):
+        if not found.finite:
+            raise _not_finite(encoder.teacher.name)
+        if not place.start:
+            arrays = {"tokens": np.empty((place.rows, *found.tokens.shape[1:]), np.float16)}
+            arrays["globals"] = np.empty((place.rows, found.globals.shape[1]), np.float16)
+            if found.positions is not None:
+                arrays["positions"] = np.empty((place.rows, found.positions.shape[1]), np.int32)
+        stop = place.start + len(found.globals)
+        arrays["tokens"][place.start : stop] = found.tokens
+        arrays["globals"][place.start : stop] = found.globals
+        if found.positions is not None:
+            arrays["positions"][place.start : stop] = found.positions
+        advance(len(found.globals))
+        if stop == place.rows:
+            yield place.unit, arrays
 
 
-def encode_texts(
-    teacher: TextTeacher,
-    texts: Sequence[TokenizedText],
-    token_budget: int,
-    advance: Callable[[int], None],
-    parallel: int = 1,
-) -> Arrays:
-    """Encode the texts of one unit, in batches of similar length, ``parallel`` of them at a time.
+def _encoded(
+    encoder: ImageEncoder, batches: Iterable[tuple[Slice, list[Tensor]]], parallel: int
+) -> Generator[tuple[Slice, HostImages], None, None]:
+    if encoder.device.type == "cuda":
+        ring = TransferRing(encoder.encode, CudaStreams(encoder.device), batch=encoder.batch)
+        yield from ring.run(batches)
+        return
+
+    def encode(job: tuple[Slice, list[Tensor]]) -> tuple[Slice, HostImages]:
+        place, images = job
+        found = encoder.encode(torch.stack(images))
+        positions = None if found.positions is None else found.positions.numpy()
+        return place, HostImages(found.tokens.numpy(), found.globals.numpy(), positions, bool(found.finite))
+
+    for future in ordered_map(encode, batches, threads=parallel, window=parallel + 1):
+        yield future.result()
+
+
+def encode_texts(encoder: TextEncoder, texts: Sequence[TokenizedText], advance: Callable[[int], None]) -> Arrays:
+    """Encode the texts of one unit.
 
     Returns:
         ``tokens`` [sum of lengths, D] float16 and ``spans`` [sum of lengths, 2] int32, text after text, and
         ``globals`` [n, D] float16.
+
+    Raises:
+        CacheError: a value is not finite.
     """
-    lengths = np.array([len(text.ids) for text in texts], dtype=np.int64)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    tokens = np.empty((int(offsets[-1]), teacher.dim), dtype=np.float16)
+    dim = encoder.teacher.dim
+    offsets = np.concatenate([[0], np.cumsum([len(text.ids) for text in texts], dtype=np.int64)])
+    tokens = np.empty((int(offsets[-1]), dim), dtype=np.float16)
     spans = np.zeros((int(offsets[-1]), 2), dtype=np.int32)
-    globals_ = np.empty((len(texts), teacher.dim), dtype=np.float16)
-
-    def encode(rows: list[int]) -> int:
-        output = teacher.encode_tokenized([texts[row] for row in rows])
-        places = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
-        tokens[places] = _half(output.tokens[output.mask.to(output.tokens.device)], teacher.name)  # text after text
-        spans[places] = output.spans[output.mask].numpy()
-        globals_[rows] = _half(output.global_, teacher.name)
-        return len(rows)
-
-    batches = length_batches(lengths, token_budget)
-    for done in ordered_map(encode, batches, threads=parallel, window=parallel + 1):
-        advance(done.result())
+    globals_ = np.empty((len(texts), dim), dtype=np.float16)
+    for found in encoder.encode_all(texts):
+        if not found.finite:
+            raise _not_finite(encoder.teacher.name)
+        places = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in found.rows])
+        tokens[places], spans[places], globals_[found.rows] = found.tokens, found.spans, found.globals
+        advance(len(found.rows))
     return {"tokens": tokens, "spans": spans, "globals": globals_}
 
 
-def length_batches(lengths: npt.NDArray[np.int64], token_budget: int) -> list[list[int]]:
-    """Group texts, longest first, so that rows x longest text (two special tokens included) fits the budget."""
-    order = np.argsort(-lengths, kind="stable").tolist()
-    batches: list[list[int]] = []
-    width = 0
-    for row in order:
-        if not batches or (len(batches[-1]) + 1) * width > token_budget:
-            batches.append([])
-            width = int(lengths[row]) + 2
-        batches[-1].append(row)
-    return batches
-
-
-def _half(values: torch.Tensor, teacher: str) -> npt.NDArray[np.float16]:
-    half = values.to(torch.float16)
-    if not bool(torch.isfinite(half).all()):
-        raise CacheError(
-            f"The teacher '{teacher}' gives values that are not finite numbers of float16.",
-            hint="check its weights; extract with --device cpu to compute in float32",
-        )
-    array: npt.NDArray[np.float16] = half.cpu().numpy()
-    return array
+def _not_finite(teacher: str) -> CacheError:
+    return CacheError(
+        f"The teacher '{teacher}' gives values that are not finite numbers of float16.",
+        hint="check its weights, or compute with more range: --compute-dtype float32",
+    )
 
 
 class WriterThread:

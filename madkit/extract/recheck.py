@@ -14,12 +14,12 @@ from madkit.cache.reader import Place, TokenCache, extract_command
 from madkit.core.errors import CacheError
 from madkit.core.seeds import derive_seed
 from madkit.core.workspace import Workspace
+from madkit.extract.frozen import load_as_stored
 from madkit.extract.items import Items, collect_items, split_names
 from madkit.extract.planning import store_identity
 from madkit.tasks.data import find_dataset, open_task
 from madkit.teachers.adapter import adapter_of_store, adapters_folder
 from madkit.teachers.interface import TextTeacher, VisionTeacher
-from madkit.teachers.load import load_teacher
 
 COSINE_FLOOR = 0.999
 """Below this a stored token is not what the teacher gives: float16 storage alone keeps 0.99999 and better."""
@@ -63,7 +63,7 @@ def recheck(workspace: Workspace, path: Place, sample: int, *, weights: Path | N
     """
     with TokenCache.open(path, check=True) as cache:
         adapter = adapter_of_store(adapters_folder(workspace), cache.identity)
-        teacher = load_teacher(cache.teacher, weights=weights, adapter=adapter)
+        teacher = load_as_stored({**cache.identity, "compute_dtype": "float32"}, weights=weights, adapter=adapter)
         data = find_dataset(workspace, str(cache.identity["source"]), str(cache.identity["revision"])) or open_task(
             workspace, str(cache.identity["task"]), build=False, part="auto"
         )

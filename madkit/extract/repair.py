@@ -19,13 +19,13 @@ from madkit.core.errors import CacheError
 from madkit.core.interrupts import StopSignals
 from madkit.core.workspace import Workspace
 from madkit.extract.encoding import encode_missing
+from madkit.extract.frozen import load_as_stored
 from madkit.extract.items import collect_items, items_missing, split_names
 from madkit.extract.options import ExtractOptions, resolve_device
 from madkit.extract.pipeline import one_thread_per_operation
 from madkit.extract.planning import make_plan, store_identity
 from madkit.tasks.data import find_dataset, open_task
 from madkit.teachers.adapter import adapter_of_store, adapters_folder
-from madkit.teachers.load import load_teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def repair(
     identity = manifest["identity"]
     with StopSignals() as signals:
         adapter = adapter_of_store(adapters_folder(workspace), identity)
-        teacher = load_teacher(str(identity["teacher"]), weights=weights, device=chosen, adapter=adapter)
+        teacher = load_as_stored(identity, weights=weights, device=chosen, adapter=adapter)
         data = find_dataset(workspace, str(identity["source"]), str(identity["revision"])) or open_task(
             workspace, str(identity["task"]), build=False, part="auto"
         )

@@ -24,17 +24,18 @@ from madkit.core.console import duration, info, warn
 from madkit.core.errors import DataError
 from madkit.core.interrupts import StopSignals
 from madkit.core.workspace import Workspace
+from madkit.extract.choices import Choice, ChoiceLog
 from madkit.extract.encoding import encode_missing
+from madkit.extract.frozen import load_frozen, with_decoder
 from madkit.extract.items import ExamplesOfTask, Items, ItemsMissing, collect_items, items_missing, split_names
 from madkit.extract.options import ExtractOptions
 from madkit.extract.pipeline import one_thread_per_operation
-from madkit.extract.planning import dtype_name, make_plan, store_identity
+from madkit.extract.planning import make_plan, store_identity
 from madkit.extract.processes import Processes
 from madkit.tasks.data import TaskData, datasets_to_extract, open_task
 from madkit.teachers.adapter import named_teacher
 from madkit.teachers.interface import Teacher
 from madkit.teachers.known import parse_teacher_name
-from madkit.teachers.load import load_teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class StoreReport:
         seconds: how long it took now.
         absent: images that could not be read and texts without tokens; the store has no values for them.
         url: where it lies, where that is no folder.
+        choices: what this extraction chose by itself, and why; nothing where nothing was to do.
     """
 
     path: Path
@@ -70,6 +72,7 @@ class StoreReport:
     seconds: float = 0.0
     absent: int = 0
     url: str | None = None
+    choices: tuple[Choice, ...] = ()
 
     def as_row(self) -> dict[str, Any]:
         """Return plain values for JSON; ``path`` is the URL of a store that has one."""
@@ -93,6 +96,9 @@ def extract(
     allow_missing: bool = False,
     tokens: str = "all",
     store_dtype: str = "float16",
+    decoder: str = "auto",
+    compute_dtype: str = "auto",
+    compile: str = "auto",
 ) -> list[StoreReport]:
     """Extract tasks with a teacher.
 
@@ -110,6 +116,9 @@ def extract(
         allow_missing: complete a store though images cannot be read or texts have no tokens; they are marked as absent.
         tokens: ``all``, ``selected:K`` image tokens, or ``global`` vectors only (see :mod:`madkit.extract.selection`).
         store_dtype: ``float16`` or ``int8`` (see :mod:`madkit.cache.quantise`).
+        decoder: ``auto``, ``torchvision`` or ``pillow`` (see :mod:`madkit.extract.decode`).
+        compute_dtype: ``auto``, ``float32``, ``float16`` or ``bfloat16`` (see :mod:`madkit.extract.frozen`).
+        compile: whether the image encoder's blocks are compiled: ``auto``, ``on`` or ``off``.
 
     Returns:
         One report per task.
@@ -124,6 +133,7 @@ def extract(
         StoppedResumable: SIGTERM; the current shard is finished and the same command goes on.
         KeyboardInterrupt: Ctrl-C, likewise.
     """
+    log = ChoiceLog()
     with Processes() as processes, StopSignals() as signals:
 
         def begin() -> tuple[ExtractOptions, list[str], Teacher]:
@@ -134,22 +144,31 @@ def extract(
                 allow_missing=allow_missing,
                 tokens=tokens,
                 store_dtype=store_dtype,
+                decoder=decoder,
+                compute_dtype=compute_dtype,
+                compile=compile,
             )
             chosen, reason = processes.device(device)
             names = datasets_to_extract(workspace, tasks)
             name, adaptation = named_teacher(workspace, teacher_name, adapter)
             parse_teacher_name(name)
-            teacher = load_teacher(name, weights=weights, device=chosen, adapter=adaptation)
+            teacher, dtype = load_frozen(
+                name, weights=weights, device=chosen, compute_dtype=compute_dtype, adapter=adaptation
+            )
+            log.begin([Choice("device", chosen, reason), dtype])
             info(
-                f"Teacher {teacher.name}{_adapted(teacher)} on {chosen} ({reason}), computing in {dtype_name(teacher)}."
+                f"Teacher {teacher.name}{_adapted(teacher)} on {chosen} ({reason}), computing in {dtype.value} "
+                f"({dtype.reason})."
             )
             return options, names, teacher
 
         options, names, teacher = processes.together(begin)
+        before = log.latest
         reports = []
         missing: ItemsMissing | None = None
         for name in names:
             data = processes.one_after_another(partial(_open, workspace, name, part, signals))
+            log.begin(before)
             try:
                 reports.append(
                     extract_task(
@@ -160,6 +179,7 @@ def extract(
                         splits=splits,
                         signals=signals,
                         processes=processes,
+                        log=log,
                     )
                 )
             except ItemsMissing as error:
@@ -193,6 +213,7 @@ def extract_task(
     splits: Sequence[str] | None = None,
     signals: StopSignals | None = None,
     processes: Processes | None = None,
+    log: ChoiceLog | None = None,
 ) -> StoreReport:
     """Extract one task's data with a loaded teacher. Arguments and errors as for :func:`extract`.
 
@@ -204,8 +225,11 @@ def extract_task(
         splits: only these splits and suites.
         signals: asked between units whether to stop.
         processes: the job that this process belongs to; all of them call with the same arguments.
+        log: prints what is chosen.
     """
     options = options or ExtractOptions()
+    log = log or ChoiceLog()
+    teacher, decoder = with_decoder(teacher, options.decoder)
     processes = processes or Processes.alone()
     started = time.monotonic()
     names = processes.together(lambda: split_names(data, splits))
@@ -230,14 +254,18 @@ def extract_task(
             _announce(prepared, teacher, data.source, total - sum(pending.values()), total, processes.count)
         writer = None if prepared is None else prepared.writer
         if not told.finished:
-            processes.together(lambda: _do_share(workspace, told, writer, teacher, items, options, signals, processes))
+            log.add([] if decoder is None else [decoder])
+            processes.together(
+                lambda: _do_share(workspace, told, writer, teacher, items, options, signals, processes, log)
+            )
 
         def complete() -> StoreReport:
             assert writer is not None
             remote = remote_store(workspace, told.folder.name)
             if not told.finished:
                 writer.gather()
-            size = _complete(writer, options.allow_missing, started)
+            choices = () if told.finished else log.latest
+            size = _complete(writer, options.allow_missing, started, choices)
             seconds = time.monotonic() - started
             if any(pending.values()):
                 done = " and ".join(f"{pending[part]:,} {part}" for part in told.plan.parts)
@@ -256,6 +284,7 @@ def extract_task(
                 windowed=int(told.plan.facts["windowed_texts"]),
                 seconds=round(seconds, 3),
                 absent=sum(len(writer.absent(part)) for part in PARTS),
+                choices=choices,
             )
 
         return processes.share(processes.together(complete if processes.first else lambda: None))
@@ -305,6 +334,7 @@ def _do_share(
     options: ExtractOptions,
     signals: StopSignals | None,
     processes: Processes,
+    log: ChoiceLog,
 ) -> None:
     """Encode this process's share of the missing units."""
     with ExitStack() as held:
@@ -312,17 +342,17 @@ def _do_share(
             plan = replace(told.plan, image_ids=items.image_ids, image_aliases=items.aliases, texts=items.texts)
             remote = remote_copy(workspace, told.folder.name, process=processes.number)
             writer = held.enter_context(StoreWriter(told.folder, plan, process=processes.number, remote=remote))
-        writer.take({part: processes.deal(told.units[part]) for part in PARTS})
+        writer.take(processes.deal(told.units))
         parallel = held.enter_context(one_thread_per_operation(teacher.device))
-        encode_missing(writer, teacher, items, options, signals, parallel)
+        encode_missing(writer, teacher, items, options, signals, parallel, log.add)
 
 
-def _complete(writer: StoreWriter, allow_missing: bool, started: float) -> int:
+def _complete(writer: StoreWriter, allow_missing: bool, started: float, choices: Sequence[Choice]) -> int:
     """Complete a store that has all units, unless it is; return its bytes. Raises ItemsMissing where not allowed."""
     _judge(writer, allow_missing)
     if writer.finished:
         return int(read_manifest(writer.folder)["bytes"])
-    manifest = writer.finish(seconds=time.monotonic() - started)
+    manifest = writer.finish(seconds=time.monotonic() - started, choices=[choice.as_row() for choice in choices])
     _say_rounding(manifest)
     return int(manifest["bytes"])
 

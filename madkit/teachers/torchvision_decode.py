@@ -7,6 +7,10 @@ equal. What they treat differently is left to Pillow: CMYK and other four-compon
 
 from __future__ import annotations
 
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -14,6 +18,8 @@ from torch import Tensor
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """JPEG markers that begin a frame (ITU-T T.81, table B.1)."""
 _HUFFMAN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
+_RGB = 3
+"""``torchvision.io.ImageReadMode.RGB``."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -27,15 +33,29 @@ def decode_like_pillow(data: bytes) -> Tensor | None:
         return None
     if not plain:
         return None
-    from torchvision.io import ImageReadMode, decode_jpeg, decode_png
-
-    source = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    decode = decode_jpeg if data[0] == 0xFF else decode_png
+    operators = _operators()
+    if operators is None:
+        return None
+    decode = operators[0] if data[0] == 0xFF else operators[1]
     try:
-        pixels: Tensor = decode(source, mode=ImageReadMode.RGB)
+        pixels: Tensor = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), _RGB, False)
     except RuntimeError:  # damaged: Pillow reads it anyway, or says what is wrong with it
         return None
     return pixels
+
+
+@lru_cache(maxsize=1)
+def _operators() -> tuple[Any, Any] | None:
+    """Return torchvision's operators for JPEG and PNG; None where this torchvision has none.
+
+    Its Python functions around them say with every call that they will go one day, which warnings can only be kept
+    from doing for all threads at once. Where they are gone Pillow decodes, and the pixels are the same.
+    """
+    try:
+        import_module("torchvision.io")
+        return torch.ops.image.decode_jpeg, torch.ops.image.decode_png
+    except (ImportError, AttributeError, RuntimeError):
+        return None
 
 
 def _plain_jpeg(data: bytes) -> bool:

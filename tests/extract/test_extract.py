@@ -11,9 +11,10 @@ import zarr
 from madkit.cache import TokenCache, choose_cache
 from madkit.core.errors import CacheError, DataError, NotFoundError, UsageProblem
 from madkit.core.workspace import Workspace
+from madkit.extract.frozen import with_decoder
 from madkit.extract.options import ExtractOptions
-from madkit.extract.pipeline import length_batches
 from madkit.extract.stage import extract, extract_task
+from madkit.extract.text_encoding import length_batches
 from madkit.tasks.data import open_task
 from madkit.teachers.load import load_teacher
 
@@ -27,7 +28,7 @@ def run(workspace: Path, teacher: Path, **more: object) -> TokenCache:
 
 def test_store_holds_what_the_teacher_says(workspace: Path, tiny_teacher: Path) -> None:
     cache = run(workspace, tiny_teacher, shard_mb=0.002)
-    teacher = load_teacher(f"local:{tiny_teacher}")
+    teacher, _ = with_decoder(load_teacher(f"local:{tiny_teacher}"), "auto")
     assert teacher.vision is not None
     assert teacher.text is not None
     data = open_task(Workspace.at(workspace), "snli-ve")

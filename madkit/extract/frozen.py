@@ -1,0 +1,124 @@
+"""Teachers made ready for reading data once: the dtype they compute in, checked, and the decoder of their images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from madkit.core.errors import ConfigError
+from madkit.extract.choices import Choice
+from madkit.extract.decode import choose_decoder
+from madkit.extract.image_encoding import modules_of
+from madkit.teachers.interface import Teacher
+from madkit.teachers.load import load_teacher
+from madkit.teachers.preprocess import Preprocessing
+
+_FALLBACKS = {"cpu": (torch.float32,), "cuda": (torch.float16, torch.bfloat16, torch.float32)}
+PROBE_TEXT = "Two people sit at a table and look at a map."
+
+
+def load_frozen(
+    name: str,
+    *,
+    weights: Path | None = None,
+    device: str = "cpu",
+    compute_dtype: str = "auto",
+    adapter: Path | None = None,
+) -> tuple[Teacher, Choice]:
+    """Load a teacher in the dtype it is to compute in, its weights cast once and checked.
+
+    Args:
+        name: see :func:`madkit.teachers.load.load_teacher`, whose errors this raises, too.
+        weights: weight file or folder.
+        device: a torch device.
+        compute_dtype: ``auto`` (float32 on the CPU; on a GPU the first of float16, bfloat16 and float32 that keeps
+            every weight and the vectors of a made-up picture and text finite), or a dtype's name.
+        adapter: folder of an adaptation run whose outcome is applied.
+
+    Raises:
+        ConfigError: the dtype that was asked for does not hold this teacher's numbers.
+    """
+    chosen = _FALLBACKS.get(torch.device(device).type, _FALLBACKS["cpu"])
+    if compute_dtype != "auto":
+        chosen = (getattr(torch, compute_dtype),)
+    reason = "as asked for" if compute_dtype != "auto" else f"the default on {torch.device(device).type}"
+    problem: str | None = None
+    for dtype in chosen:
+        teacher = load_teacher(name, weights=weights, device=device, dtype=dtype, adapter=adapter)
+        label = str(dtype).removeprefix("torch.")
+        problem = None if dtype is torch.float32 else not_finite(teacher)
+        if problem is None:
+            return teacher, Choice("compute dtype", label, reason)
+        reason = f"{label} does not do: {problem}"
+    raise ConfigError(
+        f"The teacher '{name}' cannot compute in {compute_dtype}: {problem}.", hint="--compute-dtype float32"
+    )
+
+
+@torch.inference_mode()
+def not_finite(teacher: Teacher) -> str | None:
+    """Return what is not finite in a teacher: a weight, or a vector of a made-up picture or text; None if all is."""
+    for side in (teacher.vision, teacher.text):
+        if side is None:
+            continue
+        for module in modules_of(side):
+            for name, weight in module.named_parameters():
+                if not bool(torch.isfinite(weight).all()):
+                    return f"the weight {name} is not finite"
+    if teacher.vision is not None:
+        height, width = teacher.vision.image_size
+        ramp = (torch.arange(height)[:, None] + torch.arange(width)).remainder(256).to(torch.uint8)
+        pictures = torch.stack([ramp, torch.full_like(ramp, 255)])
+        seen = teacher.vision.encode(pictures.unsqueeze(1).expand(-1, 3, -1, -1))
+        if not _finite(seen.tokens) or not _finite(seen.global_):
+            return "a picture's vectors are not finite"
+    if teacher.text is not None:
+        read = teacher.text.encode([PROBE_TEXT])
+        if not _finite(read.tokens[read.mask.to(read.tokens.device)]) or not _finite(read.global_):
+            return "a text's vectors are not finite"
+    return None
+
+
+def _finite(values: torch.Tensor) -> bool:
+    return bool(torch.isfinite(values.to(torch.float16)).all())
+
+
+def with_decoder(teacher: Teacher, decoder: str) -> tuple[Teacher, Choice | None]:
+    """Return the teacher reading images with a decoder (``auto``, ``torchvision``, ``pillow``), and the choice made.
+
+    The identity of its vision side names the decoder, as it always has.
+    """
+    vision: Any = teacher.vision
+    preprocessing = getattr(vision, "preprocessing", None)
+    if not isinstance(preprocessing, Preprocessing):  # a teacher of images that reads files in its own way, or of none
+        return teacher, None
+    chosen, reason = choose_decoder(decoder, vision.name)
+    if chosen != preprocessing.decoder:
+        vision = copy(vision)
+        vision.preprocessing = replace(preprocessing, decoder=chosen)
+        vision.identity = {**vision.identity, "preprocessing": vision.preprocessing.identity()}
+        teacher = replace(teacher, vision=vision)
+    return teacher, Choice("decoder", chosen, reason)
+
+
+def load_as_stored(
+    identity: Mapping[str, Any], *, weights: Path | None = None, device: str = "cpu", adapter: Path | None = None
+) -> Teacher:
+    """Load the teacher of a store, computing and decoding as it did when the store was made.
+
+    Args:
+        identity: the store's.
+        weights: weight file or folder.
+        device: a torch device.
+        adapter: folder of the adaptation run that the store was made with (``adapter_of_store``), if any.
+    """
+    dtype: torch.dtype = getattr(torch, str(identity["compute_dtype"]))
+    teacher = load_teacher(str(identity["teacher"]), weights=weights, device=device, dtype=dtype, adapter=adapter)
+    vision = identity.get("vision") or {}
+    decoder = vision.get("preprocessing", {}).get("decoder")
+    return teacher if decoder is None else with_decoder(teacher, decoder)[0]
