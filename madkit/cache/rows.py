@@ -10,6 +10,7 @@ import os
 import struct
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -148,10 +149,17 @@ class ShardedRows:
         """Say which bytes of which files the pieces are."""
         size = self.spec.row_bytes
         shards: list[int] = (pieces.chunk // self.spec.inner_per_shard).tolist()
-        files = self._mapped(set(shards))
+        known: Mapping[int, MappedFile] = (
+            self._maps
+        )  # no lock: look-ups are atomic, and a fork may copy a lock that is held
+        try:
+            files = [known[shard] for shard in shards]
+        except KeyError:
+            known = self._mapped(set(shards))
+            files = [known[shard] for shard in shards]
         begin, target, length = self._where(pieces), pieces.target * size, pieces.rows * size
         places = (begin.tolist(), (begin + length).tolist(), target.tolist(), (target + length).tolist())
-        return list(zip([files[shard] for shard in shards], *places, strict=True))
+        return list(zip(files, *places, strict=True))
 
     def _where(self, pieces: _Pieces) -> Int64:
         """Look up where pieces start in their files, whose indices have been read; an absent one is an error."""
@@ -249,8 +257,7 @@ class ShardedRows:
 
     def _mapped(self, shards: set[int]) -> dict[int, MappedFile]:
         """Return the maps of shards, made where there are none yet, and know their indices."""
-        known = self._maps  # no lock: single look-ups are atomic, and a fork may have copied a lock that is held
-        found = {shard: there for shard in shards if (there := known.get(shard)) is not None}
+        found = {shard: there for shard in shards if (there := self._maps.get(shard)) is not None}
         missing = shards - found.keys()
         self._bring(missing)
         order = sorted(missing)
