@@ -528,3 +528,19 @@ def test_a_limit_that_is_no_size(said: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("MADKIT_CACHE_LIMIT_GB", said)
     with pytest.raises(Exception, match=f"MADKIT_CACHE_LIMIT_GB is '{said}', which is no size"):
         remote_mirror.size_limit()
+
+
+def test_processes_of_one_job_fill_one_remote_store(store: Any, base: str, mirrors: Path) -> None:
+    there = RemoteStore.at(f"{base}/{store.path.name}")
+    with StoreWriter(there.mirror, store.plan, remote=RemoteCopy(there)) as first:
+        units = {part: first.missing(part) for part in PARTS}
+        first.take({part: numbers[::2] for part, numbers in units.items()})
+        store.fill(first, 1000)
+        remote = RemoteCopy(there, process=1)
+        with StoreWriter(there.mirror, store.plan, process=1, remote=remote) as second:
+            second.take({part: numbers[1::2] for part, numbers in units.items()})
+            store.fill(second, 1000)
+        first.gather()
+        first.finish(seconds=1.0)
+    assert payload(there.files) == {name: (store.path / name).read_bytes() for name in payload(there.files)}
+    assert verify_cache(there).ok
