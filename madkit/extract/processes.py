@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
@@ -18,10 +18,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from madkit.core.console import warn
 from madkit.core.errors import MadkitError, RunError, StoppedResumable
 from madkit.extract.options import resolve_device
 
 T = TypeVar("T")
+K = TypeVar("K")
 PATIENCE = timedelta(days=30)
 """How long a process waits for the slowest one; a dead one is noticed at once, for its connection closes."""
 
@@ -55,12 +57,16 @@ class Processes:
         return self.number == 0
 
     def __enter__(self) -> Processes:
+        if "RANK" not in os.environ and "MASTER_ADDR" in os.environ and _told_to_use_cpu():
+            warn(
+                "Accelerate starts a single process where it is given --cpu. For several: "
+                "accelerate launch --multi_gpu --num_processes N -m madkit extract --device cpu ..."
+            )
         if self.count > 1:
-            self._own_group = not dist.is_initialized()
+            self._own_group = not dist.is_initialized()  # a program may have one, on GPUs perhaps
             if self._own_group:
-                dist.init_process_group("gloo", timeout=PATIENCE)
-            else:  # a program that has a group of its own, on GPUs perhaps
-                self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+                dist.init_process_group("gloo")
+            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
         return self
 
     def __exit__(
@@ -73,7 +79,7 @@ class Processes:
 
     def device(self, name: str) -> tuple[str, str]:
         """Return the torch device of this process for ``--device`` and the reason, as :func:`resolve_device`."""
-        if name == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        if name == "auto" and _told_to_use_cpu():
             return "cpu", "as Accelerate was told"
         device, reason = resolve_device(name)
         if self.count > 1 and device == "cuda":
@@ -81,13 +87,18 @@ class Processes:
             return f"cuda:{number}", f"{reason}, one for each process"
         return device, reason
 
-    def deal(self, units: Sequence[int]) -> list[int]:
-        """Return this process's share of some units: every n-th.
+    def deal(self, units: Mapping[K, Sequence[int]]) -> dict[K, list[int]]:
+        """Return this process's share of the units of some parts: every n-th, the parts one after the other.
 
         Units hold equally many items, and processes of a job run on devices of one kind, so that dealing in advance
         costs a unit of waiting at most, needs nobody to ask, and lets every process decode ahead across its units.
         """
-        return list(units[self.number :: self.count])
+        share: dict[K, list[int]] = {}
+        dealt = 0
+        for part, numbers in units.items():
+            share[part] = list(numbers[(self.number - dealt) % self.count :: self.count])
+            dealt += len(numbers)
+        return share
 
     def together(self, phase: Callable[[], T]) -> T:
         """Run ``phase`` here while the others run theirs, and wait for all. Where one fails, all raise its failure.
@@ -143,6 +154,10 @@ class Processes:
                 hint="run the same command again, with as many processes as you like: finished shards are kept.",
             )
             raise self._failure from None
+
+
+def _told_to_use_cpu() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
 
 
 def _exit_code(error: BaseException) -> int:

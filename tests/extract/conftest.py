@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,3 +78,35 @@ def workspace(tmp_path: Path) -> Path:
     root = tmp_path / "workspace"
     write_snli_ve(root / "data" / "snli-ve")
     return root
+
+
+@pytest.fixture
+def more_pictures() -> Callable[[Path], None]:
+    """Replace a data set's folder by one of 16 pictures and 128 hypotheses, about 35 of them different."""
+
+    def write(folder: Path) -> None:
+        shutil.rmtree(folder)
+        write_snli_ve(folder, images=16, lines_per_image=8)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Callable[..., dict[str, Any]]]:
+    """Run command lines in forks of a prepared process: see ``forks.py`` for the request and the answer."""
+    script = Path(__file__).with_name("forks.py")
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+
+        def ask(*argv: object, **request: Any) -> dict[str, Any]:
+            assert server.stdin is not None
+            assert server.stdout is not None
+            server.stdin.write(json.dumps({"argv": [str(argument) for argument in argv], **request}) + "\n")
+            server.stdin.flush()
+            answer: dict[str, Any] = json.loads(server.stdout.readline())
+            return answer
+
+        yield ask
+        assert server.stdin is not None
+        server.stdin.close()

@@ -3,55 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
+import random
 import shutil
 import signal
-import subprocess
-import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from madkit.cache import verify_cache
-from madkit.core.errors import StoppedResumable
+from madkit.cache.journal import journal_rows
 from madkit.core.interrupts import StopSignals
-from madkit.core.workspace import Workspace
-from madkit.extract import stage
-from madkit.extract.stage import extract
 
-SCRIPT = """
-import os, random, signal, sys, time
-from pathlib import Path
-from madkit.core.workspace import Workspace
-import madkit.teachers.clip_pair  # imported once here, not in every child
-from madkit.extract import pipeline
-from madkit.extract.stage import extract
-
-os.fsync = lambda descriptor: None  # a kill leaves the page cache alone; only a power cut would need the sync
-workspace, teacher, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-chance = random.Random(1)
-for number in range(kills):
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        real = pipeline.StoreWriter.write_unit
-        def announced(self, *unit):
-            os.write(write, b"u")
-            real(self, *unit)
-        pipeline.StoreWriter.write_unit = announced
-        extract(Workspace(workspace), teacher, ["snli-ve"], device="cpu", workers=1, shard_mb=0.0005)
-        os._exit(0)
-    os.close(write)
-    begun = len(os.read(read, 1))
-    while begun < 2 + number % 3 and os.read(read, 1):  # killed in the middle of some unit
-        begun += 1
-    time.sleep(chance.uniform(0, 0.003))
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    os.close(read)
-    (journal,) = (workspace / "cache").glob("*/journal.jsonl")
-    print(begun, journal.read_bytes().count(b"\\n"), os.WIFSIGNALED(status), flush=True)
-"""
+Forks = Callable[..., dict[str, Any]]
+KILLS = 20
 
 
 def payload(store: Path) -> dict[str, bytes]:
@@ -59,51 +26,79 @@ def payload(store: Path) -> dict[str, bytes]:
     return {name: (store / name).read_bytes() for name in files}
 
 
-def test_sigkill_at_random_moments_then_resume(workspace: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+def command(workspace: Path, teacher: Path, shard_mb: float = 0.0005) -> list[object]:
+    place = ("--workspace", workspace, "--teacher", f"local:{teacher}", "--task", "snli-ve")
+    return ["extract", *place, "--device", "cpu", "--workers", 1, "--shard-mb", shard_mb]
+
+
+def journalled(workspace: Path) -> dict[str, int]:
+    """How many lines the journals have for each part."""
+    found = {"images": 0, "texts": 0}
+    for store in (workspace / "cache").glob("*"):
+        for row in journal_rows(store):
+            found[row["part"]] += 1
+    return found
+
+
+def test_sigkills_at_random_moments_cost_a_shard_each_and_no_byte(
+    workspace: Path, tiny_teacher: Path, tmp_path: Path, forks: Forks, more_pictures: Callable[[Path], None]
+) -> None:
+    more_pictures(workspace / "data/snli-ve")
     whole = tmp_path / "whole"
     shutil.copytree(workspace, whole)
-    (expected,) = extract(Workspace(whole), f"local:{tiny_teacher}", ["snli-ve"], device="cpu", shard_mb=0.0005)
-    command = [sys.executable, "-c", SCRIPT, str(workspace), f"local:{tiny_teacher}", "5"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=300)
-    before = 0
-    for line in done.stdout.splitlines():
-        begun, journalled, killed = line.split()
-        assert killed == "True"
-        assert int(journalled) >= before + int(begun) - 1  # the unit in work is all that a kill can cost
-        before = int(journalled)
-    (report,) = extract(Workspace(workspace), f"local:{tiny_teacher}", ["snli-ve"], device="cpu", shard_mb=0.0005)
-    assert report.skipped > 0
-    assert verify_cache(report.path).ok
-    assert payload(report.path) == payload(expected.path)
+    one_item_each = 0.0002
+    started = time.monotonic()
+    assert forks(*command(whole, tiny_teacher, one_item_each))["codes"] == [0]
+    long = time.monotonic() - started
+    (expected,) = (whole / "cache").iterdir()
+    chance = random.Random(4)
+    before, hit = journalled(workspace), {"images": 0, "texts": 0}
+    for number in range(KILLS):
+        # half of them while some unit is written, half at any moment: starting, planning, encoding
+        kill = {"rank": 0, "signal": signal.SIGKILL, "units": chance.randint(1, 4), "seconds": 60.0}
+        kill["then"] = chance.uniform(0, 0.004)
+        if number % 2:
+            kill |= {"seconds": chance.uniform(0.1, 1) * long, "then": 0}
+        answer = forks(*command(workspace, tiny_teacher, one_item_each), kill=kill)
+        assert answer["codes"] == [-signal.SIGKILL], answer["printed"][0]  # it was still at work
+        after = journalled(workspace)
+        new = sum(after.values()) - sum(before.values())
+        assert new >= answer["begun"][0] - 1  # the shard being written is all that a kill can cost
+        hit["images" if after["texts"] == 0 else "texts"] += 1
+        before = after
+    assert min(hit.values()) >= 5, hit  # in either part
+    answer = forks(*command(workspace, tiny_teacher, one_item_each))
+    assert answer["codes"] == [0], answer["printed"][0]
+    assert "going on with" in answer["printed"][0]
+    (store,) = (workspace / "cache").iterdir()
+    assert verify_cache(store).ok
+    assert payload(store) == payload(expected)
+    lines = [(row["part"], row["unit"]) for row in journal_rows(store)]
+    assert len(lines) == len(set(lines))  # nothing that had a line was done again
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGTERM, 75, "Stopped by SIGTERM after saving."), (signal.SIGINT, 130, "Stopped after saving")],
+)
 def test_a_signal_finishes_the_shard_and_says_how_to_go_on(
-    workspace: Path, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, tiny_teacher: Path, forks: Forks, number: int, code: int, said: str
 ) -> None:
-    """SIGTERM ends in exit code 75, Ctrl-C in 130, and what was begun is in the journal."""
-    place, name = Workspace(workspace), f"local:{tiny_teacher}"
-    real = stage.encode_images
-
-    def signalling(number: int) -> object:
-        def encode(*arguments: object) -> object:
-            os.kill(os.getpid(), number)
-            return real(*arguments)
-
-        return encode
-
-    monkeypatch.setattr(stage, "encode_images", signalling(signal.SIGTERM))
-    with pytest.raises(StoppedResumable) as stopped:
-        extract(place, name, ["snli-ve"], device="cpu", shard_mb=0.002)
-    assert stopped.value.exit_code == 75
-    monkeypatch.setattr(stage, "encode_images", signalling(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        extract(place, name, ["snli-ve"], device="cpu", shard_mb=0.002)
-    (journal,) = (workspace / "cache").glob("*/journal.jsonl")
-    assert journal.read_bytes().count(b"\n") == 2
-    monkeypatch.setattr(stage, "encode_images", real)
-    (report,) = extract(place, name, ["snli-ve"], device="cpu", shard_mb=0.002)
-    assert 0 < report.skipped < report.items
-    assert not list(report.path.glob(".lock"))
+    kill = {"rank": 0, "signal": number, "units": 2, "seconds": 60.0}
+    answer = forks(*command(workspace, tiny_teacher), kill=kill)
+    assert answer["codes"] == [code]
+    assert said in answer["printed"][0]
+    assert "run the same command again" in answer["printed"][0]
+    assert "Traceback" not in answer["printed"][0]
+    (store,) = (workspace / "cache").iterdir()
+    assert sum(journalled(workspace).values()) == answer["begun"][0]  # what was begun is in the journal
+    assert not (store / "manifest.json").exists()
+    assert not (store / ".lock").exists()
+    assert not list(store.rglob("*.tmp"))
+    again = forks(*command(workspace, tiny_teacher))
+    assert again["codes"] == [0]
+    assert again["begun"][0] == 20 - answer["begun"][0]
+    assert verify_cache(store).ok
 
 
 def test_signals_are_given_back() -> None:
