@@ -87,6 +87,7 @@ def bench_memory(sizes: Sequence[int], *, pixels: tuple[int, int] | None = None)
 def extract_pictures(watch: Watch, pictures: str, images: int, workspace: str) -> dict[str, Any]:
     """Laps: start (modules and teacher), extract. What the fresh process does."""
     from contextlib import redirect_stderr
+    from dataclasses import replace
     from io import StringIO
 
     import torch
@@ -100,7 +101,7 @@ def extract_pictures(watch: Watch, pictures: str, images: int, workspace: str) -
     from madkit.teachers.preprocess import Preprocessing
 
     torch.manual_seed(0)
-    teacher = clip_pair(
+    pair = clip_pair(
         "open_clip:tiny",
         CLIP(**_MODEL),
         ClipTokenizer(),
@@ -110,7 +111,7 @@ def extract_pictures(watch: Watch, pictures: str, images: int, workspace: str) -
     watch.lap("start")
     with redirect_stderr(StringIO()):
         report = extract_task(
-            Workspace.at(workspace), teacher, PictureTask(paths), options=ExtractOptions(device="cpu")
+            Workspace.at(workspace), replace(pair, text=None), PictureTask(paths), options=ExtractOptions(device="cpu")
         )
     watch.lap("extract")
     shards = sum(1 for path in report.path.glob("images/tokens/c/**/*") if path.is_file())

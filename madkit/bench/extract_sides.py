@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from itertools import count as numbers
 from pathlib import Path
@@ -183,14 +183,17 @@ class TransformersLoop:
 
 
 class Extraction:
-    """JPEG files to a token store: `madkit extract` with its defaults, each time into a new workspace."""
+    """JPEG files to a token store: `madkit extract`, each time into a new workspace.
 
-    name = "madkit extract"
+    Compiling, where it is asked for, happens in the run that warms up.
+    """
 
-    def __init__(self, source: Source, device: str, *, batch: int = 0) -> None:
+    def __init__(self, source: Source, device: str, *, batch: int = 0, compiled: bool = False) -> None:
+        self.name = "madkit extract" + (", compiled" if compiled else "")
         dtype = torch.float16 if torch.device(device).type == "cuda" else _FLOAT32
-        self._teacher: Teacher = as_teacher(source, device=device, dtype=dtype)
-        self._options = ExtractOptions(device=device, image_batch=batch)
+        whole = as_teacher(source, device=device, dtype=dtype)
+        self._teacher: Teacher = replace(whole, text=None)  # the loops read no texts
+        self._options = ExtractOptions(device=device, image_batch=batch, compile="on" if compiled else "off")
         self.dtype = dtype
 
     def run(self, paths: Sequence[Path], folder: Path) -> Path:

@@ -20,6 +20,7 @@ import torch
 from madkit.core.console import info
 
 _MB = 1_000_000
+_COMPILING = 30.0  # seconds; what takes longer the first time may be anything the second time
 _CLEAR_PEAK = "5"  # proc(5), /proc/PID/clear_refs: "Reset the peak resident set size"
 
 
@@ -133,7 +134,9 @@ def _pieces(side: Side, device: str, turn_s: float) -> int:
     """Warm a side up, and return how many pieces fill a turn."""
     if turn_s <= 0:
         return 1
-    side.work(1)  # compiles, allocates, loads kernels
+    seconds, _, _ = _turn(side, 1, device)  # compiles, allocates, loads kernels
+    if 2 * turn_s < seconds < _COMPILING:  # one piece is a turn, however warm
+        return 1
     seconds, _, _ = _turn(side, 1, device)
     return max(1, round(turn_s / seconds))
 

@@ -117,7 +117,7 @@ def _print_extract(document: Mapping[str, Any]) -> None:
     _print_sides(end, "img/s", memory=cuda)
     print()
     _say(
-        "* is what madkit extract does unasked. x: how many times as fast as this row it is. "
+        "x: how many times as fast as this row the row with * is. "
         f"{_unit(cuda)} IQR: quartiles of the turns apart, in % of the median. Errors: compute only, against float64; "
         "end to end, against the first row."
     )
@@ -137,7 +137,7 @@ def _print_text(document: Mapping[str, Any]) -> None:
     _print_sides(document["roberta"], "texts/s", memory=cuda)
     print()
     _say(
-        "* is what madkit extract does unasked. x: how many times as fast as this row it is. "
+        "x: how many times as fast as this row the row with * is. "
         f"{_unit(cuda)} IQR: quartiles of the turns apart, in % of the median. Errors: of the CLIP tower against "
         "float64, else against the first row. encode_text gives no tokens, madkit does."
     )
