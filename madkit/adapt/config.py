@@ -35,8 +35,8 @@ class OptimConfig(StrictModel):
 
     learning_rate: float | None = Field(None, gt=0, description="none: LEARNING_RATES of what is trained")
     steps: int | None = Field(None, ge=1, description="optimiser steps; none: from epochs, min_steps and max_steps")
-    epochs: float = Field(10.0, gt=0)
-    min_steps: int = Field(50, ge=1)
+    epochs: float = Field(5.0, gt=0)
+    min_steps: int = Field(100, ge=1)
     max_steps: int = Field(2000, ge=1)
     batch_size: int = Field(32, ge=2)
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps over which the rate rises from 0")
@@ -50,7 +50,7 @@ class EvalConfig(StrictModel):
 
     every: int | None = Field(None, ge=1, description="steps between two looks; none: a tenth of all")
     limit: int = Field(500, ge=1, description="items of the development split, and as many of the training subset")
-    patience: int = Field(4, ge=1, description="looks without a gain after which it stops")
+    patience: int = Field(3, ge=1, description="looks without a gain after which it stops")
 
 
 class ObjectiveConfig(StrictModel):

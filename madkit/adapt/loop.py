@@ -141,7 +141,7 @@ class Training:
             images, words = self.pair(pixels, texts)
         outcome = contrast(images, words, self.pair.scale, pairing.to(images.device), self.config.objective)
         ids = [example for item in items for example in item.ids]
-        loss = float(outcome.loss)
+        loss = float(outcome.loss.detach())
         if not math.isfinite(loss):
             shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
             raise RunError(
@@ -157,7 +157,7 @@ class Training:
         return {
             "step": step + 1,
             "loss": loss,
-            "terms": {name: float(term) for name, term in outcome.terms.items()},
+            "terms": {name: float(term.detach()) for name, term in outcome.terms.items()},
             "accuracy": float(outcome.right) / outcome.decided if outcome.decided else None,
             "lr": self.rate * factor,
             "ids": hashlib.sha256("\n".join(ids).encode()).hexdigest()[:8],

@@ -167,7 +167,7 @@ def checkpoint_blocks(module: nn.Module) -> None:
     """
     for name, child in module.named_modules():
         inside = [int(part) for part in name.split(".") if part.isdigit()]
-        if len(inside) == 1 and name.rpartition(".")[2].isdigit() and any(child.parameters()):
+        if len(inside) == 1 and name.rpartition(".")[2].isdigit() and next(child.parameters(), None) is not None:
             owner: Any = child
             owner.forward = _forgetful(owner.forward)
 
