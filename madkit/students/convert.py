@@ -28,7 +28,6 @@ from madkit.students.tokenizer import StudentTokenizer
 
 OBJECT_WORDS = 81  # rows that UNITER adds for the object classes of VCR, one of them for the background
 REPORT = "conversion.json"
-_WORDS = "embeddings.word_embeddings.weight"
 Status = Literal["taken", "renamed", "left", "missing"]
 
 
@@ -99,7 +98,7 @@ def convert(
     size = _size(kind, official, state, file)
     path = vocabulary / "vocab.txt" if vocabulary.is_dir() else vocabulary
     words = StudentTokenizer(path, lowercase=official.lowercase)
-    state, tokenizer, grown = _fit_words(state, words, object_words, file, vocabulary)
+    state, tokenizer, grown = _fit_words(state, official.words, words, object_words, file, vocabulary)
     encoder_state = {name: value for name, value in state.items() if not name.startswith(("choice.", "answers."))}
     try:
         config = official.config(kind.sizes[size], state)
@@ -161,10 +160,10 @@ def _size(family: Family, official: Official, state: State, file: Path) -> str:
 
 
 def _fit_words(
-    state: State, words: StudentTokenizer, object_words: bool, file: Path, vocabulary: Path
+    state: State, name: str, words: StudentTokenizer, object_words: bool, file: Path, vocabulary: Path
 ) -> tuple[State, StudentTokenizer, dict[str, str]]:
     """The state with the words of its vocabulary; the tokenizer; which tables grew."""
-    table, grown = state[_WORDS], dict[str, str]()
+    table, grown = state[name], dict[str, str]()
     rows, extra = len(table), [f"[object{i}]" for i in range(OBJECT_WORDS)]
     if rows not in (len(words), len(words) + OBJECT_WORDS):
         raise DataError(
@@ -174,10 +173,10 @@ def _fit_words(
     if object_words and rows == len(words):
         generator = torch.Generator().manual_seed(derive_seed("object words"))
         table = torch.cat([table, 0.02 * torch.randn(OBJECT_WORDS, table.shape[1], generator=generator)])
-        grown[_WORDS] = f"{OBJECT_WORDS} rows added for object classes"
+        grown[name] = f"{OBJECT_WORDS} rows added for object classes"
     if len(table) > len(words):
         words = StudentTokenizer.of_words([*words.lines, *extra], lowercase=words.lowercase)
-    return {**state, _WORDS: table}, words, grown
+    return {**state, name: table}, words, grown
 
 
 def _head(

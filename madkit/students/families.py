@@ -85,6 +85,7 @@ class Official:
         lowercase: whether the authors' vocabulary is uncased.
         binary: whether the head of a multiple choice has two outputs for each candidate.
         answer_bias: the name under `answers.` whose length is the number of answers.
+        words: the name of the word table.
         optional: beginnings of encoder names that files may lack; these are drawn afresh.
     """
 
@@ -95,6 +96,7 @@ class Official:
     lowercase: bool
     binary: bool
     answer_bias: str
+    words: str = "embeddings.word_embeddings.weight"
     optional: tuple[str, ...] = ()
 
 

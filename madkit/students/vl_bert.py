@@ -26,6 +26,7 @@ from madkit.students.families import Family, Recipe, State, WeightSource
 from madkit.students.heads import HeadSpec, LinearHead, StudentHead
 from madkit.students.interface import Encoded, StudentInputs
 from madkit.students.text_style import PERSON, Body, Mark, Plan, TextStyle
+from madkit.students.vl_bert_keys import OFFICIAL
 from madkit.tasks.example import Example
 
 OBJECT_TYPE = 2
@@ -242,6 +243,7 @@ FAMILY = Family(
     make_head=make_head,
     inputs="text with names for people, a [MASK] where no candidate follows; regions with sines of their location",
     from_text=from_text,
+    official=OFFICIAL,
     weights=(
         WeightSource("bert-base-uncased, bert-large-uncased", "--init", "Apache-2.0", "objects fade in"),
         WeightSource(
