@@ -12,8 +12,8 @@ from torch import nn
 from madkit.core.errors import MadkitError
 from madkit.teachers.flops import gflops
 from madkit.teachers.hf_files import build_skeleton, is_path, read_config
-from madkit.teachers.hf_load import context_length, hf_tokenizer, sides_of
-from madkit.teachers.hf_vision import image_preprocessing, patch_grid
+from madkit.teachers.hf_load import ALWAYS_MASKED, context_length, hf_tokenizer, sides_of
+from madkit.teachers.hf_vision import image_preprocessing, vision_forward, vision_layout
 from madkit.teachers.known import KNOWN, TeacherName
 
 
@@ -35,13 +35,14 @@ def describe_hf(parsed: TeacherName) -> dict[str, Any]:
         "target": f"hf:{parsed.rest}" + (f"@{parsed.tag}" if parsed.tag else ""),
         "kind": config.model_type,
         "shared_space": sides == "pair",
-        "dim": _width(config),
+        "dim": None,
         "parameters_m": _millions(skeleton),
     }
+    pair = sides == "pair"
     if sides != "text":
-        facts |= _vision_facts(parsed, skeleton, folder, facts["dim"])
+        facts |= _vision_facts(parsed, skeleton, folder, _width(config) if pair else None)
     if sides != "vision":
-        facts |= _text_facts(parsed, skeleton, folder, facts["dim"])
+        facts |= _text_facts(parsed, skeleton, folder, _width(config))
     return facts
 
 
@@ -51,18 +52,21 @@ def _width(config: Any) -> int:
     return int(getattr(config, "hidden_size", None) or config.vision_config.hidden_size)
 
 
-def _vision_facts(parsed: TeacherName, skeleton: nn.Module, folder: Path, dim: int) -> dict[str, Any]:
+def _vision_facts(parsed: TeacherName, skeleton: nn.Module, folder: Path, dim: int | None) -> dict[str, Any]:
     vision: Any = getattr(skeleton, "vision_model", skeleton)
     try:
         size = image_preprocessing(folder, name=parsed.canonical).size
     except MadkitError:  # only the configuration was fetched
         size = (int(vision.config.image_size),) * 2
-    grid, _ = patch_grid(vision, size, name=parsed.canonical)
+    layout = vision_layout(vision, size, name=parsed.canonical)
+    tokens, dim = layout.grid[0] * layout.grid[1], dim or layout.dim
+    forward, _, _ = vision_forward(vision, layout, pooled=False)
     return {
+        "dim": dim,
         "image_size": list(size),
-        "image_tokens": grid[0] * grid[1],
-        "gflops_image": gflops(lambda: vision(pixel_values=torch.zeros(1, 3, *size, device="meta"))),
-        "bytes_per_image": grid[0] * grid[1] * dim * 2,
+        "image_tokens": tokens,
+        "gflops_image": gflops(lambda: forward(torch.zeros(1, 3, *size, device="meta"))),
+        "bytes_per_image": tokens * dim * 2,
     }
 
 
@@ -72,10 +76,18 @@ def _text_facts(parsed: TeacherName, skeleton: nn.Module, folder: Path, dim: int
     with suppress(MadkitError):  # where only the configuration was fetched, its limit stands
         _, length = hf_tokenizer(parsed.canonical, folder, length)
     return {
+        "dim": dim,
         "context_length": length,
-        "gflops_text": gflops(lambda: text(input_ids=torch.zeros(1, length, dtype=torch.long, device="meta"))),
+        "gflops_text": text_gflops(text, length),
         "bytes_per_text_token": dim * 2,
     }
+
+
+def text_gflops(text: Any, length: int) -> float | None:
+    """Count the operations of a text encoder of transformers on one text of ``length`` tokens."""
+    ids = torch.zeros(1, length, dtype=torch.long, device="meta")
+    masked = text.config.model_type in ALWAYS_MASKED
+    return gflops(lambda: text(input_ids=ids, attention_mask=torch.ones_like(ids) if masked else None))
 
 
 def describe_timm(parsed: TeacherName) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def gflops(call: Callable[[], object]) -> float | None:
-    """Return the billions of operations of a call (a multiplication with addition counts two), one decimal.
+    """Return the billions of floating point operations of a call: one decimal, three below one.
+
+    A multiplication with addition counts two.
 
     None where a model looks at values on its way, which the meta device does not have.
     """
@@ -19,4 +21,4 @@ def gflops(call: Callable[[], object]) -> float | None:
     except (RuntimeError, NotImplementedError):
         return None
     total: int = counter.get_total_flops()
-    return round(total / 1e9, 1)
+    return round(total / 1e9, 1 if total >= 1e9 else 3)

@@ -40,7 +40,8 @@ CONFIG_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
     "sentence_bert_config.json",
-    "1_Pooling/config.json",
+    "modules.json",
+    "*_Pooling/config.json",
 )
 VOCABULARIES = ("vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -150,7 +151,7 @@ def build_skeleton(config: Any) -> nn.Module:
         raise ConfigError(
             f"transformers has no plain encoder for models of the kind '{config.model_type}' ({_first(error)})."
         ) from None
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 def load_model(config: Any, source: Path, *, name: str) -> Loaded:
@@ -228,12 +229,6 @@ def load_tokenizer(folder: Path, *, name: str) -> Any:
         f"The tokenizer of '{name}' in {folder} gives no character spans ({reason}).",
         hint="it needs a tokenizer.json; where there is only a SentencePiece model: pip install sentencepiece protobuf",
     )
-
-
-def sentence_transformers_mean(folder: Path) -> bool:
-    """Whether the folder is a sentence encoder that pools by the mean over all tokens (sentence-transformers)."""
-    path = folder / "1_Pooling" / "config.json"
-    return path.is_file() and bool(read_json(path).get("pooling_mode_mean_tokens"))
 
 
 def config_json(config: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from madkit.core.errors import ConfigError
-from madkit.core.files import read_json
 from madkit.teachers.digest import weights_digest
 from madkit.teachers.fast_tokenizer import FastTokenizer
 from madkit.teachers.grid_vision import GridVision
@@ -20,17 +19,36 @@ from madkit.teachers.hf_files import (
     load_tokenizer,
     pretrained_folder,
     read_config,
-    sentence_transformers_mean,
 )
 from madkit.teachers.hf_pair import pair_text, pair_vision
-from madkit.teachers.hf_text import ALL_MEAN, POOLER, REAL_MEAN, HfText, TextEncoder
-from madkit.teachers.hf_vision import has_pooler, image_preprocessing, patch_grid, vision_forward
+from madkit.teachers.hf_text import POOLER, REAL_MEAN, HfText, TextEncoder
+from madkit.teachers.hf_vision import has_pooler, image_preprocessing, vision_forward, vision_layout
 from madkit.teachers.interface import Teacher
 from madkit.teachers.known import TeacherName
 from madkit.teachers.preprocess import Preprocessing
+from madkit.teachers.sentence import longest_sentence, sentence_pooling
 
 UNLIMITED = 1_000_000  # tokenizers without a limit state one with thirty digits
 DEFAULT_CONTEXT = 512
+# Given no mask, these warn of padding, for which the library reads ids of every batch back from the device.
+ALWAYS_MASKED = frozenset(
+    (
+        *(
+            "big_bird",
+            "canine",
+            "convbert",
+            "deberta",
+            "deberta-v2",
+            "funnel",
+            "ibert",
+            "layoutlm",
+            "lilt",
+            "longformer",
+        ),
+        *("luke", "markuplm", "megatron-bert", "mra", "nystromformer", "rembert", "roformer", "splinter"),
+        *("squeezebert", "yoso"),
+    )
+)
 
 
 def load_hf(parsed: TeacherName, weights: Path | None, device: str, dtype: torch.dtype) -> Teacher:
@@ -58,7 +76,7 @@ def load_hf(parsed: TeacherName, weights: Path | None, device: str, dtype: torch
 
 def _text(parsed: TeacherName, loaded: Loaded, folder: Path, device: str, dtype: torch.dtype) -> HfText:
     tokenizer, length = hf_tokenizer(parsed.canonical, folder, context_length(loaded.model, folder))
-    pooling = ALL_MEAN if sentence_transformers_mean(folder) else POOLER if loaded.has("pooler.") else REAL_MEAN
+    pooling = sentence_pooling(folder) or (POOLER if loaded.has("pooler.") else REAL_MEAN)
     digest = weights_digest(loaded.tensors())
     model = loaded.model.to(device=device, dtype=dtype)
     return HfText(parsed.canonical, text_encoder(model, pooling), tokenizer, length, digest)
@@ -73,19 +91,19 @@ def text_encoder(model: nn.Module, pooling: str) -> TextEncoder:
         hidden: Tensor = output.last_hidden_state
         return hidden, output.pooler_output if pooling == POOLER else hidden[:, 0]
 
-    return TextEncoder(model, forward, int(config.hidden_size), int(config.vocab_size), pooling=pooling)
+    dim, vocabulary, masked = int(config.hidden_size), int(config.vocab_size), config.model_type in ALWAYS_MASKED
+    return TextEncoder(model, forward, dim, vocabulary, pooling=pooling, always_masked=masked)
 
 
 def _vision(
     parsed: TeacherName, loaded: Loaded, preprocessing: Preprocessing, device: str, dtype: torch.dtype
 ) -> GridVision:
-    config: Any = loaded.model.config
-    grid, before = patch_grid(build_skeleton(config), preprocessing.size, name=parsed.canonical)
-    pooled = has_pooler(loaded.model, loaded.missing, before=before)
+    layout = vision_layout(build_skeleton(loaded.model.config), preprocessing.size, name=parsed.canonical)
+    pooled = has_pooler(loaded.missing, layout)
     facts = {"library": "transformers", "weights": weights_digest(loaded.tensors())}
     model = loaded.model.to(device=device, dtype=dtype)
-    forward, facts["layer"], facts["global"] = vision_forward(model, before, pooled=pooled)
-    return GridVision(parsed.canonical, model, forward, preprocessing, grid, int(config.hidden_size), facts)
+    forward, facts["layer"], facts["global"] = vision_forward(model, layout, pooled=pooled)
+    return GridVision(parsed.canonical, model, forward, preprocessing, layout.grid, layout.dim, facts)
 
 
 def _pair(
@@ -99,7 +117,7 @@ def _pair(
     assert preprocessing is not None
     config: Any = loaded.model.config
     owner: Any = build_skeleton(config)
-    grid, before = patch_grid(owner.vision_model, preprocessing.size, name=parsed.canonical)
+    layout = vision_layout(owner.vision_model, preprocessing.size, name=parsed.canonical)
     tokenizer, length = hf_tokenizer(parsed.canonical, folder, int(config.text_config.max_position_embeddings))
     tensors = loaded.tensors()
     seeing = {key: value for key, value in tensors.items() if key.startswith(("vision_model.", "visual_projection."))}
@@ -107,11 +125,11 @@ def _pair(
     scale = float(tensors["logit_scale"].float().exp().reshape(-1)[0])
     facts = {"library": "transformers", "weights": weights_digest(seeing)}
     model = loaded.model.to(device=device, dtype=dtype)
-    forward, facts["layer"], facts["global"] = pair_vision(model, before)
+    forward, facts["layer"], facts["global"] = pair_vision(model, layout.before)
     encoder = pair_text(model)
     return Teacher(
         parsed.canonical,
-        GridVision(parsed.canonical, model, forward, preprocessing, grid, encoder.dim, facts),
+        GridVision(parsed.canonical, model, forward, preprocessing, layout.grid, encoder.dim, facts),
         HfText(parsed.canonical, encoder, tokenizer, length, weights_digest(reading)),
         shared_space=True,
         logit_scale=scale,
@@ -144,11 +162,7 @@ def context_length(model: nn.Module, folder: Path) -> int:
             length = module.num_embeddings
             if module.padding_idx is not None:
                 length -= module.padding_idx + 1
-    sentence = folder / "sentence_bert_config.json"
-    if sentence.is_file():
-        stated = read_json(sentence).get("max_seq_length")
-        length = min(length, int(stated)) if stated else length
-    return length
+    return min(length, longest_sentence(folder) or length)
 
 
 def sides_of(config: Any) -> str:

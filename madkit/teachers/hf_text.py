@@ -1,8 +1,8 @@
 """Text encoders of the ``transformers`` library (BERT, RoBERTa, DeBERTa, MiniLM, ...) as teachers.
 
-Tokens are the last hidden state. The global vector is the library's own ``pooler_output`` where the weights hold a
-pooler, the mean over all positions where the folder says that the model is a mean-pooling sentence encoder, and the
-mean over the real tokens otherwise; which one it is stands in the identity.
+Tokens are the last hidden state. The global vector is what a sentence encoder's folder says (the mean over all
+positions, the first one, ...), else the library's own ``pooler_output`` where the weights hold a pooler, and else the
+mean over the real tokens; which one it is stands in the identity.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from madkit.teachers.text_batch import TextBatch
 from madkit.teachers.text_teacher import WindowedText
 
 POOLER, ALL_MEAN, REAL_MEAN = "pooler_output", "mean of all tokens, special ones included", "mean of real tokens"
+CLASS_TOKEN, LAST_TOKEN, MAXIMUM = "first token", "last token", "maximum over all tokens, special ones included"
+POOLED_HERE = (ALL_MEAN, REAL_MEAN, CLASS_TOKEN, LAST_TOKEN, MAXIMUM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +30,12 @@ class TextEncoder:
     Attributes:
         model: holds the weights.
         forward: (ids [B, T], attention mask [B, T] or None where nothing is padding) -> (tokens [B, T, D], the
-            library's pooled output [B, D]); the latter is not looked at where ``pooling`` is a mean.
+            library's pooled output [B, D]); the latter is not looked at where ``pooling`` is one of ``POOLED_HERE``.
         dim: D.
         vocabulary: how many ids the model knows.
         layer: where the tokens are taken, for the identity.
-        pooling: where the global vector comes from: ``ALL_MEAN``, ``REAL_MEAN``, or the library's pooled output.
+        pooling: where the global vector comes from: one of ``POOLED_HERE``, or the library's pooled output.
+        always_masked: the library looks at the ids on the host where it is given no mask.
         full_width: texts are padded to the full length as in the model's training, not to the longest of the batch.
     """
 
@@ -43,6 +46,7 @@ class TextEncoder:
     layer: str = "last_hidden_state"
     pooling: str = POOLER
     full_width: bool = False
+    always_masked: bool = False
 
 
 class HfText(WindowedText):
@@ -89,11 +93,26 @@ class HfText(WindowedText):
             )
         device = next(encoder.model.parameters()).device
         # Without padding there is nothing to mask, and the library asks the device, once per batch, about a mask.
-        attention = None if bool(batch.attention.all()) else batch.attention.to(device, non_blocking=True).long()
+        attention = None
+        if encoder.always_masked or not bool(batch.attention.all()):
+            attention = batch.attention.to(device, non_blocking=True).long()
         hidden, pooled = encoder.forward(batch.ids.to(device, non_blocking=True), attention)
-        if encoder.pooling in (ALL_MEAN, REAL_MEAN):
-            pooled = (hidden.float() * _shares(batch, encoder.pooling).to(device)).sum(1).to(hidden.dtype)
+        if encoder.pooling in POOLED_HERE:
+            pooled = _pool(hidden, batch, encoder.pooling)
         return TextOutput(hidden, pooled, batch.mask, batch.spans)
+
+
+def _pool(hidden: Tensor, batch: TextBatch, pooling: str) -> Tensor:
+    """Pool the hidden states [B, T, D] of a batch into [B, D]; what is masked was built on the host."""
+    device = hidden.device
+    if pooling == CLASS_TOKEN:
+        return hidden[:, 0]
+    if pooling == LAST_TOKEN:
+        last = (batch.attention.sum(1) - 1).to(device)
+        return hidden[torch.arange(len(hidden), device=device), last]
+    if pooling == MAXIMUM:
+        return hidden.masked_fill(~batch.attention.to(device).unsqueeze(-1), -torch.inf).amax(1)
+    return (hidden.float() * _shares(batch, pooling).to(device)).sum(1).to(hidden.dtype)
 
 
 def _shares(batch: TextBatch, pooling: str) -> Tensor:

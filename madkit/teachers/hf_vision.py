@@ -7,7 +7,8 @@ library's ``pooler_output``; where the weights hold no pooler it is the class to
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,31 @@ def _edges(value: Any) -> dict[str, int]:
     return edges if set(edges) in ({"shortest_edge"}, {"height", "width"}) else {}
 
 
-def patch_grid(skeleton: nn.Module, size: tuple[int, int], *, name: str) -> tuple[tuple[int, int], int]:
-    """Return (grid, number of tokens before the patches) of a model, found with an image that has no content.
+@dataclass(frozen=True, slots=True)
+class VisionLayout:
+    """How a vision model lays out its last hidden state.
+
+    Attributes:
+        grid: (rows, columns) of tokens.
+        before: class and register tokens before those of the grid.
+        dim: width of a token.
+        is_map: [B, D, rows, columns] instead of [B, before + P, D].
+        pooled: whether there is a ``pooler_output`` as wide as a token.
+    """
+
+    grid: tuple[int, int]
+    before: int
+    dim: int
+    is_map: bool = False
+    pooled: bool = False
+
+    def tokens(self, hidden: Tensor) -> Tensor:
+        """Return the tokens [B, P, D] of a last hidden state, row by row."""
+        return hidden.flatten(2).transpose(1, 2) if self.is_map else hidden[:, self.before :]
+
+
+def vision_layout(skeleton: nn.Module, size: tuple[int, int], *, name: str) -> VisionLayout:
+    """Find the layout of a model's output with an image that has no content.
 
     Args:
         skeleton: a vision model on torch's meta device.
@@ -104,66 +128,83 @@ def patch_grid(skeleton: nn.Module, size: tuple[int, int], *, name: str) -> tupl
         name: the teacher, for errors.
 
     Raises:
-        ConfigError: images of that size do not fit the model, or its output is no grid of patches.
+        ConfigError: images of that size do not fit the model, or its output is no grid of tokens.
     """
     config: Any = skeleton.config
-    patch = getattr(config, "patch_size", None)
-    sides = [patch, patch] if isinstance(patch, int) else list(patch or ())
-    if len(sides) != 2:
-        raise ConfigError(
-            f"The vision encoder of '{name}' does not cut images into patches.", hint="for convnets use timm:NAME"
-        )
+    pixels = torch.zeros(1, 3, *size, device="meta")
     try:
         with quiet(), torch.inference_mode():
-            output: Any = skeleton(pixel_values=torch.zeros(1, 3, *size, device="meta"))
+            output: Any = skeleton(pixel_values=pixels, **_unmasked(skeleton, 1, size, pixels.device))
     except (ValueError, RuntimeError, TypeError) as error:
-        first = str(error).splitlines()[0].rstrip(".")
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ConfigError(
             f"The vision encoder of '{name}' cannot read {size[0]} x {size[1]} pixels ({first})."
         ) from None
-    grid = (size[0] // int(sides[0]), size[1] // int(sides[1]))
     shape = tuple(output.last_hidden_state.shape)
-    before = shape[1] - grid[0] * grid[1] if len(shape) == 3 else -1
-    if before < 0 or before > 1 + int(getattr(config, "num_register_tokens", 0) or 0):
-        raise ConfigError(
-            f"The vision encoder of '{name}' gives {shape} where a grid of {grid[0]} x {grid[1]} patches was expected."
-        )
-    return grid, before
+    pooled = getattr(output, "pooler_output", None)
+    widths = [] if pooled is None else [pooled.flatten(1).shape[1]]
+    if len(shape) == 4:
+        return VisionLayout((shape[2], shape[3]), 0, shape[1], is_map=True, pooled=widths == [shape[1]])
+    most = 2 + int(getattr(config, "num_register_tokens", 0) or 0)
+    for grid in _grids(config, size, shape):
+        before = shape[1] - grid[0] * grid[1]
+        if 0 <= before <= most:
+            return VisionLayout(grid, before, shape[2], pooled=widths == [shape[2]])
+    raise ConfigError(f"The vision encoder of '{name}' gives {shape}, in which madkit sees no grid of patches.")
 
 
-def vision_forward(model: nn.Module, before: int, *, pooled: bool) -> tuple[Forward, str, str]:
+def _grids(config: Any, size: tuple[int, int], shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return the grids that an output may be: that of the patches, then a square with or without a class token."""
+    if len(shape) != 3:
+        return []
+    patch = getattr(config, "patch_size", None)
+    sides = [patch, patch] if isinstance(patch, int) else list(patch or ())
+    found = [(size[0] // int(sides[0]), size[1] // int(sides[1]))] if len(sides) == 2 else []
+    for count in (shape[1], shape[1] - 1):
+        side = math.isqrt(max(0, count))
+        if side * side == count and size[0] == size[1]:
+            found.append((side, side))
+    return found
+
+
+def _unmasked(model: nn.Module, n: int, size: tuple[int, int], device: torch.device) -> dict[str, Any]:
+    """Return what makes a masked autoencoder see every patch, in order: it hides most of them at random otherwise."""
+    config: Any = model.config
+    if config.model_type != "vit_mae":
+        return {}
+    config.mask_ratio = 0.0
+    count = (size[0] // config.patch_size) * (size[1] // config.patch_size)
+    return {"noise": torch.arange(count, device=device, dtype=torch.float32).expand(n, count)}
+
+
+def vision_forward(model: nn.Module, layout: VisionLayout, *, pooled: bool) -> tuple[Forward, str, str]:
     """Return the way through a vision model, and the names of its layer and of its global vector.
 
     Args:
         model: a vision model of the library.
-        before: number of tokens before the patches.
+        layout: of :func:`vision_layout`.
         pooled: whether the weights hold what makes ``pooler_output``.
     """
     encoder: Any = getattr(model, "vision_model", model)
     config: Any = model.config
     norm = encoder.post_layernorm if config.model_type == "clip_vision_model" else None
     layer = "last_hidden_state" + ("+post_layernorm" if norm is not None else "")
-    global_name = "pooler_output" if pooled else CLASS_TOKEN if before else PATCH_MEAN
+    global_name = "pooler_output" if pooled else CLASS_TOKEN if layout.before else PATCH_MEAN
 
     def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        output: Any = model(pixel_values=pixels)
+        height, width = pixels.shape[-2:]
+        output: Any = model(pixel_values=pixels, **_unmasked(model, len(pixels), (height, width), pixels.device))
         hidden: Tensor = output.last_hidden_state
-        tokens = hidden[:, before:] if norm is None else norm(hidden[:, before:])
+        tokens = layout.tokens(hidden)
+        if norm is not None:
+            tokens = norm(tokens)
         if pooled:
-            return tokens, output.pooler_output
-        return tokens, hidden[:, 0] if before else tokens.mean(1)
+            return tokens, output.pooler_output.flatten(1)
+        return tokens, hidden[:, 0] if layout.before else tokens.mean(1)
 
     return forward, layer, global_name
 
 
-def has_pooler(model: nn.Module, missing: frozenset[str], *, before: int) -> bool:
-    """Whether ``pooler_output`` is made of weights that were there: a norm, a dense layer, or a head."""
-    encoder: Any = getattr(model, "vision_model", model)
-    config: Any = model.config
-    if any("pooler." in key for key in missing):
-        return False
-    if config.model_type == "siglip_vision_model":
-        return bool(getattr(encoder, "use_head", True))
-    if hasattr(encoder, "pooler"):
-        return encoder.pooler is not None
-    return before > 0 and hasattr(encoder, "post_layernorm" if "clip" in config.model_type else "layernorm")
+def has_pooler(missing: frozenset[str], layout: VisionLayout) -> bool:
+    """Whether the model gives a ``pooler_output``, and the weights held all that makes it."""
+    return layout.pooled and not any("pooler." in key for key in missing)

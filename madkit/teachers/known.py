@@ -67,7 +67,17 @@ _CLIPS = (
 )
 
 _DINO = {"model_type": "dinov2", "image_size": 518, "patch_size": 14}
+_ROBERTA = {"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 _TRANSFORMERS = (
+    KnownTeacher(
+        "siglip2-b16",
+        "hf:google/siglip2-base-patch16-224",
+        *(768, 224, 196, 64, 375.2, "Apache-2.0", "SigLIP 2 ViT-B/16, image and multilingual text"),
+        gflops_image=35.4,
+        gflops_text=11.0,
+        config={"model_type": "siglip", "text_config": {"vocab_size": 256000}},
+    ),
     KnownTeacher(
         "siglip-b16",
         "hf:google/siglip-base-patch16-224",
@@ -95,7 +105,49 @@ _TRANSFORMERS = (
         "hf:FacebookAI/roberta-base",
         *(768, None, None, 512, 124.6, "MIT", "RoBERTa base, texts only"),
         gflops_text=96.6,
-        config={"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1},
+        config=_ROBERTA,
+    ),
+    KnownTeacher(
+        "roberta-large",
+        "hf:FacebookAI/roberta-large",
+        *(1024, None, None, 512, 355.4, "MIT", "RoBERTa large, texts only"),
+        gflops_text=335.0,
+        config={**_ROBERTA, **_LARGE},
+    ),
+    KnownTeacher(
+        "xlm-roberta-base",
+        "hf:FacebookAI/xlm-roberta-base",
+        *(768, None, None, 512, 278.0, "MIT", "XLM-R base, 100 languages, texts only"),
+        gflops_text=96.6,
+        config={**_ROBERTA, "model_type": "xlm-roberta", "vocab_size": 250002},
+    ),
+    KnownTeacher(
+        "modernbert-base",
+        "hf:answerdotai/ModernBERT-base",
+        *(768, None, None, 8192, 149.0, "Apache-2.0", "ModernBERT base, long texts only"),
+        gflops_text=6342.6,
+        config={"model_type": "modernbert"},
+    ),
+    KnownTeacher(
+        "mpnet-base",
+        "hf:sentence-transformers/all-mpnet-base-v2",
+        *(768, None, None, 384, 109.5, "Apache-2.0", "MPNet sentence encoder, texts only"),
+        gflops_text=70.7,
+        config={"model_type": "mpnet", "vocab_size": 30527, "max_position_embeddings": 514},
+    ),
+    KnownTeacher(
+        "e5-base",
+        "hf:intfloat/e5-base-v2",
+        *(768, None, None, 512, 109.5, "MIT", "E5 v2 base sentence encoder, texts only"),
+        gflops_text=96.6,
+        config={"model_type": "bert"},
+    ),
+    KnownTeacher(
+        "bge-base",
+        "hf:BAAI/bge-base-en-v1.5",
+        *(768, None, None, 512, 109.5, "MIT", "BGE 1.5 base sentence encoder, texts only"),
+        gflops_text=96.6,
+        config={"model_type": "bert"},
     ),
     KnownTeacher(
         "bert-base",
@@ -115,6 +167,7 @@ _TRANSFORMERS = (
         "deberta-v3-base",
         "hf:microsoft/deberta-v3-base",
         *(768, None, None, 512, 183.8, "MIT", "DeBERTa v3 base, texts only"),
+        gflops_text=120.8,
         config={
             "model_type": "deberta-v2",
             "vocab_size": 128100,
@@ -136,7 +189,9 @@ _TRANSFORMERS = (
 
 KNOWN: dict[str, KnownTeacher] = {
     "mini": KnownTeacher(
-        "mini", "mini", None, None, None, None, None, "Apache-2.0", "embedded pair for the embedded benchmark"
+        *("mini", "mini", None, None, None, None, None, "Apache-2.0", "embedded pair for the embedded benchmark"),
+        gflops_image=0.068,
+        gflops_text=0.05,
     ),
     **{
         name: KnownTeacher(name, f"open_clip:{arch}", dim, size, tokens, 77, millions, "MIT", note, image, text)

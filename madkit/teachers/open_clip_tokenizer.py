@@ -13,7 +13,7 @@ from madkit.teachers.hf_files import CONFIG_FILES, VOCABULARIES, load_tokenizer
 from madkit.teachers.interface import SpanTokenizer, TokenizedText
 from madkit.teachers.text_cleaning import clean_text
 
-TOKENIZER_FILES = tuple(name for name in CONFIG_FILES if name not in ("config.json", "1_Pooling/config.json"))
+TOKENIZER_FILES = tuple(name for name in CONFIG_FILES if "config.json" not in name or "token" in name)
 
 
 class CleanedTokenizer:

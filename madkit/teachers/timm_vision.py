@@ -74,7 +74,7 @@ def build_timm_model(parsed: TeacherName, tensors: Mapping[str, Tensor] | None =
     timm: Any = import_module("timm")  # its functions are not all annotated
     if tensors is None:
         with torch.device("meta"):
-            return timm.create_model(parsed.rest, pretrained=False, num_classes=0).eval()
+            return timm.create_model(parsed.rest, pretrained=False, num_classes=0).eval().requires_grad_(False)
     model: Any = timm.create_model(parsed.rest, pretrained=False, num_classes=0)
     state = _filtered(model, dict(tensors))
     own = model.state_dict()

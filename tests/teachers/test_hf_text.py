@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,20 @@ from safetensors.torch import load_file
 
 from madkit.core.errors import ConfigError, DataError, NotFoundError
 from madkit.teachers.describe import describe_teacher
-from madkit.teachers.hf_text import ALL_MEAN, POOLER, REAL_MEAN
+from madkit.teachers.hf_text import ALL_MEAN, CLASS_TOKEN, LAST_TOKEN, MAXIMUM, POOLER, REAL_MEAN
 from madkit.teachers.interface import TextTeacher
 from madkit.teachers.load import load_teacher
 
 torch.set_num_threads(1)
 TEXTS = ["a photo of a cat", "It's  TWO dogs & a house, isn't it?", "", "émigré 😀"]
-FAMILIES = {"bert": "WordPiece", "roberta": "byte-level BPE", "deberta-v2": "Unigram"}
+FAMILIES = {
+    "bert": "WordPiece", "roberta": "byte-level BPE", "deberta-v2": "Unigram", "xlm-roberta": "Unigram",
+    "mpnet": "WordPiece", "modernbert": "byte-level BPE", "distilbert": "cased WordPiece",
+}  # fmt: skip
+MORE: dict[str, dict[str, Any]] = {
+    "modernbert": {"cls_token_id": 0, "bos_token_id": 0, "eos_token_id": 2, "sep_token_id": 2},
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+}
 
 
 def text_of(name: str, weights: Path | None = None) -> TextTeacher:
@@ -35,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for kind, family in FAMILIES.items():
         tokenizer = hf_models.TOKENIZERS[family]()
         folder = tmp_path_factory.mktemp(kind)
-        found[kind] = hf_models.save(folder, hf_models.text_model(kind, tokenizer), tokenizer)
+        found[kind] = hf_models.save(folder, hf_models.text_model(kind, tokenizer, **MORE.get(kind, {})), tokenizer)
     return found
 
 
@@ -62,7 +71,7 @@ def test_tokens_and_pooled_outputs_are_the_librarys_own(kind: str, folders: dict
     real[:, 0] = False
     real[torch.arange(len(TEXTS)), attention.sum(1) - 1] = False
     assert torch.equal(found.mask, real)
-    pooled = kind != "deberta-v2"
+    pooled = kind in ("bert", "roberta", "xlm-roberta", "mpnet")
     assert teacher.identity["global"] == (POOLER if pooled else REAL_MEAN)
     if pooled:
         torch.testing.assert_close(found.global_, expected.pooler_output, atol=1e-5, rtol=1e-5)
@@ -104,26 +113,59 @@ def test_weights_without_a_pooler_are_pooled_by_the_mean(tmp_path: Path) -> None
     torch.testing.assert_close(found.tokens, second.encode(TEXTS[:1]).tokens)
 
 
-def test_sentence_transformers_folders_are_pooled_as_they_say(folders: dict[str, Path], tmp_path: Path) -> None:
-    import json
-    import shutil
-
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        ("mean_tokens", ALL_MEAN), ("cls_token", CLASS_TOKEN), ("max_tokens", MAXIMUM), ("lasttoken", LAST_TOKEN),
+        ("weightedmean_tokens", POOLER),  # one that madkit does not have
+    ],
+)  # fmt: skip
+def test_sentence_encoders_are_pooled_as_their_folder_says(
+    mode: str, name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
     folder = tmp_path / "sentence"
     shutil.copytree(folders["bert"], folder)
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    (folder / "2_Words").mkdir()
+    modes = {f"pooling_mode_{other}": other == mode for other in ("mean_tokens", "cls_token", "max_tokens", mode)}
+    (folder / "2_Words" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **modes}))
+    modules = [
+        {"path": "", "type": "x.Transformer"},
+        {"path": "2_Words", "type": "sentence_transformers.models.Pooling"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 24}))
     teacher = text_of(f"hf:{folder}")
-    assert (teacher.identity["global"], teacher.context_length) == (ALL_MEAN, 24)
+    assert (teacher.identity["global"], teacher.context_length) == (name, 24)
     expected, batch = library(folder, TEXTS)
-    attention = batch["attention_mask"].unsqueeze(-1).float()
-    mean = (expected.last_hidden_state * attention).sum(1) / attention.sum(1)
-    torch.testing.assert_close(teacher.encode(TEXTS).global_, mean, atol=1e-5, rtol=1e-5)
+    hidden, attention = expected.last_hidden_state, batch["attention_mask"].bool()
+    pooled = {
+        ALL_MEAN: lambda row: hidden[row][attention[row]].mean(0),
+        CLASS_TOKEN: lambda row: hidden[row][0],
+        MAXIMUM: lambda row: hidden[row][attention[row]].max(0).values,
+        LAST_TOKEN: lambda row: hidden[row][attention[row]][-1],
+        POOLER: lambda row: expected.pooler_output[row],
+    }[name]
+    rows = torch.stack([pooled(row) for row in range(len(TEXTS))])
+    torch.testing.assert_close(teacher.encode(TEXTS).global_, rows, atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_without_padding_passes_no_mask(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library asks the device about a mask; texts of one length need none."""
+    for kind, folder in folders.items():
+        teacher: Any = text_of(f"hf:{folder}")
+        model, seen = teacher._encoder.model, []
+        monkeypatch.setattr(
+            model,
+            "forward",
+            lambda *a, call=model.forward, seen=seen, **k: seen.append(k["attention_mask"]) or call(**k),
+        )
+        short, long = teacher.tokenize(["a cat", "a cat is"])
+        teacher.encode_tokenized([short, short])
+        teacher.encode_tokenized([short, long])
+        assert [mask is None for mask in seen] == [kind != "deberta-v2", False], kind
 
 
 def test_weight_files_of_any_kind_are_the_same_teacher(folders: dict[str, Path], tmp_path: Path) -> None:
-    import shutil
-
     from transformers import AutoModel
 
     plain = text_of(f"hf:{folders['bert']}")
@@ -143,8 +185,6 @@ def test_weight_files_of_any_kind_are_the_same_teacher(folders: dict[str, Path],
 
 
 def test_wrong_and_unsafe_weights_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
-    import shutil
-
     from safetensors.torch import save_file
 
     class Code:
@@ -176,8 +216,6 @@ def test_wrong_and_unsafe_weights_are_named(folders: dict[str, Path], tmp_path: 
 
 
 def test_a_tokenizer_without_spans_and_one_of_another_model(folders: dict[str, Path], tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "x"
     shutil.copytree(folders["bert"], folder)
     for file in ("tokenizer.json", "tokenizer_config.json"):
@@ -202,8 +240,6 @@ def test_without_a_network_a_hub_name_is_one_sentence() -> None:
 def test_what_the_hub_cache_holds_is_used_without_a_network(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

@@ -41,6 +41,29 @@ def vision_folder(kind: str, folder: Path) -> Path:
         "dinov2": ({**small, "image_size": 70}, BitImageProcessor(**CROP)),  # position embeddings are interpolated
         "dinov2_with_registers": ({**small, "num_register_tokens": 3}, BitImageProcessor(**CROP)),
         "vit": (square, ViTImageProcessor(**SQUASH)),
+        "beit": (square, BitImageProcessor(**SQUASH, do_center_crop=False)),
+        "deit": (square, ViTImageProcessor(**SQUASH)),
+        "dinov3_vit": ({**square, "num_register_tokens": 4}, ViTImageProcessor(**SQUASH)),
+        "aimv2_vision_model": (square, ViTImageProcessor(**SQUASH)),
+        "swin": (
+            {
+                "embed_dim": 16,
+                "depths": [1, 1],
+                "num_heads": [1, 2],
+                "image_size": 32,
+                "window_size": 4,
+                "patch_size": 4,
+            },
+            ViTImageProcessor(**SQUASH),
+        ),
+        "resnet": (
+            {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"},
+            ViTImageProcessor(**SQUASH),
+        ),
+        "vit_mae": (
+            {**square, "decoder_num_hidden_layers": 1, "decoder_hidden_size": 16, "decoder_num_attention_heads": 2},
+            ViTImageProcessor(**SQUASH),
+        ),
     }
     config, processor = settings[kind]
     model = hf_models.randomised(AutoModel.from_config(AutoConfig.for_model(kind, **config)))
@@ -48,6 +71,7 @@ def vision_folder(kind: str, folder: Path) -> Path:
 
 
 KINDS = {"clip_vision_model": 1, "siglip_vision_model": 0, "dinov2": 1, "dinov2_with_registers": 4, "vit": 1}
+KINDS |= {"beit": 1, "deit": 2, "dinov3_vit": 5, "aimv2_vision_model": 0, "swin": 0, "resnet": 0}
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +106,34 @@ def test_tokens_and_globals_are_the_librarys_own(kind: str, tmp_path: Path, pict
     with quiet(), torch.no_grad():
         model = AutoModel.from_pretrained(folder).eval()
         expected = model(pixel_values=pixels)
-    patches = expected.last_hidden_state[:, KINDS[kind] :]
+    hidden = expected.last_hidden_state
+    patches = hidden[:, KINDS[kind] :] if hidden.ndim == 3 else hidden.flatten(2).transpose(1, 2)
     if kind == "clip_vision_model":
         patches = getattr(model, "vision_model", model).post_layernorm(patches)
     torch.testing.assert_close(found.tokens, patches, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.global_, expected.pooler_output, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.global_, expected.pooler_output.flatten(1), atol=1e-5, rtol=1e-5)
     assert teacher.vision.identity["global"] == "pooler_output"
     assert found.grid == teacher.vision.grid == ((4, 4) if 32 in teacher.vision.image_size else (2, 2))
+
+
+def test_a_masked_autoencoder_sees_every_patch_in_its_place(tmp_path: Path, pictures: list[Path]) -> None:
+    """The library hides patches at random; a plain ViT with the same weights hides none."""
+    from transformers import AutoModel, ViTConfig, ViTModel
+
+    folder = vision_folder("vit_mae", tmp_path)
+    teacher = load_teacher(f"hf:{folder}")
+    images, pixels = ours(teacher, pictures)
+    assert teacher.vision is not None
+    found = teacher.vision.encode(images)
+    with quiet(), torch.no_grad():
+        model: Any = AutoModel.from_pretrained(folder).eval()
+        plain = ViTModel(ViTConfig(**hf_models.SMALL, patch_size=8, image_size=32), add_pooling_layer=False).eval()
+        missing = plain.load_state_dict(model.state_dict(), strict=False)
+        assert not missing.missing_keys
+        expected = plain(pixel_values=pixels).last_hidden_state
+    torch.testing.assert_close(found.tokens, expected[:, 1:], atol=1e-5, rtol=1e-5)
+    assert teacher.vision.identity["global"] == "class token"
+    torch.testing.assert_close(found.global_, expected[:, 0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["clip_vision_model", "siglip_vision_model", "vit"])
@@ -202,11 +247,11 @@ def test_preprocessing_that_madkit_does_not_have_is_refused() -> None:
 
 
 def test_vision_models_that_give_no_grid(tmp_path: Path) -> None:
-    from transformers import BitImageProcessor, ResNetConfig, ResNetModel
+    from transformers import Siglip2VisionConfig, Siglip2VisionModel, ViTImageProcessor
 
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
-    folder = hf_models.save(tmp_path / "resnet", ResNetModel(config), BitImageProcessor(**CROP))
-    with pytest.raises(ConfigError, match="does not cut images into patches"):
+    config = Siglip2VisionConfig(**hf_models.SMALL, patch_size=8, num_patches=16)
+    folder = hf_models.save(tmp_path / "naflex", Siglip2VisionModel(config), ViTImageProcessor(**SQUASH))
+    with pytest.raises(ConfigError, match="cannot read 32 x 32 pixels"):
         load_teacher(f"hf:{folder}")
     folder = vision_folder("vit", tmp_path / "vit")
     (folder / "preprocessor_config.json").unlink()
