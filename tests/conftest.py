@@ -18,7 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need a network
 os.environ["NO_COLOR"] = "1"
 os.environ["COLUMNS"] = "80"
-for _variable in ("MADKIT_WORKSPACE", "MADKIT_DEBUG", "FORCE_COLOR", "RANK"):
+for _variable in ("MADKIT_WORKSPACE", "MADKIT_CACHE", "MADKIT_DEBUG", "FORCE_COLOR", "RANK"):
     os.environ.pop(_variable, None)
 
 # No deadline: a busy two-core machine is not a bug. Derandomised: a red run is red for everyone.

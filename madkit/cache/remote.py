@@ -20,7 +20,8 @@ from madkit.cache.journal import journal_rows
 from madkit.cache.layout import MANIFEST
 from madkit.cache.plan import unit_of_file
 from madkit.cache.remote_files import RemoteError, RemoteFolder
-from madkit.cache.remote_mirror import Fetcher, make_room, share
+from madkit.cache.remote_mirror import LIMIT_VARIABLE, Fetcher, make_room, share, size_limit
+from madkit.core.console import warn
 from madkit.core.errors import DataError
 from madkit.core.files import write_bytes_atomic
 from madkit.core.workspace import Workspace, mirror_folder
@@ -74,6 +75,12 @@ class RemoteStore:
             CacheError: a file is not what the manifest says, or cannot be had.
         """
         files: Mapping[str, Any] = manifest["files"]
+        limit = size_limit()
+        if limit is not None and int(manifest["bytes"]) > limit:
+            warn(
+                f"{self.url} has {int(manifest['bytes']) / 1e9:,.1f} GB, more than {LIMIT_VARIABLE} lets it keep here: "
+                "shards may be fetched again and again."
+            )
         fetch = Fetcher(self.files, self.mirror, files)
         with hold(self.mirror / ".fetch" / "open"):
             data = to_json(manifest)

@@ -35,12 +35,17 @@ class RemoteError(CacheError):
 class RemoteFolder:
     """What lies below a URL. Safe to use from several threads, and after a fork.
 
+    Args:
+        url: a URL that fsspec knows.
+        patient: try again where the network fails (:data:`DELAYS`).
+
     Every method raises NotFoundError for a missing object, and RemoteError, naming the URL, where there is no bucket,
     no permission, no credentials, no package for the URL's scheme, or no network after some attempts.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, patient: bool = True) -> None:
         self.url = url.rstrip("/")
+        self._patient = patient
         self.scheme = self.url.partition("://")[0].partition("::")[0].lower()
 
     def __truediv__(self, name: str) -> RemoteFolder:
@@ -156,7 +161,7 @@ class RemoteFolder:
 
     def _try(self, name: str, work: Callable[[Any, str], Result]) -> Result:
         url = f"{self.url}/{name}" if name else self.url
-        for delay in (*DELAYS, None):
+        for delay in (*DELAYS, None) if self._patient else (None,):
             try:
                 fs, path = _file_system(self.url)
                 return work(fs, f"{path}/{name}" if name else path)
@@ -169,7 +174,7 @@ class RemoteFolder:
                 if isinstance(error, OSError) and error.errno in _OF_THIS_MACHINE:
                     raise
                 if delay is None:
-                    raise _unreachable(error, url) from None
+                    raise _unreachable(error, url, len(DELAYS) + 1 if self._patient else 1) from None
                 time.sleep(delay)
         raise AssertionError
 
@@ -220,9 +225,9 @@ def explain(error: Exception, url: str) -> MadkitError | None:
     return None
 
 
-def _unreachable(error: Exception, url: str) -> RemoteError:
+def _unreachable(error: Exception, url: str, attempts: int) -> RemoteError:
     first_line = next(iter(str(error).splitlines()), "")
     return RemoteError(
-        f"{url} cannot be reached after {len(DELAYS) + 1} attempts ({type(error).__name__}: {first_line.rstrip('.')}).",
+        f"{url} cannot be reached after {attempts} attempts ({type(error).__name__}: {first_line.rstrip('.')}).",
         hint="check the network and AWS_ENDPOINT_URL, and run the same command again, which goes on from here",
     )

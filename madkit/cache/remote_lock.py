@@ -31,6 +31,7 @@ class RemoteLock:
 
     def __init__(self, remote: RemoteFolder) -> None:
         self._remote = remote
+        self._hurried = RemoteFolder(remote.url, patient=False)
         self._token = uuid.uuid4().hex
         self._held = False
         self._ended = threading.Event()
@@ -68,9 +69,9 @@ class RemoteLock:
         if self._thread is not None:
             self._thread.join()
         with contextlib.suppress(MadkitError):
-            holder = self._holder()
+            holder = self._holder(self._hurried)
             if holder is not None and holder.get("token") == self._token:
-                self._remote.remove([LOCK])
+                self._hurried.remove([LOCK])
 
     def check(self) -> None:
         """Raise CacheError where another process has taken the lock over meanwhile."""
@@ -91,8 +92,8 @@ class RemoteLock:
             except MadkitError:
                 continue  # the uploads say what is wrong with the network
 
-    def _holder(self) -> dict[str, Any] | None:
-        data = self._remote.read_or_none(LOCK)
+    def _holder(self, remote: RemoteFolder | None = None) -> dict[str, Any] | None:
+        data = (remote or self._remote).read_or_none(LOCK)
         if data is None:
             return None
         try:

@@ -25,8 +25,8 @@ from madkit.core.errors import CacheError, UsageProblem
 from madkit.core.workspace import mirror_root
 
 LIMIT_VARIABLE = "MADKIT_CACHE_LIMIT_GB"
-FREE_SHARE = 0.1
-"""Without a limit, this share of the disk is kept free."""
+FREE_SHARE, FREE_BYTES = 0.05, 20e9
+"""Without a limit, this share of the disk is kept free, but no more than so many bytes."""
 PART = ".part"
 _SMALL = ("unit_statistics", "channel_scales", "unit_cosines")
 """Arrays of a few KB per unit, which are read over all units at once and never make room."""
@@ -166,7 +166,7 @@ def make_room(bytes_: int) -> None:
     with _Room.lock:
         if limit is None:
             disk = shutil.disk_usage(root)
-            excess = bytes_ + int(disk.total * FREE_SHARE) - disk.free
+            excess = bytes_ + int(min(disk.total * FREE_SHARE, FREE_BYTES)) - disk.free
         else:
             if time.monotonic() - _Room.seen > _RESCAN_S or _Room.used + bytes_ > limit:
                 _Room.used = sum(size for _, size, _, _ in _payload(root))

@@ -37,9 +37,14 @@ class Workspace:
             cache: folder or URL of the token caches, else ``$MADKIT_CACHE``, else ``cache`` in the workspace.
 
         Raises:
-            UsageProblem: one of the paths is a file.
+            UsageProblem: one of the paths is a file, or the workspace is a URL.
         """
         chosen = Path(path if path is not None else os.environ.get(VARIABLE) or DEFAULT).expanduser()
+        if re.match(r"[a-z0-9+]+:/", str(chosen)):  # two slashes have become one in a Path
+            raise UsageProblem(
+                f"The workspace {chosen} is a URL.",
+                hint="a workspace is a folder; its caches may lie at a URL: --cache URL",
+            )
         if chosen.exists() and not chosen.is_dir():
             raise UsageProblem(f"The workspace {chosen} is a file.", hint="give a folder: --workspace DIR.")
         place = str(cache) if cache is not None else os.environ.get(CACHE_VARIABLE, "")

@@ -33,3 +33,34 @@ def test_a_file_or_nothing_in_its_place_is_answered(tmp_path: Path) -> None:
         Workspace.at(tmp_path / "absent").require()
     assert "--workspace" in (caught.value.hint or "")
     assert Workspace.at(tmp_path).require().root == tmp_path
+
+
+def test_caches_may_lie_in_another_folder_or_at_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MADKIT_CACHE_DIR", str(tmp_path / "mirrors"))
+    assert Workspace.at(tmp_path).cache == tmp_path / "cache"
+    assert Workspace.at(tmp_path).cache_url is None
+    shared = Workspace.at(tmp_path, cache=tmp_path / "shared")
+    assert (shared.cache, shared.cache_url) == (tmp_path / "shared", None)
+    monkeypatch.setenv("MADKIT_CACHE", "s3://bucket/caches/")
+    there = Workspace.at(tmp_path)
+    assert there.cache_url == "s3://bucket/caches"
+    assert there.cache.parent == tmp_path / "mirrors" / "mirrors"
+    assert there.cache.name.startswith("s3-bucket-caches-")
+    assert there.cache != Workspace.at(tmp_path, cache="s3://bucket/other").cache
+    assert Workspace.at(tmp_path, cache=tmp_path / "shared") == shared  # the option beats the variable
+    monkeypatch.delenv("MADKIT_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    assert there.cache.parent == tmp_path / "user" / "madkit" / "mirrors"
+
+
+def test_caches_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(UsageProblem, match="is a URL"):
+        Workspace.at(Path("s3://bucket/workspace"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageProblem, match=r"The cache folder .* is a file"):
+        Workspace.at(tmp_path, cache=tmp_path / "file")
+    with pytest.raises(NotFoundError, match="There is no cache folder at"):
+        Workspace.at(tmp_path, cache=tmp_path / "none").require_cache()
+    assert Workspace.at(tmp_path / "none", cache="s3://bucket").require_cache().cache_url == "s3://bucket"
+    with pytest.raises(NotFoundError, match="There is no workspace"):
+        Workspace.at(tmp_path / "none").require_cache()
