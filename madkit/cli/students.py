@@ -80,6 +80,10 @@ def convert(
     object_words: Annotated[
         bool, typer.Option("--object-words", help="Add the 81 words that UNITER adds before it learns VCR.")
     ] = False,
+    pooler: Annotated[
+        Path | None,
+        typer.Option("--pooler", metavar="DIR", help="BERT checkpoint that gives the pooler, where FILE has none."),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Turn an official UNITER, VILLA or VL-BERT file into a student, and say what became of every key.
@@ -98,6 +102,7 @@ def convert(
         answers=read_answer_file(answers) if answers is not None else (),
         labels=tuple(label.strip() for label in labels.split(",")) if labels else (),
         object_words=object_words,
+        pooler=pooler,
     )
     document = {
         "folder": str(result.folder),

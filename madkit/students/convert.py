@@ -19,7 +19,7 @@ from torch import Tensor
 from madkit.core.errors import DataError, UsageProblem
 from madkit.core.files import sha256_file, write_json_atomic
 from madkit.core.seeds import derive_seed
-from madkit.students.checkpoints import read_state
+from madkit.students.checkpoints import read_state, text_checkpoint
 from madkit.students.families import FAMILIES, Family, Official, State, family_of
 from madkit.students.heads import HeadSpec
 from madkit.students.load import CONFIG, save_student
@@ -65,6 +65,7 @@ def convert(
     answers: Sequence[str] = (),
     labels: Sequence[str] = (),
     object_words: bool = False,
+    pooler: Path | None = None,
 ) -> Conversion:
     """Make a student's folder from an official file.
 
@@ -77,6 +78,7 @@ def convert(
         labels: of an entailment head, likewise.
         object_words: add the 81 words that UNITER adds before it learns VCR, where the file has not got them. New rows
             are drawn from N(0, 0.02) with a fixed seed, as the original draws them.
+        pooler: folder of a BERT checkpoint that gives the pooler, where the file has none (VL-BERT's pretrained ones).
 
     Raises:
         UsageProblem: `out` is in use, or a family without official files.
@@ -112,6 +114,11 @@ def convert(
         torch.manual_seed(derive_seed("convert", name))
         encoder = kind.model(config)
         student = Student(encoder, kind.make_head(config, head or HeadSpec("multiple-choice")), tokenizer, identity)
+    if pooler is not None:
+        poolers = {name: value for name, value in text_checkpoint(pooler).state.items() if name.startswith("pooler.")}
+        given = {name: value for name, value in poolers.items() if name not in encoder_state}
+        encoder_state |= given
+        filled |= dict.fromkeys(given, f"from {pooler}")
     missing = _fill(encoder, encoder_state, official.optional, file)
     if head is not None:
         _fill(student.head, head_state, (), file)

@@ -68,7 +68,7 @@ def test_outputs_are_those_of_the_weights_set_by_hand(task, shaken, inputs, tmp_
     assert torch.equal(got.hidden_states[-1], encoded.states[-1])
 
 
-def test_a_pretrained_file_has_no_pooler(shaken, tmp_path: Path, vocabulary: Path) -> None:
+def test_a_pretrained_file_has_no_pooler(shaken, bert_folder, tmp_path: Path, vocabulary: Path) -> None:
     model, head = by_hand(shaken, HeadSpec("multiple-choice"))
     state = {k: v for k, v in official(model, head).items() if "pooler" not in k and "final_mlp" not in k}
     torch.save(state, tmp_path / "vl.model")
@@ -78,6 +78,13 @@ def test_a_pretrained_file_has_no_pooler(shaken, tmp_path: Path, vocabulary: Pat
         "encoder.pooler.dense.bias": "drawn afresh",
     }
     assert result.head is None
+    bert = bert_folder(tmp_path / "bert")
+    filled = convert(
+        tmp_path / "vl.model", "vl-bert", tmp_path / "filled", vocabulary=vocabulary, pooler=tmp_path / "bert"
+    )
+    assert {row.note for row in filled.rows if row.status == "missing"} == {f"from {tmp_path / 'bert'}"}
+    student = load_student(tmp_path / "filled", head=HeadSpec("multiple-choice"))
+    assert torch.equal(student.encoder.state_dict()["pooler.dense.weight"], bert.pooler.dense.weight)
     several = {**state, "module.vlbert.object_linguistic_embeddings.weight": torch.zeros(81, 128)}
     torch.save(several, tmp_path / "vl.model")
     with pytest.raises(DataError, match=r"first object_linguistic_embeddings.weight: \[81, 128\] and not \[1, 128\]"):
