@@ -44,4 +44,7 @@ def _explain_system(error: OSError) -> tuple[str, str | None]:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"The disk is full{place}.", "free some space and run the same command again; finished work is kept."
     reason = error.strerror or os.strerror(error.errno or 0)
-    return f"{reason}{place}.", None
+    hint = None
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        hint = "allow it (chmod), or use a folder of your own: --workspace DIR"
+    return f"{reason}{place}.", hint
