@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from madkit.adapt.config import ObjectiveConfig
-from madkit.adapt.inputs import Inputs
 from madkit.adapt.items import Item
 from madkit.adapt.objective import contrast
 from madkit.adapt.trained_pair import TrainedPair
+from madkit.adapt.vectors import Vectors
 from madkit.core.seeds import permutation
 
 
@@ -53,16 +53,17 @@ def sample(items: Sequence[Item], limit: int, *name: object) -> list[Item]:
 
 
 @torch.no_grad()
-def match(pair: TrainedPair, inputs: Inputs, items: Sequence[Item], batch_size: int, config: ObjectiveConfig) -> Match:
+def match(
+    pair: TrainedPair, vectors: Vectors, items: Sequence[Item], batch_size: int, config: ObjectiveConfig
+) -> Match:
     """Look at items, in batches as the training has them."""
     pair.eval()
     right = found = loss = 0.0
     decided = sought = 0
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
     for batch in batches:
-        pixels, texts, pairing = inputs.batch(batch)
-        images, words = pair(pixels, texts)
-        outcome = contrast(images, words, pair.scale, pairing.to(images.device), config)
+        images, words, pairing = vectors.of(batch)
+        outcome = contrast(images, words, pair.scale, pairing, config)
         right, decided = right + float(outcome.right), decided + outcome.decided
         found, sought = found + float(outcome.found), sought + outcome.sought
         loss += float(outcome.loss) * len(batch)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from madkit.adapt.items import Item
-from madkit.adapt.objective import Pairing, pair_up
 from madkit.core.console import Progress
 from madkit.core.errors import DataError
 from madkit.teachers.interface import TextTeacher, TokenizedText, VisionTeacher
@@ -85,11 +84,6 @@ class Inputs:
     def tokens(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Tokenized texts."""
         return [self._tokens[text] for text in texts]
-
-    def batch(self, items: Sequence[Item]) -> tuple[Tensor, list[TokenizedText], Pairing]:
-        """Images, texts and who belongs to whom."""
-        pairing = pair_up(items)
-        return self.pixels(pairing.image_ids), self.tokens(pairing.texts), pairing
 
     def longer_than(self, limit: int) -> int:
         """How many texts are read in windows."""

@@ -27,11 +27,11 @@ from madkit.adapt.checkpoint import (
 )
 from madkit.adapt.config import AdaptConfig
 from madkit.adapt.development import Match
-from madkit.adapt.inputs import Inputs
 from madkit.adapt.items import Item
 from madkit.adapt.objective import contrast
 from madkit.adapt.order import BatchOrder
 from madkit.adapt.trained_pair import TrainedPair
+from madkit.adapt.vectors import Vectors
 from madkit.core.console import Progress
 from madkit.core.errors import RunError
 from madkit.core.interrupts import StopSignals
@@ -79,7 +79,7 @@ class Training:
         self,
         folder: Path,
         pair: TrainedPair,
-        inputs: Inputs,
+        vectors: Vectors,
         items: Sequence[Item],
         config: AdaptConfig,
         seed: int,
@@ -88,7 +88,7 @@ class Training:
         optim = config.optim
         assert optim.steps is not None
         assert optim.learning_rate is not None
-        self.folder, self.pair, self.inputs, self.items = folder, pair, inputs, items
+        self.folder, self.pair, self.vectors, self.items = folder, pair, vectors, items
         self.config, self.seed, self.accelerator = config, seed, accelerator
         self.steps, self.rate = optim.steps, optim.learning_rate
         self.order = BatchOrder(len(items), optim.batch_size, seed)
@@ -136,10 +136,9 @@ class Training:
         torch.manual_seed(derive_seed(self.seed, "adapt step", step))
         self.pair.eval()
         self.pair.start_step()
-        pixels, texts, pairing = self.inputs.batch(items)
         with self.accelerator.autocast():
-            images, words = self.pair(pixels, texts)
-        outcome = contrast(images, words, self.pair.scale, pairing.to(images.device), self.config.objective)
+            images, words, pairing = self.vectors.of(items)
+        outcome = contrast(images, words, self.pair.scale, pairing, self.config.objective)
         ids = [example for item in items for example in item.ids]
         loss = float(outcome.loss.detach())
         if not math.isfinite(loss):

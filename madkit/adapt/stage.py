@@ -19,6 +19,7 @@ from madkit.adapt.inputs import Inputs
 from madkit.adapt.items import Item, answers_of, make_items
 from madkit.adapt.loop import CHECKPOINTS, Progression, Training
 from madkit.adapt.trained_pair import LOGIT_SCALE, TrainedPair
+from madkit.adapt.vectors import LiveVectors, StoredVectors, Vectors
 from madkit.core.console import duration, info, progress, warn
 from madkit.core.errors import DataError, RunError, UsageProblem
 from madkit.core.files import FileLock, digest_of, sha256_file, write_bytes_atomic
@@ -161,16 +162,26 @@ class _Run:
                 items, dev = inputs.check(self.items, shown), inputs.check(dev, shown)
             self._say_unreadable(inputs, items, dev)
             seen = sample(items, config.eval.limit, "train", self.seed)
+            vectors = self._vectors(pair, inputs, [*items, *dev])
 
             def look() -> tuple[Match, Match]:
                 size, terms = config.optim.batch_size, config.objective
-                return match(pair, inputs, seen, size, terms), match(pair, inputs, dev, size, terms)
+                return match(pair, vectors, seen, size, terms), match(pair, vectors, dev, size, terms)
 
-            training = Training(self.folder.path, pair, inputs, items, config, self.seed, self.accelerator)
+            training = Training(self.folder.path, pair, vectors, items, config, self.seed, self.accelerator)
             with progress(f"Adapting {self.folder.identity.teacher}", training.steps, "steps") as shown:
                 result = training.run(look, shown)
             touched = {name for name, parameter in pair.trained.items() if training.plain.state.get(parameter)}
             return self._export(pair, result, inputs, touched, len(items), time.monotonic() - began)
+
+    def _vectors(self, pair: TrainedPair, inputs: Inputs, items: Sequence[Item]) -> Vectors:
+        for side in (side for side in SIDES if not pair.trains(side)):
+            warn(f"Nothing of the {side} side is of the kind that is trained, so it stays as it is.")
+        if not pair.frozen_encoders:
+            return LiveVectors(pair, inputs)
+        info("The encoders stay frozen, so they read everything once.")
+        with progress("Encoding", StoredVectors.count(items), "images and texts") as shown, self.accelerator.autocast():
+            return StoredVectors(pair, inputs, items, shown)
 
     def _say_unreadable(self, inputs: Inputs, items: Sequence[Item], dev: Sequence[Item]) -> None:
         if inputs.unreadable:

@@ -132,6 +132,10 @@ class TrainedPair(nn.Module):
         """Factor on cosines, a scalar."""
         return self.log_scale.exp().clamp(max=max(MAX_SCALE, float(self.log_scale.detach().exp())))
 
+    def trains(self, side: str) -> bool:
+        """Whether anything of a side is trained."""
+        return any(name.startswith(f"{side}/") for name in self._trained)
+
     def clamp_scale(self) -> None:
         """Keep a learnt factor within CLIP's bound."""
         with torch.no_grad():
@@ -144,10 +148,26 @@ class TrainedPair(nn.Module):
 
     def forward(self, images: Tensor, texts: Sequence[TokenizedText]) -> tuple[Tensor, Tensor]:
         """Global vectors of uint8 images [I, 3, H, W] and of texts, [I, D] and [T, D], in the common space."""
-        seen, said = see(self.vision, images).global_, read(self.text, texts).global_
+        return self.project(self.see(images), self.read(texts))
+
+    def see(self, images: Tensor) -> Tensor:
+        """Global vectors of uint8 images [I, 3, H, W] as their encoder gives them."""
+        return see(self.vision, images).global_
+
+    def read(self, texts: Sequence[TokenizedText]) -> Tensor:
+        """Global vectors of T texts as their encoder gives them."""
+        return read(self.text, texts).global_
+
+    def project(self, seen: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
+        """Both encoders' vectors in the common space."""
         if self.new_heads:
             return self.heads["vision"](seen), self.heads["text"](said)
         return seen, said
+
+    @property
+    def frozen_encoders(self) -> bool:
+        """Whether nothing but new layers is trained, so that the encoders need to read everything only once."""
+        return all("/head/" in name or name == LOGIT_SCALE for name in self._trained)
 
 
 def _new_head(dim: int, width: int, seed: int) -> nn.Linear:

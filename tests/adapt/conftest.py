@@ -78,3 +78,32 @@ def workspace(tmp_path: Path) -> Any:
     root = tmp_path / "workspace"
     write_colors(root / "data" / "snli-ve", SIZES)
     return Workspace.at(root)
+
+
+@pytest.fixture(scope="session")
+def hf_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny models of transformers: a CLIP pair, a BERT and a DINOv2."""
+    from hf_models import SMALL, clip_bpe, randomised, save, text_model, word_piece
+    from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
+    from transformers.models.clip import CLIPImageProcessorPil
+
+    root = tmp_path_factory.mktemp("hf")
+    torch.manual_seed(0)
+    bpe, pieces = clip_bpe(), word_piece()
+    clip = CLIPModel(
+        CLIPConfig(
+            text_config={
+                **SMALL, "vocab_size": len(bpe), "max_position_embeddings": 20, "eos_token_id": bpe.eos_token_id,
+                "bos_token_id": bpe.bos_token_id, "pad_token_id": bpe.pad_token_id,
+            },
+            vision_config={**SMALL, "image_size": 32, "patch_size": 8},
+            projection_dim=24,
+        )
+    )  # fmt: skip
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    dino = Dinov2Model(Dinov2Config(**SMALL, image_size=32, patch_size=8))
+    return {
+        "clip": save(root / "clip", randomised(clip), bpe, processor),
+        "bert": save(root / "bert", text_model("bert", pieces), pieces),
+        "dino": save(root / "dino", randomised(dino), processor),
+    }

@@ -63,6 +63,7 @@ def test_the_adapted_teacher_matches_as_the_training_saw_it(workspace: Any, tiny
     from madkit.adapt.inputs import Inputs
     from madkit.adapt.items import make_items
     from madkit.adapt.trained_pair import TrainedPair
+    from madkit.adapt.vectors import LiveVectors
 
     for what in ("lora", "heads"):
         result = run(workspace, tiny_teacher, what)
@@ -74,9 +75,55 @@ def test_the_adapted_teacher_matches_as_the_training_saw_it(workspace: Any, tiny
         )
         with Inputs(teacher.vision, teacher.text, memory_mb=10) as inputs:
             items = inputs.check(items)
-            found = match(TrainedPair(teacher, config, 0), inputs, items, 8, config.objective)
+            pair = TrainedPair(teacher, config, 0)
+            found = match(pair, LiveVectors(pair, inputs), items, 8, config.objective)
         assert found.accuracy == result.manifest["after"]["accuracy"]
         assert found.loss == pytest.approx(result.manifest["after"]["loss"], abs=1e-4)
+
+
+def test_unrelated_teachers_get_a_common_space(
+    workspace: Any, tiny_teacher: Path, hf_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from madkit.adapt.config import AdaptConfig
+    from madkit.adapt.development import match, sample
+    from madkit.adapt.inputs import Inputs
+    from madkit.adapt.items import make_items
+    from madkit.adapt.trained_pair import TrainedPair
+    from madkit.adapt.vectors import LiveVectors
+
+    reads = []
+    own = TrainedPair.see
+    monkeypatch.setattr(TrainedPair, "see", lambda self, images: reads.append(len(images)) or own(self, images))
+    settings = {**QUICK, "train": "heads", "optim.learning_rate": 5e-2, "optim.steps": 60, "eval.patience": 9}
+    result = adapt(
+        workspace, teacher=f"local:{tiny_teacher}+hf:{hf_folders['bert']}", task="snli-ve", shots="full",
+        overrides={**settings, "head_dim": 12}, device="cpu",
+    )  # fmt: skip
+    manifest = result.manifest
+    assert sum(reads) == 32 + 24, "frozen encoders read every image once"
+    assert not manifest["untouched"]
+    assert "random" in manifest["outcome"]
+    assert manifest["after"]["accuracy"] > manifest["before"]["accuracy"]
+    assert manifest["adapter"]["tensors"] == {"vision": 2, "text": 2}
+    teacher = load_teacher(manifest["teacher"], adapter=result.path)
+    assert teacher.shared_space
+    assert teacher.logit_scale == manifest["adapter"]["logit_scale"]
+    assert (teacher.vision.dim, teacher.text.dim) == (12, 12)
+    assert teacher.vision.identity["layer"].endswith("+head")
+    seen = teacher.vision.encode(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    assert (tuple(seen.tokens.shape), tuple(seen.global_.shape)) == ((2, 16, 12), (2, 12))
+    data, config = open_task(workspace, "snli-ve"), AdaptConfig(train="all")
+    made = make_items(data.spec, data.examples("dev"), config.objective, answers=(), seed=0)
+    with Inputs(teacher.vision.base, teacher.text.base, memory_mb=10) as inputs:
+        items = inputs.check(sample(made, config.eval.limit, "dev"))
+        pair = TrainedPair(load_teacher(manifest["teacher"]), AdaptConfig(train="heads", head_dim=12), 0)
+        with torch.no_grad():
+            for side, half in (("vision", teacher.vision), ("text", teacher.text)):
+                pair.heads[side].load_state_dict(half.head.state_dict())
+            pair.log_scale.fill_(torch.tensor(teacher.logit_scale).log())
+        found = match(pair, LiveVectors(pair, inputs), items, 8, config.objective)
+    assert found.accuracy == manifest["after"]["accuracy"]
+    assert found.loss == pytest.approx(manifest["after"]["loss"], abs=1e-4)
 
 
 def test_the_same_command_twice_does_nothing(workspace: Any, tiny_teacher: Path) -> None:

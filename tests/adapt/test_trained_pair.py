@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from hf_models import SMALL, clip_bpe, randomised, save, text_model, word_piece
 
 from madkit.adapt.config import AdaptConfig, ObjectiveConfig
 from madkit.adapt.items import Item
@@ -46,33 +45,6 @@ def train(pair: TrainedPair, teacher: Any, steps: int = 6, size: int = 32) -> li
         optimizer.step()
         losses.append(float(outcome.loss.detach()))
     return losses
-
-
-@pytest.fixture(scope="session")
-def hf_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
-    from transformers.models.clip import CLIPImageProcessorPil
-
-    root = tmp_path_factory.mktemp("hf")
-    torch.manual_seed(0)
-    bpe, pieces = clip_bpe(), word_piece()
-    clip = CLIPModel(
-        CLIPConfig(
-            text_config={
-                **SMALL, "vocab_size": len(bpe), "max_position_embeddings": 20, "eos_token_id": bpe.eos_token_id,
-                "bos_token_id": bpe.bos_token_id, "pad_token_id": bpe.pad_token_id,
-            },
-            vision_config={**SMALL, "image_size": 32, "patch_size": 8},
-            projection_dim=24,
-        )
-    )  # fmt: skip
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    dino = Dinov2Model(Dinov2Config(**SMALL, image_size=32, patch_size=8))
-    return {
-        "clip": save(root / "clip", randomised(clip), bpe, processor),
-        "bert": save(root / "bert", text_model("bert", pieces), pieces),
-        "dino": save(root / "dino", randomised(dino), processor),
-    }
 
 
 def name_of(kind: str, tiny: Path, folders: dict[str, Path]) -> str:
