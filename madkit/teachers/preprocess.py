@@ -105,7 +105,9 @@ class Preprocessing:
             image = self.fit(image)
         except NotFoundError:
             raise DataError(f"The image {path} does not exist.") from None
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except UnidentifiedImageError:
+            raise DataError(f"The image {path} cannot be read (no format that Pillow knows).") from None
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"The image {path} cannot be read ({error or type(error).__name__}).") from None
         return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()
 

@@ -204,6 +204,8 @@ def feature_layout(model: Any, features: Any, size: tuple[int, int], *, name: st
         grid, width = (shape[1:3], shape[3]) if kind == "NHWC" else (shape[2:4], shape[1])
     elif len(shape) == 3:
         before = int(getattr(model, "num_prefix_tokens", 0))
+        if _token_grid(model, shape, before, size) == (0, 0):
+            before += 1  # some models have a class token and do not say so
         kind, grid, width = "NLC", _token_grid(model, shape, before, size), shape[2]
     if grid == (0, 0) or width != dim:
         raise ConfigError(

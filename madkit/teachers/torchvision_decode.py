@@ -1,8 +1,9 @@
-"""Decoding JPEG and PNG with torchvision where that gives exactly the pixels that Pillow gives.
+"""Decoding JPEG with torchvision where that gives exactly the pixels that Pillow gives.
 
-Both libraries hand these files to libjpeg-turbo and libpng with the same settings, so 8-bit grey and colour come out
-equal. What they treat differently is left to Pillow: CMYK and other four-component JPEGs, palettes, transparency,
-16 bits and every other format. Like Pillow, this does not turn an image by its EXIF orientation.
+Both libraries hand JPEGs to libjpeg-turbo with the same settings, so 8-bit grey and colour come out equal, and so do
+damaged files. Everything else is left to Pillow: four-component JPEGs, which torchvision converts in its own way, and
+all other formats. torchvision's PNG decoder is not used because some damaged files end the whole process in it (0.29).
+Like Pillow, this does not turn an image by its EXIF orientation.
 """
 
 from __future__ import annotations
@@ -20,23 +21,13 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _HUFFMAN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 _RGB = 3
 """``torchvision.io.ImageReadMode.RGB``."""
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def decode_like_pillow(data: bytes) -> Tensor | None:
     """Return uint8 [3, h, w] with the channels of a pixel together in memory; None for what Pillow is to read."""
-    if data.startswith(b"\xff\xd8\xff"):
-        plain = _plain_jpeg(data)
-    elif data.startswith(_PNG):
-        plain = _plain_png(data)
-    else:
+    decode = _operator() if data.startswith(b"\xff\xd8\xff") and _plain_jpeg(data) else None
+    if decode is None:
         return None
-    if not plain:
-        return None
-    operators = _operators()
-    if operators is None:
-        return None
-    decode = operators[0] if data[0] == 0xFF else operators[1]
     try:
         pixels: Tensor = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), _RGB, False)
     except RuntimeError:  # damaged: Pillow reads it anyway, or says what is wrong with it
@@ -45,15 +36,15 @@ def decode_like_pillow(data: bytes) -> Tensor | None:
 
 
 @lru_cache(maxsize=1)
-def _operators() -> tuple[Any, Any] | None:
-    """Return torchvision's operators for JPEG and PNG; None where this torchvision has none.
+def _operator() -> Any:
+    """Return torchvision's operator for JPEG; None where this torchvision has none.
 
-    Its Python functions around them say with every call that they will go one day, which warnings can only be kept
-    from doing for all threads at once. Where they are gone Pillow decodes, and the pixels are the same.
+    Its Python function around it says with every call that it will go one day, which warnings can only be kept from
+    doing for all threads at once. Where it is gone Pillow decodes, and the pixels are the same.
     """
     try:
         import_module("torchvision.io")
-        return torch.ops.image.decode_jpeg, torch.ops.image.decode_png
+        return torch.ops.image.decode_jpeg
     except (ImportError, AttributeError, RuntimeError):
         return None
 
@@ -79,18 +70,6 @@ def _plain_jpeg(data: bytes) -> bool:
             return False
         place += 2 + length
     return False
-
-
-def _plain_png(data: bytes) -> bool:
-    """Whether a PNG is 8-bit grey or colour without transparency, whole up to its end, and of a harmless size."""
-    header = data[16:26]
-    if len(header) < 10 or data[12:16] != b"IHDR":
-        return False
-    bits, colour = header[8], header[9]
-    if bits != 8 or colour not in (0, 2) or b"tRNS" in data[:4096]:
-        return False
-    whole = data[-12:-4].endswith(b"IEND")
-    return whole and _harmless(int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big"))
 
 
 def _harmless(width: int, height: int) -> bool:

@@ -75,6 +75,21 @@ def unigram(*, template: str = "[CLS] $A [SEP]") -> Any:
     return wrapped(tokenizer, **named, eos_token="</s>")
 
 
+def word_level() -> Any:
+    """A tokenizer of whole words in lower case, those it never saw unknown."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    letters = [" ".join("abcdefghijklmnopqrstuvwxyz0123456789?!.,")]
+    tokenizer.train_from_iterator(CORPUS + letters, trainers.WordLevelTrainer(special_tokens=special))
+    pairs = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, pairs)
+    return wrapped(tokenizer, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]")
+
+
 def clip_bpe(known: tuple[dict[str, int], list[tuple[str, str]]] | None = None) -> Any:
     """A CLIP tokenizer of transformers: lower-cased byte-level BPE whose words end in </w>.
 
@@ -132,6 +147,7 @@ TOKENIZERS = {
     "byte-level BPE": byte_level,
     "Unigram": unigram,
     "CLIP's BPE": clip_bpe,
+    "whole words": word_level,
 }
 
 
