@@ -76,7 +76,7 @@ def source(name: str, weights: Path | None = None) -> Source:
 
     Raises:
         UsageProblem: open_clip knows no such architecture or tag.
-        ConfigError: an architecture that madkit reads no tokens from.
+        ConfigError: an architecture that the peers' loops are not written for.
         NotFoundError: no such file.
         DataError: the weights are damaged or belong to another model.
     """
@@ -98,9 +98,24 @@ def source(name: str, weights: Path | None = None) -> Source:
             raise UsageProblem("The tiny model has no weights but its own.", hint="leave out --weights or --tiny")
         path = weights_file(weights)
         load_clip_weights(model, read_weights(path), path=path, name=name)
+    _must_be_plain(name, model)
     model.eval().requires_grad_(False)
     said = f"random, seed {SEED}" if weights is None else str(weights)
     return Source(f"open_clip:{name}", model, open_clip_preprocessing(model, tag), said)
+
+
+def _must_be_plain(name: str, model: Any) -> None:
+    from open_clip.model import CLIP
+    from open_clip.transformer import VisionTransformer
+
+    visual = model.visual
+    plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None and not visual.final_ln_after_pool
+    if not isinstance(model, CLIP) or not plain:
+        raise ConfigError(
+            f"The loops that madkit is measured against are written for open_clip's plain CLIP, and '{name}' is "
+            f"{type(model).__name__} with {type(visual).__name__}.",
+            hint="measure one of its shape: --model ViT-B-32, ViT-B-16, ViT-L-14, ViT-H-14 or one with -quickgelu",
+        )
 
 
 def as_teacher(found: Source, *, device: str, dtype: torch.dtype) -> Teacher:

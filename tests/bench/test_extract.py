@@ -168,6 +168,8 @@ def test_weights_come_from_a_seed_or_a_file(tmp_path: Path) -> None:
         source("ViT-B-32", tmp_path / "nowhere.pt")
     with pytest.raises(UsageProblem, match="ViT-B-32"):
         source("ViT-B-23")
+    with pytest.raises(ConfigError, match="plain CLIP, and 'RN50' is CLIP with ModifiedResNet"), torch.device("meta"):
+        source("RN50")
     with pytest.raises(UsageProblem, match="tiny"):
         ExtractBenchOptions(model="ViT-B-32", tiny=True)
 
@@ -219,6 +221,14 @@ def test_memory_is_compared_between_sizes(
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
+
+
+def test_devices_that_are_not_there_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    if not torch.cuda.is_available():
+        assert main(["bench", "extract", "--tiny", "--device", "cuda"]) == 2
+        assert "--device cpu" in capsys.readouterr().err
+    assert main(["bench", "text", "--tiny", "--device", "gpu"]) == 2
+    assert "There is no device named 'gpu'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
