@@ -102,6 +102,8 @@ def extract(
             task or (),
             adapter=adapter,
             weights=weights,
+            device=device,
+            workers=workers,
             shard_mb=shard_mb,
             tokens=tokens,
             store_dtype=store_dtype,
@@ -149,19 +151,38 @@ def _print_reports(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_plan(rows: list[dict[str, Any]]) -> None:
+    from madkit.core.console import duration
+
     print_table(
-        ["task", "images", "texts", "to do", "there", "MB", "MB free", "cache"],
+        ["task", "", "in the data", "unique", "there", "to do"],
         [
-            [
-                *(row[key] for key in ("dataset", "images", "texts", "pending", "skipped")),
-                _mb(row["bytes"]),
-                _mb(row["free_bytes"]),
-                row["path"],
-            ]
+            [row["dataset"] if part == "images" else "", part, f"{row['mentions'][index]:,}", *counts]
             for row in rows
+            for index, part in enumerate(("images", "texts"))
+            for counts in [[f"{value:,}" for value in row["counts"][part]]]
+            if row[part]
         ],
-        right=range(1, 7),
+        right=range(2, 6),
     )
+    sizes = [(row["dataset"], size) for row in rows for size in row["sizes"]]
+    kinds = list(dict.fromkeys((name, size["tokens"]) for name, size in sizes))
+    mb = {(name, size["tokens"], size["dtype"]): _mb(size["bytes"]) for name, size in sizes}
+    print_table(
+        ["task", "--tokens", "MB float16", "MB int8"],
+        [[*kind, *(mb.get((*kind, dtype), "") for dtype in ("float16", "int8"))] for kind in kinds],
+        right=(2, 3),
+    )
+    for row in rows:
+        print(f"\n{row['dataset']}: {row['path']}")
+        absent = f"; {row['absent']:,} items have no values" if row["absent"] else ""
+        print(f"  {_mb(row['needed_bytes'])} MB to write, {_mb(row['free_bytes'])} MB free{absent}")
+        if not row["measured"]:
+            print("  nothing to do")
+            continue
+        print(f"  about {duration(row['seconds'])} on {row['device']}, by a sample:")
+        for part, one in row["measured"].items():
+            batches = "1 batch" if one["batches"] == 1 else f"{one['batches']} batches"
+            print(f"    {one['items']:,} {part} in {batches}, {one['seconds']:.2f} s")
 
 
 def _mb(bytes_: int) -> str:

@@ -1,27 +1,37 @@
-"""``madkit extract --dry-run``: what an extraction would do, and how many bytes it would take. Nothing is encoded."""
+"""``madkit extract --dry-run``: what an extraction would do, how many bytes it would take, and about how long.
+
+Nothing is stored but a sample for the estimate of time, in a folder that goes away.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from madkit.cache.journal import journalled_units
 from madkit.cache.layout import DEFAULT_SHARD_MB, store_folder
-from madkit.cache.plan import PARTS, StorePlan
+from madkit.cache.plan import PARTS, Part, StorePlan
 from madkit.cache.reader import Place
 from madkit.cache.remote import RemoteStore, remote_store
 from madkit.cache.remote_copy import remote_units
+from madkit.core.console import info, warn
 from madkit.core.workspace import Workspace
 from madkit.extract.frozen import load_frozen, with_decoder
-from madkit.extract.items import collect_items, split_names
-from madkit.extract.options import ExtractOptions
-from madkit.extract.planning import make_plan, store_identity
+from madkit.extract.items import Items, collect_items, split_names
+from madkit.extract.options import ExtractOptions, resolve_device
+from madkit.extract.planning import lay_out, make_plan, store_identity
+from madkit.extract.selection import selected_count
+from madkit.extract.warm_up import Measured, warm_up
 from madkit.tasks.data import datasets_to_extract, open_task
 from madkit.teachers.adapter import named_teacher
+from madkit.teachers.interface import Teacher
 from madkit.teachers.known import parse_teacher_name
+
+_SELECTED = 64
+"""How many tokens the table of sizes supposes for a selection, where none was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +44,21 @@ class PlanReport:
         dataset: what `--task` calls the data.
         images: unique images.
         texts: unique texts.
+        mentions: how often the examples name an image, and a text.
+        counts: of each part how many items are unique, are there already, and would be encoded.
         text_tokens: tokens of all texts.
         windowed: texts longer than the teacher's limit, which would be read in overlapping windows.
         items: images and texts.
         pending: items that would be encoded.
         skipped: items that are there already.
+        absent: image files that do not exist and texts without tokens, which would have no values.
         bytes: bytes of tokens, spans and global vectors of the complete store.
-        free_bytes: free space where it would lie.
+        needed_bytes: those that are not there yet.
+        free_bytes: free space where it would lie (of a store at a URL: where its mirror lies).
+        sizes: bytes for every choice of tokens and dtype.
+        device: where it would be encoded.
+        measured: what a sample took, for each part that has anything to be done.
+        seconds: about how long it would take on this device; 0.0 where nothing is to be done.
     """
 
     path: Place
@@ -48,17 +66,31 @@ class PlanReport:
     dataset: str
     images: int
     texts: int
+    mentions: tuple[int, int]
+    counts: dict[Part, tuple[int, int, int]]
     text_tokens: int
     windowed: int
     items: int
     pending: int
     skipped: int
+    absent: int
     bytes: int
+    needed_bytes: int
     free_bytes: int
+    sizes: tuple[dict[str, Any], ...]
+    device: str
+    measured: dict[Part, Measured] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for what is not there yet."""
+        return self.needed_bytes <= self.free_bytes
 
     def as_row(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {**asdict(self), "path": str(self.path)}
+        measured = {part: one.as_row() for part, one in self.measured.items()}
+        return {**asdict(self), "path": str(self.path), "fits": self.fits, "measured": measured}
 
 
 def dry_run(
@@ -68,6 +100,8 @@ def dry_run(
     *,
     adapter: str | None = None,
     weights: Path | None = None,
+    device: str = "auto",
+    workers: int = 0,
     shard_mb: float | None = None,
     tokens: str = "all",
     store_dtype: str = "float16",
@@ -75,56 +109,122 @@ def dry_run(
     compute_dtype: str = "auto",
 ) -> list[PlanReport]:
     """Plan an extraction. Arguments and errors as for :func:`madkit.extract.stage.extract`."""
-    # refuses what cannot be meant
-    ExtractOptions(tokens=tokens, store_dtype=store_dtype, decoder=decoder, compute_dtype=compute_dtype)
+    options = ExtractOptions(
+        device,
+        workers,
+        DEFAULT_SHARD_MB if shard_mb is None else shard_mb,
+        tokens=tokens,
+        store_dtype=store_dtype,
+        decoder=decoder,
+        compute_dtype=compute_dtype,
+    )
+    chosen, reason = resolve_device(device)
     names = datasets_to_extract(workspace, tasks)
     given, adaptation = named_teacher(workspace, teacher_name, adapter)
-    teacher, _ = load_frozen(given, weights=weights, compute_dtype=compute_dtype, adapter=adaptation)
+    teacher, dtype = load_frozen(given, weights=weights, device=chosen, compute_dtype=compute_dtype, adapter=adaptation)
     teacher, _ = with_decoder(teacher, decoder)
-    rows = []
-    for name in names:
-        data = open_task(workspace, name)
-        items = collect_items(data, split_names(data, None), teacher)
-        identity = store_identity(teacher, data, None, tokens=tokens, dtype=store_dtype)
-        plan = make_plan(teacher, items, identity, shard_mb or DEFAULT_SHARD_MB)
-        folder = store_folder(workspace.cache, parse_teacher_name(teacher.name).slug, data.source, plan.identity)
-        total = len(items.image_ids) + len(items.texts)
-        place = remote_store(workspace, folder.name) or folder
-        there = _journalled(place, plan)
-        rows.append(
-            PlanReport(
-                path=place,
-                task=data.spec.name,
-                dataset=data.source.removeprefix("mini-"),
-                images=len(items.image_ids),
-                texts=len(items.texts),
-                text_tokens=int(plan.lengths.sum()),
-                windowed=int(plan.facts["windowed_texts"]),
-                items=total,
-                pending=total - there,
-                skipped=there,
-                bytes=_bytes(plan),
-                free_bytes=shutil.disk_usage(_existing(folder)).free,
-            )
+    info(f"Teacher {teacher.name} on {chosen} ({reason}), computing in {dtype.value}; a sample is measured.")
+    return [_plan_one(workspace, teacher, name, options) for name in names]
+
+
+def _plan_one(workspace: Workspace, teacher: Teacher, name: str, options: ExtractOptions) -> PlanReport:
+    data = open_task(workspace, name)
+    items = collect_items(data, split_names(data, None), teacher)
+    identity = store_identity(teacher, data, None, tokens=options.tokens, dtype=options.store_dtype)
+    plan = make_plan(teacher, items, identity, options.shard_mb)
+    folder = store_folder(workspace.cache, parse_teacher_name(teacher.name).slug, data.source, plan.identity)
+    place = remote_store(workspace, folder.name) or folder
+    todo = _pending(place, plan)
+    total, pending = len(items.image_ids) + len(items.texts), sum(len(rows) for rows in todo.values())
+    size = _bytes(plan)
+    measured = warm_up(teacher, data, items, todo, options)
+    report = PlanReport(
+        path=place,
+        task=data.spec.name,
+        dataset=data.source.removeprefix("mini-"),
+        images=len(items.image_ids),
+        texts=len(items.texts),
+        mentions=items.mentions,
+        counts={
+            "images": (len(items.image_ids), len(items.image_ids) - len(todo["images"]), len(todo["images"])),
+            "texts": (len(items.texts), len(items.texts) - len(todo["texts"]), len(todo["texts"])),
+        },
+        text_tokens=int(plan.lengths.sum()),
+        windowed=int(plan.facts["windowed_texts"]),
+        items=total,
+        pending=pending,
+        skipped=total - pending,
+        absent=len(items.not_there) + len(plan.absent_texts),
+        bytes=size,
+        needed_bytes=round(size * _share(plan, todo)),
+        free_bytes=shutil.disk_usage(_existing(folder)).free,
+        sizes=tuple(_sizes(teacher, items, plan, options)),
+        device=teacher.device,
+        measured=measured,
+        seconds=round(_seconds(plan, todo, measured), 2),
+    )
+    if not report.fits:
+        warn(
+            f"{report.dataset}: {report.needed_bytes / 1e6:,.1f} MB are needed and {report.free_bytes / 1e6:,.1f} MB "
+            f"are free at {_existing(folder)}."
         )
+    return report
+
+
+def _pending(place: Place, plan: StorePlan) -> dict[Part, list[int]]:
+    """Return the rows that are still to be done."""
+    done = remote_units(place) if isinstance(place, RemoteStore) else journalled_units(place)
+    return {
+        part: [row for unit in range(plan.units(part)) if (part, unit) not in done for row in plan.items(part, unit)]
+        for part in PARTS
+    }
+
+
+def _share(plan: StorePlan, todo: dict[Part, list[int]]) -> float:
+    """How much of the bytes is still to be written, by bytes of both parts."""
+    left = whole = 0.0
+    for part in PARTS:
+        n = plan.images.n if part == "images" else plan.text.n
+        size = _bytes(plan, part)
+        whole += size
+        left += size * len(todo[part]) / n if n else 0.0
+    return left / whole if whole else 0.0
+
+
+def _seconds(plan: StorePlan, todo: dict[Part, list[int]], measured: dict[Part, Measured]) -> float:
+    seconds = 0.0
+    for part, one in measured.items():
+        if part == "images":
+            seconds += len(todo[part]) / one.items * one.seconds
+        else:  # by tokens: the sample's texts need not be as long as the others
+            tokens = int(plan.lengths[todo[part]].sum()) + 2 * len(todo[part])
+            seconds += tokens / (one.tokens + 2 * one.items) * one.seconds
+    return seconds
+
+
+def _sizes(teacher: Teacher, items: Items, plan: StorePlan, options: ExtractOptions) -> list[dict[str, Any]]:
+    """Bytes of the store for all tokens, a selection and global vectors alone, in both dtypes."""
+    kept = selected_count(options.tokens) or _SELECTED
+    choices = ["all", "global"]
+    if teacher.vision is not None and kept < teacher.vision.grid[0] * teacher.vision.grid[1]:
+        choices.insert(1, f"selected:{kept}")
+    rows = []
+    for tokens in choices:
+        for dtype in ("float16", "int8") if tokens != "global" else ("float16",):
+            images, text = lay_out(teacher, items, plan.lengths, tokens, dtype, options.shard_mb)
+            size = _bytes(replace(plan, images=images, text=text))
+            rows.append({"tokens": tokens, "dtype": dtype, "bytes": size})
     return rows
 
 
-def _journalled(place: Place, plan: StorePlan) -> int:
-    done = remote_units(place) if isinstance(place, RemoteStore) else journalled_units(place)
-    return sum(
-        len(plan.items(part, unit)) for part in PARTS for unit in range(plan.units(part)) if (part, unit) in done
-    )
-
-
-def _bytes(plan: StorePlan) -> int:
+def _bytes(plan: StorePlan, *parts: Part) -> int:
     ragged = ("tokens", "spans", "scales")
-    return sum(
-        spec.rows * spec.row_bytes
-        for part in PARTS
-        for name, spec in plan.arrays(part).items()
-        if not (part == "texts" and name in ragged)
-    ) + int(plan.lengths.sum()) * sum(spec.row_bytes for name, spec in plan.arrays("texts").items() if name in ragged)
+    total = 0
+    for part in parts or PARTS:
+        for name, spec in plan.arrays(part).items():
+            rows = int(plan.lengths.sum()) if part == "texts" and name in ragged else spec.rows
+            total += rows * spec.row_bytes
+    return total
 
 
 def _existing(path: Path) -> Path:

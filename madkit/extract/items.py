@@ -45,6 +45,7 @@ class Items:
         aliases: further ids of the same files, by row.
         texts: unique texts.
         not_there: image files that do not exist, by row.
+        mentions: how often the examples name an image, and a text.
     """
 
     image_ids: tuple[str, ...]
@@ -52,6 +53,7 @@ class Items:
     aliases: dict[str, int]
     texts: tuple[str, ...]
     not_there: dict[int, str] = field(default_factory=dict)
+    mentions: tuple[int, int] = (0, 0)
 
 
 def split_names(data: ExamplesOfTask, wanted: Iterable[str] | None) -> list[str]:
@@ -80,16 +82,18 @@ def collect_items(data: ExamplesOfTask, splits: Sequence[str], teacher: Teacher)
         DataError: one image id names two files, or not one image file exists (count and the first five).
     """
     if teacher.vision is None:  # then it does not matter whether the images are there
-        said = dict.fromkeys(text for split in splits for example in data.examples(split) for text in example.texts())
-        return Items((), (), {}, tuple(said))
+        every = [text for split in splits for example in data.examples(split) for text in example.texts()]
+        return Items((), (), {}, tuple(dict.fromkeys(every)), mentions=(0, len(every)))
     row_of_path: dict[Path, int] = {}
     row_of_id: dict[str, int] = {}
     ids: list[str] = []
     aliases: dict[str, int] = {}
     texts: dict[str, None] = {}
+    seen = heard = 0
     for split in splits:
         for example in data.examples(split):
             image = example.image
+            seen += 1
             row = row_of_path.setdefault(image.path, len(row_of_path))
             if row == len(ids):
                 ids.append(image.id)
@@ -100,7 +104,9 @@ def collect_items(data: ExamplesOfTask, splits: Sequence[str], teacher: Teacher)
                     f"{data.source}: the image id '{image.id}' names two files, {image.path} is the second."
                 )
             if teacher.text is not None:
-                texts.update(dict.fromkeys(example.texts()))
+                said = example.texts()
+                heard += len(said)
+                texts.update(dict.fromkeys(said))
     paths = tuple(row_of_path)
     listing = Listing()
     not_there = {row: f"{path} does not exist" for row, path in enumerate(paths) if not listing.exists(path)}
@@ -109,7 +115,7 @@ def collect_items(data: ExamplesOfTask, splits: Sequence[str], teacher: Teacher)
             f"{_cannot_be_read(list(not_there.values()), len(paths))}.",
             hint="put the images back where they were, or import the data again",
         )
-    return Items(tuple(ids), paths, aliases, tuple(texts), not_there)
+    return Items(tuple(ids), paths, aliases, tuple(texts), not_there, (seen, heard))
 
 
 class ItemsMissing(DataError):
