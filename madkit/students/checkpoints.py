@@ -148,6 +148,11 @@ def text_checkpoint(folder: Path) -> TextCheckpoint:
     return TextCheckpoint(folder, config, state, tuple(left))
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds a configuration and weights."""
+    return (folder / CONFIG).is_file() and any((folder / name).is_file() for name in _WEIGHTS)
+
+
 def _weight_file(folder: Path) -> Path:
     for name in _WEIGHTS:
         if (folder / name).is_file():

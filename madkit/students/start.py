@@ -4,7 +4,6 @@ of its own family, another student's folder, or drawn at random. What a source l
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +15,17 @@ from madkit.core.console import info
 from madkit.core.errors import DataError, NotFoundError, RunError, UsageProblem
 from madkit.core.files import FileLock, digest_of, read_json, write_json_atomic
 from madkit.core.seeds import derive_seed
-from madkit.students.checkpoints import CONFIG, TextCheckpoint, read_folder_state, text_checkpoint, weights_digest
+from madkit.students.checkpoints import (
+    CONFIG,
+    TextCheckpoint,
+    has_weights,
+    read_folder_state,
+    text_checkpoint,
+    weights_digest,
+)
 from madkit.students.families import MINI, Family, Weights, family_of, full_name, parse_name
 from madkit.students.heads import HeadSpec
+from madkit.students.hub import hub_checkpoint
 from madkit.students.load import SHIPPED, save_student, student_folder
 from madkit.students.student import Student, StudentIdentity
 from madkit.students.tokenizer import StudentTokenizer
@@ -165,28 +172,7 @@ def init_folder(init: str | Path) -> Path:
         raise NotFoundError(f"{folder} is no checkpoint: it has no {CONFIG}.")
     if str(init).count("/") > 1 or str(init).startswith((".", "/", "~")):
         raise NotFoundError(f"There is no checkpoint {init}.", hint="--init FOLDER with config.json and weights")
-    return _from_hub(str(init))
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", "vocab.txt", "vocab.json", "merges.txt",
-                "tokenizer.json", "tokenizer_config.json"]  # fmt: skip
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    for local in (True, False):
-        if not local and offline:
-            break
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local))
-        except Exception:  # the hub's client raises several unrelated families of exceptions
-            continue
-        if (folder / CONFIG).is_file():
-            return folder
-    raise NotFoundError(
-        f"There is no folder {name!r}, and no checkpoint of that name on this machine or within reach on the hub.",
-        hint="--init FOLDER with config.json, weights and vocab.txt or tokenizer.json",
-    )
+    return hub_checkpoint(str(init), complete=has_weights)
 
 
 def _likely(family: Family) -> str:
