@@ -300,20 +300,23 @@ def test_what_was_not_uploaded_never_makes_room(fine: Any, base: str, monkeypatc
 
 
 def test_another_store_under_the_same_url_replaces_the_mirror(
-    maker: Any, store: Any, base: str, mirrors: Path, tmp_path: Path
+    maker: Any, store: Any, base: str, mirrors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, _ = put(store, base)
     with TokenCache.open(there) as cache:
-        cache.images.tokens(range(5))
+        cache.images.tokens(range(25))
+    held = {name: (there.mirror / name).stat().st_size for name in shards(there.mirror, "images/tokens")}
+    assert len(held) == store.plan.images.units
+    there.files.remove(list(there.files.sizes()))
     other = maker(tmp_path / store.path.name, LENGTHS[::-1], images=25)
-    other.images = store.images + np.float16(1)
-    remove_store(RemoteStore.at(there.url))
-    theirs = tmp_path / "their-mirrors"
-    os.environ["MADKIT_CACHE_DIR"] = str(theirs)  # another machine writes it
+    other.images = store.images + np.float16(1)  # files of the same sizes
+    monkeypatch.setenv("MADKIT_CACHE_DIR", str(tmp_path / "theirs"))  # another machine writes it
     put(other, base)
-    os.environ["MADKIT_CACHE_DIR"] = str(mirrors)
+    monkeypatch.setenv("MADKIT_CACHE_DIR", str(mirrors))
     with TokenCache.open(there) as cache:
-        assert np.array_equal(cache.images.tokens(range(5)), other.images[:5])
+        assert not shards(there.mirror, "images/tokens")
+        assert np.array_equal(cache.images.tokens(range(25)), other.images)
+        assert held == {name: (there.mirror / name).stat().st_size for name in held}
         assert cache.texts.lengths([0])[0] == LENGTHS[-1]
 
 
