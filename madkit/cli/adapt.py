@@ -39,7 +39,9 @@ def adapt(
         str | None,
         typer.Option("--train", metavar="WHAT", help="heads (projections), lora, or all weights.", show_default="lora"),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="As of the distillation to come.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", min=0, help="Equal to the distillation's for equal questions.")
+    ] = 0,
     steps: Annotated[
         int | None,
         typer.Option("--steps", metavar="N", min=1, help="Optimiser steps.", show_default="from the number of labels"),
