@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from madkit.core.errors import NotFoundError, UsageProblem
-from madkit.teachers.describe import describe_teacher
+from madkit.teachers.describe import describe_teacher, known_rows, library_names, matching
 from madkit.teachers.describe_encoders import text_gflops
 from madkit.teachers.flops import gflops
 from madkit.teachers.hf_files import quiet
@@ -42,6 +42,29 @@ def test_stated_facts_are_those_of_the_librarys_models(name: str, tmp_path: Path
         assert text.config.hidden_size == known.dim
 
 
+@pytest.mark.parametrize(
+    ("name", "billions", "tokens"),
+    [
+        ("clip-vit-b32", 8.8, None), ("clip-vit-l14", 162.0, None), ("clip-vit-h14", 334.6, None),
+        ("roberta-base", 3.412, 20), ("roberta-large", 12.119, 20),
+    ],
+)  # fmt: skip
+def test_counts_equal_the_closed_form(name: str, billions: float, tokens: int | None) -> None:
+    """L(24 h^2 n + 4 n^2 h) and what stands around it, worked out by hand."""
+    from transformers import AutoConfig, AutoModel
+
+    if tokens is None:
+        assert describe_teacher(name)["gflops_image"] == billions
+        return
+    config: Any = AutoConfig.for_model(**KNOWN[name].config)
+    width, layers = config.hidden_size, config.num_hidden_layers
+    form = layers * (24 * width**2 * tokens + 4 * tokens**2 * width) / 1e9
+    assert form == pytest.approx(billions, abs=5e-3)
+    with quiet(), torch.device("meta"):
+        model: Any = AutoModel.from_config(config, add_pooling_layer=False).eval().requires_grad_(False)
+    assert text_gflops(model, tokens) == pytest.approx(form, abs=0.06)  # one decimal
+
+
 def test_a_product_of_matrices_is_counted() -> None:
     a, b = (torch.zeros(1000, 1000, device="meta") for _ in range(2))
     assert gflops(lambda: a @ b) == 2.0
@@ -64,6 +87,45 @@ def test_folders_timm_and_joined_names(tmp_path: Path) -> None:
     )
     with pytest.raises(NotFoundError, match="the hub is switched off"):
         describe_teacher("hf:someone/something")
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "tokens", "words", "licence"),
+    [
+        ("open_clip:RN50/openai", 1024, 49, 77, "MIT"),
+        ("open_clip:ViT-B-16-SigLIP/webli", 768, 196, 64, "Apache-2.0"),
+        ("open_clip:coca_ViT-B-32/laion2b_s13b_b90k", 512, 49, 76, "MIT"),
+        ("open_clip:convnext_base_w", 640, 64, 77, None),
+        ("open_clip:xlm-roberta-base-ViT-B-32", 512, 49, 77, None),
+        ("open_clip:nllb-clip-base/v1", 512, 49, 77, None),
+    ],
+)
+def test_every_kind_of_open_clip_is_described(
+    name: str, dim: int, tokens: int, words: int, licence: str | None
+) -> None:
+    facts = describe_teacher(name)
+    found = (facts["dim"], facts["image_tokens"], facts["context_length"], facts["licence"])
+    assert found == (dim, tokens, words, licence)
+    assert facts["gflops_image"] > 1
+    assert facts["gflops_text"] > 1
+    assert facts["bytes_per_image"] == dim * tokens * 2
+
+
+def test_the_embedded_teacher_states_what_is_counted() -> None:
+    stated, counted = known_rows()[0], describe_teacher("mini")
+    for key in ("dim", "image_tokens", "context_length", "gflops_image", "gflops_text", "parameters_m"):
+        assert stated[key] == counted[key], key
+
+
+def test_lists_of_libraries_and_parts_of_names() -> None:
+    names = library_names(open_clip=True)
+    assert "open_clip:ViT-L-14/openai" in names
+    assert not [name for name in names if name.startswith("timm:")]
+    assert "timm:resnet50.a1_in1k" in library_names(timm=True)
+    assert matching(["a/Bc", "x"], "bC") == ["a/Bc"]
+    assert matching(["a", "b"], None) == ["a", "b"]
+    with pytest.raises(UsageProblem, match=r"No teacher's name contains 'roberta-bse'\. Did you mean 'roberta-base'"):
+        matching([row["name"] for row in known_rows()], "roberta-bse")
 
 
 def test_names() -> None:

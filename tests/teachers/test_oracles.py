@@ -89,14 +89,14 @@ def test_what_follows_the_end_token_does_not_matter() -> None:
     )
 
 
-def transformers_clip(embed: int, vision: dict[str, int], text: dict[str, int]) -> Any:
+def transformers_clip(embed: int, vision: dict[str, int], text: dict[str, int], activation: str = "quick_gelu") -> Any:
     from transformers import CLIPConfig, CLIPModel
 
     torch.manual_seed(5)
     config = CLIPConfig(
         projection_dim=embed,
-        vision_config={**vision, "projection_dim": embed, "hidden_act": "quick_gelu"},
-        text_config={**text, "projection_dim": embed, "hidden_act": "quick_gelu", "eos_token_id": 49407},
+        vision_config={**vision, "projection_dim": embed, "hidden_act": activation},
+        text_config={**text, "projection_dim": embed, "hidden_act": activation, "eos_token_id": 49407},
     )
     model = CLIPModel(config).eval()
     with torch.no_grad():  # transformers starts biases and norms at constants, which would hide mistakes
@@ -126,7 +126,10 @@ def compare_with_transformers(teacher: Teacher, reference: Any, images: torch.Te
     assert float((read.tokens - words[:, :length])[read.mask].abs().max()) < 1e-4
 
 
-def test_transformers_clip_on_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("activation", "tag"), [("quick_gelu", "openai"), ("gelu", "datacomp_xl_s13b_b90k")])
+def test_transformers_clip_on_the_same_weights(
+    activation: str, tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A transformers file under --weights, through the name path of clip-vit-l14, with a small ViT-L/14."""
     import json
 
@@ -143,13 +146,14 @@ def test_transformers_clip_on_the_same_weights(tmp_path: Path, monkeypatch: pyte
         | {"image_size": 56, "patch_size": 14},
         {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 1}
         | {"vocab_size": 49408, "max_position_embeddings": 77},
+        activation,
     )
     save_file({k: v.contiguous() for k, v in reference.state_dict().items()}, tmp_path / "model.safetensors")
     # The tag decides that OpenAI's weights want quick-gelu; here it is given to the small architecture.
     monkeypatch.setitem(
-        open_clip.pretrained._PRETRAINED, "ViT-tiny-14", {"openai": open_clip.get_pretrained_cfg("ViT-L-14", "openai")}
+        open_clip.pretrained._PRETRAINED, "ViT-tiny-14", {tag: open_clip.get_pretrained_cfg("ViT-L-14", tag)}
     )
-    teacher = load_teacher("open_clip:ViT-tiny-14/openai", weights=tmp_path)
+    teacher = load_teacher(f"open_clip:ViT-tiny-14/{tag}", weights=tmp_path)
     assert teacher.vision is not None
     images = torch.stack([teacher.vision.load_image(picture(tmp_path / f"{w}.png", w, 70, w)) for w in (60, 91)])
     compare_with_transformers(teacher, reference, images)
