@@ -135,7 +135,7 @@ class ArraySpec:
                 inner_rows=_inner_rows(metadata["codecs"]),
                 dimensions=tuple(metadata.get("dimension_names") or ()),
             )
-            same = {**spec.metadata(), "attributes": metadata.get("attributes", {})} == dict(metadata)
+            same = _essence(spec.metadata()) == _essence(metadata)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise CacheError(f"{path} is not the metadata of an array that madkit can read ({error!r}).") from None
         if not same or list(chunk_item) != list(item):
@@ -144,6 +144,14 @@ class ArraySpec:
                 hint="read it with a Zarr library, or extract it again",
             )
         return spec
+
+
+def _essence(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an array's metadata without what does not matter here, or says what is so anyway."""
+    kept = {name: value for name, value in metadata.items() if name not in ("attributes", "dimension_names")}
+    if not kept.get("storage_transformers"):
+        kept.pop("storage_transformers", None)
+    return kept
 
 
 def _inner_rows(codecs: list[dict[str, Any]]) -> int:
