@@ -7,7 +7,6 @@ about it. What `students.inputs.collate` gives for the same examples, `ExampleSe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +17,13 @@ from torch import Tensor
 from madkit.core.console import Progress
 from madkit.core.errors import DataError, RunError
 from madkit.distill.order import Indices
+from madkit.distill.region_features import RegionFeatures
 from madkit.distill.soft_targets import SoftTargets
-from madkit.regions import RegionReader, Regions
+from madkit.regions import RegionReader
 from madkit.students.heads import HeadSpec
 from madkit.students.inputs import EncodedExample, boxes_to_regions
 from madkit.students.interface import StudentInputs
+from madkit.students.seeing import reader_for
 from madkit.students.student import Student
 from madkit.tasks.answer_vocabulary import AnswerMatch, positions_of, soft_targets
 from madkit.tasks.example import Example
@@ -67,6 +68,7 @@ class ExampleSet:
 
         Raises RunError or DataError where they do not fit the student.
         """
+        regions = reader_for(student, examples, regions)
         if regions is None:
             raise RunError(
                 "This data has no region features, which the student reads.",
@@ -91,11 +93,10 @@ class ExampleSet:
         self.image_ids = list(dict.fromkeys(example.image.id for example in self.examples))
         rows = {image: row for row, image in enumerate(self.image_ids)}
         self._image_row = np.asarray([rows[example.image.id] for example in self.examples], dtype=np.int64)
-        found = _read_regions(regions, self.image_ids, threads)
-        self._load_regions(found, regions.dim)
+        self.regions = RegionFeatures(regions, self.image_ids, threads=threads)
         self.pad_id = student.tokenizer.pad_id
-        self._encode(student, found, progress)
-        per_image = self._region_count[self._image_row]
+        self._encode(student, progress)
+        per_image = self.regions.counts[self._image_row]
         self.lengths: Indices = self._longest() + per_image
         self.sequences: Indices = np.full(len(self.examples), self.n_candidates, dtype=np.int64)
 
@@ -105,22 +106,11 @@ class ExampleSet:
     @property
     def region_boxes(self) -> Tensor:
         """[images, R, 4] normalised corners."""
-        return self._boxes
+        return self.regions.boxes
 
     # -- making -----------------------------------------------------------------------------------------------------
 
-    def _load_regions(self, found: list[Regions], dim: int) -> None:
-        count = np.asarray([len(region.features) for region in found], dtype=np.int64)
-        most = int(count.max())
-        self._region_count = count
-        self._features = torch.zeros(len(found), most, dim)
-        self._boxes = torch.zeros(len(found), most, 4)
-        for row, region in enumerate(found):
-            self._features[row, : count[row]] = torch.from_numpy(np.asarray(region.features, dtype=np.float32))
-            self._boxes[row, : count[row]] = torch.from_numpy(np.asarray(region.boxes, dtype=np.float32))
-        self._region_mask = torch.arange(most) < torch.from_numpy(count)[:, None]
-
-    def _encode(self, student: Student, found: list[Regions], progress: Progress | None) -> None:
+    def _encode(self, student: Student, progress: Progress | None) -> None:
         texts: dict[str, int] = {}
         ids: list[NDArray[np.int64]] = []
         types: list[NDArray[np.int64]] = []
@@ -132,7 +122,7 @@ class ExampleSet:
         self.shortened = 0
         for place, example in enumerate(self.examples):
             encoded = student.encode(example)
-            link = _box_links(encoded, found[self._image_row[place]])
+            link = _box_links(encoded, self.regions.links(int(self._image_row[place])))
             for sequence in encoded.sequences:
                 rows = np.asarray([texts.setdefault(text, len(texts)) for text in sequence.texts], dtype=np.int64)
                 ids.append(sequence.ids)
@@ -185,15 +175,15 @@ class ExampleSet:
         sequences = self._sequence_rows(indices)
         places, mask = self._padded(sequences)
         images = torch.from_numpy(self._image_row[indices])
-        R = max(1, int(self._region_count[self._image_row[indices]].max()))
+        R = max(1, int(self.regions.counts[self._image_row[indices]].max()))
         return StudentInputs(
             input_ids=torch.where(mask, self._ids[places].long(), self.pad_id),
             token_type_ids=torch.where(mask, self._types[places].long(), 0),
             text_mask=mask,
             image_index=torch.arange(len(indices)).repeat_interleave(self.n_candidates),
-            region_features=self._features[images, :R],
-            region_boxes=self._boxes[images, :R],
-            region_mask=self._region_mask[images, :R],
+            region_features=self.regions.features(images, R),
+            region_boxes=self.regions.boxes[images, :R],
+            region_mask=self.regions.mask[images, :R],
             tag_regions=torch.where(mask, self._tags[places].long(), -1),
             n_candidates=self.n_candidates,
         )
@@ -219,16 +209,11 @@ def _token_keys(
     return np.where(segment >= 0, packed, -1)
 
 
-def _box_links(encoded: EncodedExample, regions: Regions) -> NDArray[np.int64]:
-    """Region of each of an example's own boxes, at least one entry long; -1 none."""
+def _box_links(encoded: EncodedExample, boxes: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Region of each of an example's own boxes, at least one entry long; -1 none. `boxes` are the regions'."""
     if not len(encoded.boxes):
         return np.full(1, -1, dtype=np.int64)
-    return boxes_to_regions(encoded.boxes, regions.boxes)
-
-
-def _read_regions(reader: RegionReader, image_ids: Sequence[str], threads: int) -> list[Regions]:
-    with ThreadPoolExecutor(max_workers=max(1, threads)) as workers:
-        return list(workers.map(reader.get, image_ids))
+    return boxes_to_regions(encoded.boxes, boxes)
 
 
 def _targets(examples: Sequence[Example], head: HeadSpec, match: AnswerMatch) -> Tensor | SoftTargets:

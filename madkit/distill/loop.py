@@ -27,6 +27,7 @@ from madkit.core.files import write_bytes_atomic
 from madkit.core.interrupts import StopSignals
 from madkit.core.metrics_log import MetricsLog, disk_problem
 from madkit.core.seeds import derive_seed
+from madkit.distill.ahead import Ahead
 from madkit.distill.checkpoint import latest_checkpoint, write_checkpoint
 from madkit.distill.optimizer import OptimizerSettings, make_optimizer
 from madkit.distill.order import Indices, Order, micro_batches, rank_slice
@@ -134,7 +135,8 @@ def run_loop(
         folder: gets `metrics.jsonl` and `checkpoints/`.
         module: called with a micro-batch, returns a StepLoss. It is moved to the accelerator's device.
         order: the global batches.
-        make_batch: (indices, step counted from 0) -> micro-batch with a `to(device)` method.
+        make_batch: (indices, step counted from 0) -> micro-batch with a `to(device)` method. Where it has an attribute
+            `reads` that is true, or on a GPU, the next step's are made in a thread while a step is computed.
         ids: sample ids, for the journal and for messages.
         lengths: [n] tokens per sequence, for the accumulation.
         sequences: [n] sequences per example.
@@ -159,12 +161,14 @@ def run_loop(
     if progress is not None and result.step:
         progress.advance(result.step)
     journal = MetricsLog(folder / "metrics.jsonl", after_step=result.step) if accelerator.is_main_process else None
+    reads = device.type == "cuda" or bool(getattr(make_batch, "reads", False))
     try:
-        with StopSignals() as signals:
+        with StopSignals() as signals, Ahead(make_batch, on=reads) as batches:
             while result.step < settings.steps and not result.stopped_early:
                 index = result.step
                 batch = order.at(run.consumed)
-                run.step(index, batch, make_batch, ids, lengths, sequences, optimizer)
+                following = order.at(run.consumed + len(batch)) if reads and index + 1 < settings.steps else None
+                run.step(index, batch, following, batches, ids, lengths, sequences, optimizer)
                 run.consumed += len(batch)
                 result.step = step = index + 1
                 if len(run.pending) >= run.lag:
@@ -224,7 +228,8 @@ class _Running:
         self,
         index: int,
         batch: Indices,
-        make_batch: Callable[[Indices, int], Any],
+        following: Indices | None,
+        make_batch: Ahead,
         ids: Sequence[str],
         lengths: Indices,
         sequences: Indices,
@@ -237,14 +242,15 @@ class _Running:
         # dropout is a function of (seed, step, rank): no generator state has to survive a kill
         torch.manual_seed(derive_seed(settings.seed, "step", index, accelerator.process_index))
         self.wrapped.train()
-        share = rank_slice(batch, accelerator.process_index, accelerator.num_processes)
-        pieces = micro_batches(share, lengths, sequences, settings.micro_tokens)
+        pieces = self._pieces(batch, lengths, sequences)
         total = torch.zeros((), device=accelerator.device)
         terms: dict[str, Tensor] = {}
         for number, piece in enumerate(pieces):
             part = len(piece) / len(batch)
             last = number == len(pieces) - 1
             inputs = make_batch(piece, index).to(accelerator.device)
+            if last and following is not None:
+                make_batch.announce(self._pieces(following, lengths, sequences), index + 1)
             for out, more in self._passes(inputs, last):
                 # DDP averages gradients over processes: undo it, so that the sum is the mean over the global batch
                 accelerator.backward(out.loss * (part * accelerator.num_processes), retain_graph=more)
@@ -263,6 +269,11 @@ class _Running:
         batch_ids = [ids[int(place)] for place in batch]
         row = {"step": index + 1, "lr": settings.learning_rate * factor, "n": len(batch)}
         self.pending.append((row, batch_ids, total, terms))
+
+    def _pieces(self, batch: Indices, lengths: Indices, sequences: Indices) -> list[Indices]:
+        """This process's share of a global batch, in micro-batches."""
+        share = rank_slice(batch, self.accelerator.process_index, self.accelerator.num_processes)
+        return micro_batches(share, lengths, sequences, self.settings.micro_tokens)
 
     def _passes(self, inputs: Any, last: bool) -> Iterator[tuple[StepLoss, bool]]:
         """The passes of a micro-batch: one, or an adversary's. Gradients are exchanged after the last of a step."""

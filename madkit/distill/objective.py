@@ -205,6 +205,11 @@ class BatchMaker:
         self.teacher = teacher
         self.confidence = confidence
 
+    @property
+    def reads(self) -> bool:
+        """Whether a micro-batch is worth making ahead of time: its region features come from a file."""
+        return not self.examples.regions.in_memory
+
     def __call__(self, indices: Indices, step: int) -> Batch:
         """The micro-batch of the examples `indices` in step `step`."""
         inputs = self.examples.inputs(indices)

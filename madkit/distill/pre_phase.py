@@ -32,6 +32,7 @@ from madkit.distill.objective import BatchMaker, Objective, TeacherSide, is_fres
 from madkit.distill.optimizer import OptimizerSettings
 from madkit.distill.order import BucketOrder, PlainOrder
 from madkit.distill.pool import split_held_out, unlabelled_pairs
+from madkit.distill.sight import regions_seen
 from madkit.students.load import save_student
 from madkit.students.student import Student
 from madkit.tasks.data import TaskData
@@ -169,8 +170,9 @@ def _train(
         info(f"{left_out:,} of {left_out + len(pairs):,} pairs are left out: the cache has no values for their items.")
     train, held = split_held_out(pairs, phase.held_out, seed)
     with progress("Reading the unlabelled pool", len(pairs), "pairs") as shown:
-        pool = ExampleSet(train, student, data.regions(), threads=threads, labelled=False, progress=shown)
-        rest = ExampleSet(held, student, data.regions(), threads=threads, labelled=False, progress=shown)
+        regions = regions_seen(student.family.visual, data, cache)
+        pool = ExampleSet(train, student, regions, threads=threads, labelled=False, progress=shown)
+        rest = ExampleSet(held, student, regions, threads=threads, labelled=False, progress=shown)
     permute = derive_seed(seed, "permute") if config.permute_teacher else None
     teacher, held_teacher = (
         TeacherSide(examples, cache, phase.objective, threads=threads, permute_seed=permute)

@@ -35,11 +35,12 @@ from madkit.distill.optimizer import OptimizerSettings
 from madkit.distill.order import BucketOrder, Order, PlainOrder
 from madkit.distill.pre_phase import PrePhaseResult, pre_phase
 from madkit.distill.recipes import PAPER, load_recipe
+from madkit.distill.sight import beginning, regions_seen, sight_of
 from madkit.distill.summary import summary_text
 from madkit.mad.criterion import MADCriterion
 from madkit.students.heads import HeadSpec
 from madkit.students.load import load_student, save_student, student_folder, student_names
-from madkit.students.start import check_start, starting_folder
+from madkit.students.start import check_start
 from madkit.students.student import Student
 from madkit.tasks.data import TaskData, check_task_name, open_task
 from madkit.tasks.example import Example
@@ -129,21 +130,12 @@ def distill(
             f"{found.batch.tokens:,} tokens a step)."
         )
     with accelerator.main_process_first():  # its first weights are put together by one process
-        student = _beginning(workspace, str(student), init, data)
+        student = beginning(workspace, str(student), init, data, teacher)
     run = _Run(workspace, data, data.spec.name, shots, str(student), teacher, seed, config, threads or 2, accelerator)
     try:
         return run.go()
     finally:
         run.close()
-
-
-def _beginning(workspace: Workspace, student: str, init: str | None, data: TaskData) -> str:
-    """`student` where it has weights, else the folder in the workspace where its first ones lie."""
-    if student in student_names() or (Path(student) / "config.json").is_file():
-        return student
-    regions = data.regions()
-    dim = None if regions is None else regions.dim
-    return str(starting_folder(workspace.root / "students", student, init=init, region_dim=dim))
 
 
 class _Run:
@@ -176,6 +168,11 @@ class _Run:
         self.head: HeadSpec = replace(head, binary=True) if binary else head
         self.cache: TokenCache | None = choose_cache(workspace, data, teacher) if self.config.needs_cache else None
         folder = student_folder(student)
+        self.sight = sight_of(folder)
+        self.eyes: TokenCache | None = None
+        if self.sight == "teacher":  # the cache of an arm without a teacher, too
+            self.eyes = self.cache if self.cache is not None else choose_cache(workspace, data, teacher)
+        known = self.cache if self.cache is not None else self.eyes
         self.identity = RunIdentity(
             task=task,
             source=data.source,
@@ -186,8 +183,8 @@ class _Run:
             arm=self.config.arm,
             shots=shots,
             seed=seed,
-            teacher=None if self.cache is None else adapter_name(self.cache.identity) or self.cache.teacher,
-            cache_key=None if self.cache is None else self.cache.path.name,
+            teacher=None if known is None else adapter_name(known.identity) or known.teacher,
+            cache_key=None if known is None else known.path.name,
             examples=digest_of([example.id for example in self.labelled]),
             regions=data.region_digest(),
         )
@@ -204,8 +201,9 @@ class _Run:
 
     def close(self) -> None:
         """Let go of the cache."""
-        if self.cache is not None:
-            self.cache.close()
+        for cache in (self.cache, self.eyes):
+            if cache is not None:
+                cache.close()
 
     # -- the way of a run -------------------------------------------------------------------------------------------
 
@@ -269,19 +267,18 @@ class _Run:
         began = time.monotonic()
         config, folder = self.config, self.folder.path
         student = self._student()
+        regions = regions_seen(self.sight, self.data, self.eyes)
         dev_examples = sample_questions(self.data.examples("dev"), config.eval.limit)
         with progress("Encoding", len(self.labelled) + len(dev_examples), "examples") as shown:
             examples = ExampleSet(
                 self.labelled,
                 student,
-                self.data.regions(),
+                regions,
                 threads=self.threads,
                 answer_match=config.answer_match,
                 progress=shown,
             )
-            held = ExampleSet(
-                dev_examples, student, self.data.regions(), threads=self.threads, labelled=False, progress=shown
-            )
+            held = ExampleSet(dev_examples, student, regions, threads=self.threads, labelled=False, progress=shown)
         if examples.shortened:
             info(f"{examples.shortened} text tokens did not fit the student and were left out.")
         objective, batches = self._objective(examples, student)

@@ -14,6 +14,7 @@ def summary_text(
 ) -> str:
     """Markdown: the run's names, its settings that matter, its scores on the development split."""
     optim = config.optim
+    untaught = facts.get("examples_without_teacher", 0)
     rows = [
         ("task", f"{identity.task} ({identity.source}, revision {identity.data_revision})"),
         ("arm", f"{identity.arm}: {config.description}" if config.description else identity.arm),
@@ -23,6 +24,7 @@ def summary_text(
         ),
         ("student", identity.student),
         ("teacher", f"{identity.teacher} (cache {identity.cache_key})" if identity.teacher else "none"),
+        *([("without teacher", f"{untaught:,} examples, absent from the cache")] if untaught else []),
         ("pre-phase", facts["pre_phase"] or "none"),
         ("seed", str(identity.seed)),
         ("steps", f"{facts['steps']:,} (weights of step {facts['kept_step']:,})"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from madkit.core.errors import NotFoundError, UsageProblem
 from madkit.core.registry import suggest
 from madkit.evaluate.origin import find_data, find_run, spec_of, warn_of_other_regions
+from madkit.evaluate.sight import regions_of_run
 from madkit.evaluate.submission import check_format, conditioned, official_format, suffix, write_submission
 
 if TYPE_CHECKING:
@@ -80,7 +81,9 @@ def answer(
 
     from madkit.evaluate.predict import predict  # torch: only where there is something to answer
 
-    rows = predict(found.path / "student", examples, data.regions(split), spec=spec, device=device)
+    key, folder = str(found.config.get("cache_key")), found.path / "student"
+    with regions_of_run(workspace, folder, key, data, split) as regions:
+        rows = predict(folder, examples, regions, spec=spec, device=device)
     where = f"The answers of {found.path.name} on {data.source} {split}"
     n = write_submission(path, rows, examples, spec, form, raw=raw, where=where)
     return Answered(path, form, found.path, spec.name, data.source, split, n)

@@ -29,7 +29,8 @@ _NOT_THE_EXPERIMENT = {"seed", "description", "checkpoint", "micro_tokens", "kee
 @dataclass(frozen=True)
 class Run:
     """A complete run, as its manifest tells. `config` is flat: dotted key to value. `spec` is None where neither the
-    manifest nor madkit knows the task; the data may.
+    manifest nor madkit knows the task; the data may. Of the `labelled` examples the teacher's cache had no values for
+    `untaught`.
     """
 
     path: Path
@@ -45,6 +46,8 @@ class Run:
     config: Mapping[str, Any] = field(hash=False)
     pre_phase_seed: int | None = None
     spec: TaskSpec | None = None
+    labelled: int = 0
+    untaught: int = 0
 
     @property
     def table(self) -> tuple[str, str]:
@@ -156,6 +159,8 @@ def read_run(folder: Path) -> Run | None:
             teacher=None if manifest.get("teacher") is None else str(manifest["teacher"]),
             config={key: value for key, value in flat.items() if not _NOT_THE_EXPERIMENT & set(key.split("."))},
             pre_phase_seed=None if pre_phase is None else int(pre_phase),
+            labelled=int(manifest.get("examples_labelled", 0)),
+            untaught=int(manifest.get("examples_without_teacher", 0)),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(

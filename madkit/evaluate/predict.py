@@ -14,6 +14,7 @@ from madkit.core.errors import DataError
 from madkit.evaluate.metrics import prediction_row
 from madkit.students.inputs import EncodedExample, collate
 from madkit.students.load import load_student
+from madkit.students.seeing import reader_for
 
 if TYPE_CHECKING:
     from madkit.regions import RegionReader, Regions
@@ -54,12 +55,13 @@ def predict(
 
     Raises DataError where features are missing or of another width, or the student answers another kind of task.
     """
+    student = load_student(student_folder)
+    regions = reader_for(student, examples, regions)
     if regions is None:
         raise DataError(
             "The data has no region features, which this student reads.",
             hint="add them: madkit data regions add TASK PATH",
         )
-    student = load_student(student_folder)
     if examples:
         _check(student, spec, regions, student_folder)
     where = _device(device)

@@ -46,7 +46,8 @@ class Row:
 
     `label` is the arm, with the settings that set it apart where the workspace holds several experiments of one arm.
     `mean`, `low`, `high` are over the seeds of `per_seed`. `n_pre_phases` counts the distinct pre-phase seeds behind
-    the row: fewer than `n_seeds` means that runs share one, and the interval does not hold its spread. `vqa_rule` is
+    the row: fewer than `n_seeds` means that runs share one, and the interval does not hold its spread. Of `n_labelled`
+    training examples the teacher's cache had no values for `n_untaught` (of the seed with most of them). `vqa_rule` is
     the version of VQA's official accuracy ("current" or "pre2021"), None where the task has none.
     """
 
@@ -73,6 +74,8 @@ class Row:
     per_seed: tuple[float, ...]
     difference: Difference | None
     n_pre_phases: int | None = None
+    n_labelled: int = 0
+    n_untaught: int = 0
     vqa_rule: str | None = None
 
 

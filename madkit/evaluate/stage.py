@@ -29,6 +29,7 @@ from madkit.evaluate.metrics import METRIC_VERSION, Scores, prediction_row, scor
 from madkit.evaluate.origin import find_data, spec_of, warn_of_other_regions
 from madkit.evaluate.protocol import Protocol, load_protocol
 from madkit.evaluate.results import Results, Source
+from madkit.evaluate.sight import regions_of_run
 from madkit.evaluate.table import build_breakdowns, build_rows, suites_of
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def evaluate(
             cells.extend(Cell(run, suite) for suite in _suites(run, data[run.table], wanted))
         except MadkitError as error:
             problems.append(Problem(run.path.name, error.message, error.hint))
-    scores, failed = _score_all(cells, data, specs, scorer or _default_scorer(device), vqa_rule)
+    scores, failed = _score_all(workspace, cells, data, specs, scorer or _default_scorer(device), vqa_rule)
     problems += failed
 
     def spec_of_run(run: Run) -> TaskSpec:
@@ -156,6 +157,7 @@ def _suites(run: Run, data: TaskData | None, protocol: Protocol) -> list[str]:
 
 
 def _score_all(
+    workspace: Workspace,
     cells: Sequence[Cell],
     data: Mapping[tuple[str, str], TaskData | None],
     specs: Mapping[tuple[str, str], TaskSpec],
@@ -172,7 +174,7 @@ def _score_all(
             bar.update(cell.place)
             try:
                 scores[cell.run, cell.suite] = score_cell(
-                    cell, data[cell.run.table], scorer, specs[cell.run.table], digests(cell.run.path), rule
+                    workspace, cell, data[cell.run.table], scorer, specs[cell.run.table], digests(cell.run.path), rule
                 )
             except MadkitError as error:
                 problems.append(Problem(cell.place, error.message, error.hint))
@@ -213,7 +215,13 @@ def predictions_path(run: Run, suite: str) -> Path:
 
 
 def score_cell(
-    cell: Cell, data: TaskData | None, scorer: Scorer, spec: TaskSpec, student: str, rule: VqaRule = "current"
+    workspace: Workspace,
+    cell: Cell,
+    data: TaskData | None,
+    scorer: Scorer,
+    spec: TaskSpec,
+    student: str,
+    rule: VqaRule = "current",
 ) -> dict[str, Scores]:
     """The scores of one run on one suite: from its predictions where they are there, else the student answers first.
 
@@ -247,7 +255,11 @@ def score_cell(
     started = time.perf_counter()
     with FileLock(cell.run.path / ".evaluate.lock", what=f"{cell.run.path.name} (another evaluation)"):
         fresh = _again(answered[1], examples) if answered is not None else None
-        rows = fresh or scorer(cell.run.path / "student", examples, data.regions(cell.suite), spec)
+        if fresh is None:
+            key, folder = str(cell.run.config.get("cache_key")), cell.run.path / "student"
+            with regions_of_run(workspace, folder, key, data, cell.suite) as regions:
+                fresh = scorer(folder, examples, regions, spec)
+        rows = fresh
         _check(rows, len(examples))
         scores = score(spec, rows, rule)
         path = predictions_path(cell.run, cell.suite)

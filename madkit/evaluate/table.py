@@ -112,6 +112,7 @@ def _row(group: Group, spec: TaskSpec, suite: str, metric: str, scores: Mapping[
             f"The runs of {group.label} on {suite} were not scored on the same questions.",
             hint="remove their predictions/ folders and evaluate again",
         )
+    least_taught = max(group.runs, key=lambda member: member.untaught)
     phases = {member.pre_phase_seed for member in group.runs if member.pre_phase_seed is not None}
     return Row(
         task=run.task,
@@ -137,6 +138,8 @@ def _row(group: Group, spec: TaskSpec, suite: str, metric: str, scores: Mapping[
         per_seed=tuple(per_seed.values()),
         difference=None,
         n_pre_phases=len(phases) or None,
+        n_labelled=least_taught.labelled,
+        n_untaught=least_taught.untaught,
     )
 
 

@@ -146,6 +146,11 @@ FAMILIES.register("villa", "madkit.students.villa:FAMILY", sizes=("base", "large
 FAMILIES.register("vl-bert", "madkit.students.vl_bert:FAMILY", sizes=("base", "large", MINI))
 FAMILIES.register("visualbert", "madkit.students.visualbert:FAMILY", sizes=("base", MINI))
 FAMILIES.register("lxmert", "madkit.students.lxmert:FAMILY", sizes=("base", MINI))
+FAMILIES.register("vilt", "madkit.students.vilt:FAMILY", sizes=("base", MINI))
+FAMILIES.register("clip-vil", "madkit.students.clip_vil:FAMILY", sizes=("base", "large", MINI))
+FAMILIES.register("clip-vil-lxmert", "madkit.students.clip_vil:LXMERT", sizes=("base", MINI))
+FAMILIES.register("clip-vil-visualbert", "madkit.students.clip_vil:VISUALBERT", sizes=("base", MINI))
+FAMILIES.register("clip-vil-vl-bert", "madkit.students.clip_vil:VL_BERT", sizes=("base", "large", MINI))
 
 
 def family_of(name: str) -> Family:

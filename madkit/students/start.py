@@ -222,7 +222,8 @@ def _from_student(family: Family, config: Any, folder: Path, described: Mapping[
     if not isinstance(sizes, dict):
         raise DataError(f"{folder / CONFIG} does not describe a student.")
     _same_sizes({ours: sizes.get(ours) for _, ours in _SIZES}, config, folder, name)
-    if family_of(str(described["family"])).model is family.model:
+    other = family_of(str(described["family"]))
+    if other.model is family.model and other.visual == family.visual:
         known = {key: value for key, value in sizes.items() if key not in ("dropout",)}
         return Weights(replace(config, **known), state)
     if family.from_text is None or "embeddings.word_embeddings.weight" not in state:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import ViltConfig as HfViltConfig
 from transformers.models.vilt.modeling_vilt import ViltEmbeddings, ViltEncoder, ViltPooler
 
-from madkit.students.encoder import Encoder, init_bert
+from madkit.students.encoder import Encoder, init_bert, widen_types
 from madkit.students.families import Family, Recipe, State, Weights, WeightSource
 from madkit.students.heads import TaskHead
 from madkit.students.interface import Encoded, StudentInputs
@@ -45,7 +45,7 @@ class ViltConfig:
     types: int = 2
     modality_types: int = 2
     image_size: int = 384
-    longest_size: int = 640
+    longest_size: int = 639  # int(1333 / 800 * 384), the authors' rule
     patch_size: int = 32
     dropout: float = 0.0
     layer_norm_eps: float = 1e-12
@@ -145,8 +145,9 @@ class ViltModel(Encoder):
 def from_text(state: State, config: ViltConfig) -> State:
     """A text encoder's embeddings; its layers are post-norm and of no use here. Positions are cut to the student's."""
     own = {f"embeddings.text_{key}": value for key, value in state.items() if key.startswith("embeddings.")}
-    positions = "embeddings.text_embeddings.position_embeddings.weight"
-    return {**own, positions: own[positions][: config.max_positions]}
+    positions, types = (f"embeddings.text_embeddings.{kind}_embeddings.weight" for kind in ("position", "token_type"))
+    kinds = widen_types(own[types], config.types)
+    return {**own, positions: own[positions][: config.max_positions], types: kinds}
 
 
 def read_vilt(described: Mapping[str, Any], state: State) -> Weights:
@@ -174,7 +175,7 @@ def read_vilt(described: Mapping[str, Any], state: State) -> Weights:
 
 _MINI = ViltConfig(
     vocab_size=806, hidden_size=128, layers=3, heads=4, intermediate_size=512, max_positions=64, image_size=96,
-    longest_size=160, patch_size=16,
+    longest_size=159, patch_size=16,
 )  # fmt: skip
 FAMILY = Family(
     name="vilt",

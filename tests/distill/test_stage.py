@@ -207,6 +207,9 @@ def test_what_the_cache_was_completed_without_is_learnt_from_labels_alone(
     result = run(workspace, student, arm=arm, seed=2)
     assert result.manifest["status"] == "complete"
     assert 1 <= result.manifest["examples_without_teacher"] < result.manifest["examples_labelled"]
+    told = f"| without teacher | {result.manifest['examples_without_teacher']} examples, absent from the cache |"
+    assert told in (result.path / "summary.md").read_text()
+    assert "without teacher" not in (whole.path / "summary.md").read_text()
     assert all(math.isfinite(row["loss"]) for row in read_jsonl(result.path / "metrics.jsonl") if "loss" in row)
     err = capsys.readouterr().err
     assert "teacher random (the cache was completed without 1 images and 0 texts)" in err

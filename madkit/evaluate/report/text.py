@@ -101,6 +101,12 @@ def facts(results: Results) -> list[str]:
     if shared:
         arms = _listed(dict.fromkeys(row.label for row in shared))
         lines.append(f"The seeds of {arms} share pre-phases, whose own spread is not in the intervals.")
+    untaught = {(row.source, row.shots, row.label): row for row in results.rows if row.n_untaught}
+    for (source, shots, label), row in untaught.items():
+        lines.append(
+            f"{label} ({source}, {shots_name(shots)}) learnt {row.n_untaught:,} of {row.n_labelled:,} examples from "
+            "their labels alone: the teacher's cache has no values for their images or texts."
+        )
     return lines
 
 

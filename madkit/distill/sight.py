@@ -1,0 +1,56 @@
+"""What a run's student sees with, and where its first weights come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from madkit.cache import TokenCache, choose_cache
+from madkit.cache.token_regions import TokenRegions
+from madkit.core.errors import CacheError
+from madkit.core.files import read_json
+from madkit.core.workspace import Workspace
+from madkit.regions import RegionReader
+from madkit.students.families import Visual, family_of, parse_name
+from madkit.students.load import CONFIG, student_names
+from madkit.students.start import starting_folder
+from madkit.tasks.data import TaskData
+
+
+def sight_of(folder: Path) -> Visual:
+    """What the student in a folder sees with: a detector's regions, pixels, or a teacher's tokens."""
+    return family_of(str(read_json(folder / CONFIG)["family"])).visual
+
+
+def regions_seen(sight: Visual, data: TaskData, cache: TokenCache | None) -> RegionReader | None:
+    """The data's region features, or the tokens of `cache` for a student that sees with a teacher's eyes.
+
+    Raises CacheError where that cache keeps no image tokens.
+    """
+    if sight != "teacher" or cache is None:
+        return data.regions()
+    if not cache.images.has_tokens:
+        raise CacheError(
+            f"The cache {cache.path.name} keeps no image tokens, and the student sees with them.",
+            hint=f"extract them: madkit extract --teacher {cache.teacher} --task {data.name}",
+        )
+    return TokenRegions(cache)
+
+
+def beginning(workspace: Workspace, student: str, init: str | None, data: TaskData, teacher: str | None) -> str:
+    """`student` where it has weights, else the folder in the workspace where its first ones lie.
+
+    Raises as `students.start.new_student`; CacheError or NotFoundError where it sees with a teacher whose cache is not
+    there.
+    """
+    if student in student_names() or (Path(student) / CONFIG).is_file():
+        return student
+    parsed = parse_name(student)
+    sight = "regions" if parsed is None else family_of(parsed[0]).visual
+    dim: int | None = None
+    if sight == "teacher":
+        with choose_cache(workspace, data, teacher) as cache:
+            dim = cache.images.dim
+    elif sight == "regions":
+        regions = data.regions()
+        dim = None if regions is None else regions.dim
+    return str(starting_folder(workspace.root / "students", student, init=init, region_dim=dim))

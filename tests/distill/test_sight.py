@@ -1,0 +1,84 @@
+"""Students that see with pixels or with a teacher's tokens: from their beginning to an evaluated run."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViltImageProcessor
+
+from madkit.cache import TokenCache, choose_cache
+from madkit.cache.token_regions import TokenRegions
+from madkit.cli.main import main
+from madkit.core.errors import DataError, NotFoundError
+from madkit.distill.stage import distill
+from madkit.students.patches import PatchReader, cut, fitted_size
+from madkit.tasks.data import open_task
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("student", ["mini-vilt", "mini-clip-vil", "mini-clip-vil-lxmert", "mini-lxmert",
+                                     "mini-visualbert", "mini-vl-bert"])  # fmt: skip
+@pytest.mark.parametrize("arm", ["finetune", "mad"])
+def test_every_family_trains_and_is_evaluated(workspace, student, arm, capsys):
+    result = distill(
+        workspace, task="vcr", shots="12", arm=arm, student=student, part="tiny",
+        config_overrides={"optim.steps": 2, "optim.batch_size": 4, "eval.limit": 8,
+                          "mad.weighting": "uniform" if arm == "mad" else None},
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (result.path / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
+    if arm == "mad":
+        assert "token_region" in lines[0]["terms"]
+    if "clip-vil" in student:
+        assert result.manifest["teacher"] == "random"
+    command = ["predict", result.path.name, "--split", "dev", "--workspace", str(workspace.root), "--json"]
+    assert main(command) == 0
+    answered = json.loads(capsys.readouterr().out)
+    assert answered["questions"] > 0
+
+
+def test_tokens_are_regions_of_the_grid(workspace):
+    data = open_task(workspace, "vcr", part="tiny")
+    with choose_cache(workspace, data, None) as cache:
+        reader = TokenRegions(cache)
+        found = reader.get(cache.images.ids[2])
+        np.testing.assert_array_equal(found.features, cache.images.tokens([2])[0].astype(np.float32))
+        assert reader.dim == found.features.shape[1]
+        np.testing.assert_allclose(found.boxes[4], [1 / 3, 1 / 3, 2 / 3, 2 / 3], atol=1e-6)
+        assert isinstance(cache, TokenCache)
+
+
+def photo(path, size=(70, 45)) -> None:
+    draw = np.random.default_rng(0)
+    small = draw.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.mark.parametrize("size", [(70, 45), (45, 70), (40, 200), (33, 33)])
+def test_patches_are_those_of_transformers_preprocessing(tmp_path, size):
+    photo(tmp_path / "x.png", size)
+    found = PatchReader({"x": tmp_path / "x.png"}, patch=8, short=24, longest=39).get("x")
+    processor = ViltImageProcessor(size={"shortest_edge": 24}, size_divisor=8)
+    with Image.open(tmp_path / "x.png") as image:
+        pixels = processor(images=image, return_tensors="np")["pixel_values"][0]
+    width, height = fitted_size(*size, 24, 39, 8)
+    assert pixels.shape == (3, height, width)
+    expected = cut(np.ascontiguousarray(pixels.transpose(1, 2, 0)), 8)
+    np.testing.assert_allclose(found.boxes, expected.boxes)
+    assert float(np.abs(found.features - expected.features).mean()) < 1 / 127  # two libraries' bicubic filters
+
+
+def test_what_is_no_image_is_named(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"no image")
+    reader = PatchReader({"x": tmp_path / "x.jpg", "y": tmp_path / "y.jpg"}, patch=8, short=24, longest=39)
+    with pytest.raises(DataError, match=r"x\.jpg cannot be read"):
+        reader.get("x")
+    with pytest.raises(DataError, match=r"y\.jpg does not exist"):
+        reader.get("y")
+    with pytest.raises(NotFoundError, match="no image file for 'z'"):
+        reader.get("z")
