@@ -123,10 +123,12 @@ def distill(
 
 def _document(result: RunResult) -> dict[str, Any]:
     names = ("task", "source", "student", "arm", "shots", "seed", "teacher", "steps", "kept_step", "seconds")
+    untaught = result.manifest.get("examples_without_teacher", 0)
     return {
         "run": str(result.path),
         "skipped": result.skipped,
         **{name: result.manifest.get(name) for name in names},
+        "examples_without_teacher": untaught,
         "dev": result.dev,
     }
 

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+from rich.console import Console
 
 from madkit.core.errors import DataError
 from madkit.core.files import read_json
@@ -211,6 +212,21 @@ def test_all_files_are_written_and_the_json_comes_back(results, tmp_path):
     assert "<title>A title" in page.read_text()
 
 
+def test_examples_that_the_teacher_had_no_values_for_are_counted_in_every_form(results):
+    said = "3 of 120 examples from their labels alone"
+    assert said not in render_page(results) + markdown(results)
+    rows = tuple(replace(row, n_labelled=120, n_untaught=3) if row.arm == "mad" else row for row in results.rows)
+    assert any(row.arm == "mad" for row in rows)
+    untaught = replace(results, rows=rows)
+    assert said in " ".join("".join(Page(render_page(untaught)).words).split())
+    assert said in markdown(untaught)
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(terminal(untaught))
+    assert said in " ".join(capture.get().split())
+    assert Results.from_document(untaught.document()) == untaught
+
+
 def test_csv_has_a_line_per_row_and_the_numbers_as_they_are(results):
     lines = list(csv.DictReader(io.StringIO(as_csv(results))))
     assert len(lines) == len(results.rows)
@@ -230,8 +246,6 @@ def of_vqa(made_up) -> Results:
 
 
 def test_the_vqa_rule_stands_in_every_form(of_vqa):
-    from rich.console import Console
-
     words = "VQA rule pre2021"
     console = Console(width=80, file=io.StringIO())
     console.print(terminal(of_vqa))
@@ -307,8 +321,6 @@ def test_latex_escapes_and_marks(results):
 
 
 def test_the_terminal_table_fits_80_columns(results):
-    from rich.console import Console
-
     console = Console(width=80, file=io.StringIO())
     console.print(terminal(results))
     text = console.file.getvalue()
