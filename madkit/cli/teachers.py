@@ -89,7 +89,13 @@ def show(
     from madkit.teachers.describe import describe_teacher
 
     facts: dict[str, Any] = describe_teacher(name)
-    emit(facts, json_, lambda: print_table(["", name], [[key, _short(value)] for key, value in facts.items()]))
+    rows: list[list[str]] = []
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            rows += [[f"{key}: {part}", _short(inner)] for part, inner in value.items()]
+        else:
+            rows.append([key, _short(value)])
+    emit(facts, json_, lambda: print_table(["", name], rows))
 
 
 @app.command("check")
@@ -164,6 +170,8 @@ def check(
 def _short(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_short(round(one, 4) if isinstance(one, float) else one) for one in value)
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -175,4 +183,4 @@ def _kilobytes(row: dict[str, Any]) -> str:
     size = row["bytes_per_image"]
     if size is None and row["bytes_per_text_token"]:
         size = row["bytes_per_text_token"] * row["context_length"]
-    return "-" if size is None else f"{size / 1000:.1f}"
+    return "-" if size is None else f"{size / 1000:,.1f}"

@@ -144,7 +144,7 @@ def _describe_open_clip(parsed: TeacherName) -> dict[str, Any]:
         "target": f"open_clip:{parsed.rest}" + (f"/{parsed.tag}" if parsed.tag else ""),
         **_model_facts(model, preprocessing, int(text.get("context_length") or DEFAULT_CONTEXT)),
         "activation": "quick-gelu" if tag.get("quick_gelu") else "gelu",
-        "preprocessing": {key: value for key, value in preprocessing.items() if key != "mode"},
+        "preprocessing": {key: value for key, value in preprocessing.items() if key not in ("mode", "fill_color")},
         "tokenizer": source.repository if source is not None else "CLIP's own",
         "hub": tag.get("hf_hub") or None,
         "licence": known.licence if known else _tag_licence(parsed.tag),

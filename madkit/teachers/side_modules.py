@@ -22,7 +22,11 @@ from madkit.teachers.interface import TextOutput, TextTeacher, TokenizedText, Vi
 _SEEING = ("visual.", "vision_model.", "visual_projection.")
 _NEITHER = ("logit_scale", "logit_bias")
 # The projection layers: what stands between an encoder's own width and the common space.
-_HEADS = ("proj", "text_projection", "visual_projection.", "vision_model.head.", "text_model.head.")
+_HEADS = (
+    *("proj", "text_projection"),  # open_clip's own encoders, and its wrapper of transformers' text encoders
+    *("head.", "attnpool.c_proj."),  # open_clip's wrapper of timm, its ResNets
+    *("visual_projection.", "vision_model.head.", "text_model.head."),  # transformers
+)
 
 
 def vision_module(teacher: VisionTeacher) -> nn.Module:

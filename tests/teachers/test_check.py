@@ -107,12 +107,14 @@ def test_what_it_reads(tmp_path: Path) -> None:
         read_texts(tmp_path / "d.txt")
 
 
-def test_the_table_fits_80_columns(tiny_teacher: Path) -> None:
+def test_tables_fit_80_columns(tiny_teacher: Path) -> None:
     result = CliRunner().invoke(app, ["check", f"local:{tiny_teacher}", "--dtype", "bfloat16"])
     assert result.exit_code == 0
     lines = [line for line in result.stdout.splitlines() if not line.startswith("against")]  # it holds a long path
     assert max(map(len, lines)) <= 80
     assert "bfloat16" in result.stdout
     assert "float16 " not in result.stdout.replace("bfloat16", "")
-    result = CliRunner().invoke(app, ["list"])
-    assert max(map(len, result.stdout.splitlines())) <= 80
+    for command in (["list"], ["show", "open_clip:RN50/openai"], ["show", "deberta-v3-base"]):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0
+        assert max(map(len, result.stdout.splitlines())) <= 80

@@ -179,6 +179,25 @@ def test_globals_are_open_clips_own_and_tokens_go_the_same_way(made: Made) -> No
     assert int(long.mask.sum()) == len(teacher.text.tokenize(TEXTS[4:])[0].ids) > teacher.text.limit
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits_say_the_same(made: Made, dtype: torch.dtype) -> None:
+    name = f"open_clip:{made.name}"
+    whole, half = (load_teacher(name, weights=made.folder, dtype=d) for d in (torch.float32, dtype))
+    assert whole.vision is not None
+    assert whole.text is not None
+    assert half.vision is not None
+    assert half.text is not None
+    images = torch.randint(0, 256, (1, 3, *whole.vision.image_size), dtype=torch.uint8)
+    for one, other in (
+        (whole.vision.encode(images), half.vision.encode(images)),
+        (whole.text.encode(TEXTS[:2]), half.text.encode(TEXTS[:2])),
+    ):
+        assert other.tokens.dtype == other.global_.dtype == dtype
+        for a, b in ((one.tokens, other.tokens), (one.global_, other.global_)):
+            assert bool(b.isfinite().all())
+            assert float(F.cosine_similarity(a, b.float(), dim=-1).min()) > 0.97
+
+
 def same_everywhere(visual: Any, vision: dict[str, Any], value: torch.Tensor) -> None:
     """Make an image encoder see ``value`` at every place, class tokens included."""
     if isinstance(vision.get("layers"), list):
