@@ -20,7 +20,7 @@ from madkit.adapt.config import LoraConfig
 from madkit.core.errors import ConfigError
 from madkit.core.registry import suggest
 
-_ATTENTION = re.compile(r"attn|attention|self")
+_ATTENTION = re.compile(r"attn|attention|self", re.IGNORECASE)
 _NAME = "default"
 
 
@@ -49,11 +49,13 @@ class LinearAttention(nn.Module):
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """Attend [B, L, D] (or [L, B, D]) to itself; the mask is [L, L], added to the scores, or bool, true is kept."""
+        """Attend [B, L, D] (or [L, B, D]) to itself; the mask, as the module's, is [L, L] or [B x heads, L, L]."""
         x = query if self.batch_first else query.transpose(0, 1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.in_proj(x).chunk(3, dim=-1))
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = ~attn_mask  # this function's meaning is the opposite of the module's
+        if attn_mask is not None and attn_mask.ndim == 3:
+            attn_mask = attn_mask.unflatten(0, (-1, self.heads))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         out = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return (out if self.batch_first else out.transpose(0, 1)), None
