@@ -107,7 +107,7 @@ class ViltModel(Encoder):
         text = self.embeddings.text_embeddings(inputs.input_ids, inputs.token_type_ids) + kinds[TEXT]
         image = (self._see(inputs) + kinds[IMAGE])[inputs.image_index]
         hidden = torch.cat([text, image], dim=1)
-        one = inputs.text_mask.new_ones(len(text), 1)  # the picture's class token
+        one = inputs.text_mask.new_ones(text.shape[0], 1)  # the picture's class token
         real = torch.cat([inputs.text_mask, inputs.region_mask[inputs.image_index], one], dim=1)
         mask = (1.0 - real[:, None, None, :].to(hidden.dtype)) * torch.finfo(hidden.dtype).min
         states = [hidden]
@@ -123,7 +123,7 @@ class ViltModel(Encoder):
         projection = own.patch_embeddings.projection
         seen = F.linear(inputs.region_features, projection.weight.flatten(1), projection.bias)
         seen = seen + self._positions(inputs.region_boxes)
-        first = (own.cls_token + own.position_embeddings[:, :1]).expand(len(seen), -1, -1)
+        first = (own.cls_token + own.position_embeddings[:, :1]).expand(seen.shape[0], -1, -1)
         embedded: Tensor = own.dropout(torch.cat([seen, first], dim=1))
         return embedded
 
@@ -136,7 +136,7 @@ class ViltModel(Encoder):
         place = (boxes[..., :2] * cells).round()
         corner = 2 * place / (cells - 1).clamp_min(1) - 1  # -1 the first cell, 1 the last
         read = F.grid_sample(
-            table.expand(len(boxes), -1, -1, -1), corner.unsqueeze(2).to(table.dtype), align_corners=True,
+            table.expand(boxes.shape[0], -1, -1, -1), corner.unsqueeze(2).to(table.dtype), align_corners=True,
             padding_mode="border",
         )  # fmt: skip
         return read.squeeze(-1).transpose(1, 2)

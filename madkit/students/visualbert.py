@@ -133,7 +133,7 @@ class MaskStateHead(StudentHead):
     def forward(self, encoded: Encoded, inputs: StudentInputs) -> Tensor:
         """Outputs [S, spec.size]."""
         place = inputs.last_text_index - 1
-        masked = encoded.states[-1][torch.arange(len(place), device=place.device), place]
+        masked = encoded.states[-1][torch.arange(place.shape[0], device=place.device), place]
         logits: Tensor = self.layers(masked)
         return logits
 

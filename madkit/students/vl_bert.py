@@ -128,7 +128,7 @@ class VlBertModel(Encoder):
         """Pooled states [S, H], and hidden states of embeddings and every layer, each [S, T + R, H]."""
         T, R = inputs.input_ids.shape[1], inputs.region_features.shape[1]
         hidden = self.embed(inputs)
-        ones = inputs.text_mask.new_ones(len(inputs.input_ids), 2)  # the whole image and [END]
+        ones = inputs.text_mask.new_ones(inputs.input_ids.shape[0], 2)  # the whole image and [END]
         mask = torch.cat([inputs.text_mask, inputs.region_mask[inputs.image_index], ones], dim=1)
         states = self.encoder(hidden, mask)
         return Encoded(self.pooler(states[-1]), tuple(state[:, : T + R] for state in states))
@@ -156,7 +156,7 @@ class VlBertModel(Encoder):
         """Visual features [B, R + 1, H] of the regions and, last, of the whole image: their mean."""
         real = inputs.region_mask.unsqueeze(-1).to(inputs.region_features.dtype)
         mean = (inputs.region_features * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
-        whole = inputs.region_boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(len(mean), 1, 4)
+        whole = inputs.region_boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(mean.shape[0], 1, 4)
         features = torch.cat([inputs.region_features, mean], dim=1)
         seen: Tensor = self.image_feature_extractor(features, torch.cat([inputs.region_boxes, whole], dim=1))
         return seen
@@ -177,7 +177,7 @@ class MaskPredictionHead(StudentHead):
     def forward(self, encoded: Encoded, inputs: StudentInputs) -> Tensor:
         """Outputs [S, spec.size]."""
         place = inputs.last_text_index - 1
-        masked = encoded.states[-1][torch.arange(len(place), device=place.device), place]
+        masked = encoded.states[-1][torch.arange(place.shape[0], device=place.device), place]
         logits: Tensor = self.layers(masked)
         return logits
 

@@ -40,6 +40,16 @@ def test_a_program_gives_what_the_student_gives(trained: Path, tmp_path: Path, i
         assert torch.allclose(got, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["vl-bert", "visualbert", "vilt"])
+def test_every_network_can_be_exported(family: str, tmp_path: Path) -> None:
+    head = HeadSpec("vqa", ("yes", "no"))
+    student = new_student(f"mini-{family}", init="random", head=head, layers=1).student
+    save_student(student, tmp_path / "student")
+    made = export_student(tmp_path / "student", tmp_path / "student.pt2")
+    assert made.difference < 1e-5
+    assert made.outputs == ("yes", "no")
+
+
 def test_what_cannot_be_exported_leaves_nothing(trained: Path, tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(UsageProblem, match=r"does not end in \.pt2"):
         export_student(trained, tmp_path / "student.onnx")
