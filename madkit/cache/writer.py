@@ -30,10 +30,10 @@ from madkit.cache.layout import (
     text_extents,
 )
 from madkit.cache.plan import PARTS, Part, StorePlan, compact_json, unit_of_file
-from madkit.cache.quantise import quantise
 from madkit.cache.remote_copy import RemoteCopy
-from madkit.cache.shards import file_crc32, pack_chunk, pack_shard, unpack_chunk
-from madkit.cache.statistics import merge_moments, moments
+from madkit.cache.shards import file_crc32, pack_chunk, unpack_chunk
+from madkit.cache.statistics import merge_moments
+from madkit.cache.unit_files import pack_unit
 from madkit.core.environment import environment
 from madkit.core.errors import CacheError, DataError
 from madkit.core.files import FileLock, read_json, write_bytes_atomic, write_json_atomic
@@ -188,7 +188,8 @@ class StoreWriter:
             same = all(old[name] == new[name] for name in ("schema", "key", "items"))
             images, text = self.plan.images, self.plan.text
             if "images" in self.plan.parts:
-                images = replace(images, unit=int(old["images"]["unit"]))
+                views = bool(old["images"].get("views", False))  # older plans have none
+                images = replace(images, unit=int(old["images"]["unit"]), views=views)
             if "texts" in self.plan.parts:
                 unit, capacity, rows = (int(old["texts"][name]) for name in ("unit", "capacity", "rows"))
                 text = replace(text, unit=unit, capacity=capacity, rows=rows)
@@ -296,32 +297,11 @@ class StoreWriter:
         Raises:
             OSError: the disk is full, or the folder cannot be written; nothing half-written is left.
         """
-        specs = self.plan.arrays(part)
         files: dict[str, dict[str, Any]] = {}
         rows = self.plan.items(part, unit)
         known = self.plan.absent_texts if part == "texts" else {}
         missing = {row: error for row, error in {**known, **(absent or {})}.items() if row in rows}
-        gone = sorted(row - rows.start for row in missing)
-        dim = specs["globals"].item[0]
-        tokens = np.asarray(arrays.get("tokens", np.zeros((len(rows), 0, dim))), dtype=np.float16)
-        globals_ = np.asarray(arrays["globals"], dtype=np.float16)
-        if gone:
-            globals_ = globals_.copy()
-            globals_[gone] = 0
-        values = {**{name: found for name, found in arrays.items() if name in specs}, "globals": globals_}
-        if "scales" in specs:
-            values.pop("tokens", None)  # rounded below
-        packed = {
-            specs[name].file(unit): pack_shard(specs[name], given, gone) for name, given in values.items() if len(given)
-        }
-        there = np.delete(np.arange(len(rows)), gone)
-        if "scales" in specs:
-            packed |= self._round(part, unit, tokens, there, gone)
-        if gone:
-            tokens, globals_ = tokens[there] if part == "images" else tokens, globals_[there]
-        both = np.concatenate([moments(tokens.reshape(-1, dim)), moments(globals_)])
-        statistics = specs["unit_statistics"]
-        packed[statistics.file(unit)] = pack_chunk(statistics, both[None])
+        packed = pack_unit(self.plan, part, unit, arrays, missing)
         (self.folder / MANIFEST).unlink(missing_ok=True)  # a store that changes is not complete until it says so again
         if (part, unit) in self._lines:  # a kill in between must not leave new files under the old line
             append_unit(self.folder, self.process, {"part": part, "unit": unit, "files": None})
@@ -337,24 +317,6 @@ class StoreWriter:
         self._lines.add((part, unit))
         if self._remote is not None:
             self._remote.unit_done(line)
-
-    def _round(
-        self, part: Part, unit: int, tokens: npt.NDArray[np.float16], there: npt.NDArray[np.int64], gone: Sequence[int]
-    ) -> dict[str, bytes]:
-        """Round a unit's tokens to int8, and measure what that costs."""
-        specs = self.plan.arrays(part)
-        kept = tokens[there] if part == "images" else tokens
-        rounded = quantise(kept.reshape(-1, tokens.shape[-1]))
-        values, scales = np.zeros(tokens.shape, np.int8), np.zeros(tokens.shape[:-1], np.float16)
-        place = there if part == "images" else slice(None)
-        values[place] = rounded.values.reshape(kept.shape)
-        scales[place] = rounded.scales.reshape(kept.shape[:-1])
-        packed = {}
-        if len(values):
-            packed[specs["tokens"].file(unit)] = pack_shard(specs["tokens"], values, gone)
-            packed[specs["scales"].file(unit)] = pack_shard(specs["scales"], scales, gone)
-        facts = {"channel_scales": rounded.channels, "unit_cosines": np.array(rounded.cosines)}
-        return packed | {specs[name].file(unit): pack_chunk(specs[name], fact[None]) for name, fact in facts.items()}
 
     def rounding(self) -> dict[str, dict[str, Any]]:
         """Return, for each part in int8, its tokens and the mean and worst cosine that rounding left them."""

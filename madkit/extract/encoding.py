@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,9 @@ from madkit.extract.options import ExtractOptions
 from madkit.extract.ordered import ordered_map
 from madkit.extract.pipeline import Slice, WriterThread, encode_images, encode_texts, slices
 from madkit.extract.text_encoding import TextEncoder
+from madkit.extract.views import look_at
 from madkit.teachers.interface import Teacher, TokenizedText, VisionTeacher
+from madkit.teachers.preprocess import WHOLE, View
 
 
 def encode_missing(
@@ -70,6 +73,7 @@ class _Job:
         units = self.writer.pending("images")
         blank = torch.zeros((3, *teacher.image_size), dtype=torch.uint8)
         unreadable: dict[int, str] = {}
+        views: dict[int, View] = {}
         decoded = ordered_map(
             lambda row: (row, _load(teacher, self.items, row)),
             (row for unit in units for row in plan.items("images", unit)),
@@ -82,7 +86,10 @@ class _Job:
                 row, found = future.result()
                 if isinstance(found, DataError):
                     unreadable[row] = found.message.rstrip(".")
-                yield blank if isinstance(found, DataError) else found
+                    yield blank
+                else:
+                    image, views[row] = found
+                    yield image
 
         def batches() -> Generator[tuple[Slice, list[Tensor]], None, None]:
             images = pixels()
@@ -93,8 +100,10 @@ class _Job:
         with self._bar("images", total) as bar, closing(decoded), WriterThread(self.writer) as thread:
             encoded = encode_images(encoder, batches(), bar.advance, self.engine.parallel)
             for unit, arrays in encoded:
-                gone = {row: unreadable.pop(row) for row in plan.items("images", unit) if row in unreadable}
-                thread.put("images", unit, arrays, gone)
+                rows = plan.items("images", unit)
+                gone = {row: unreadable.pop(row) for row in rows if row in unreadable}
+                seen = np.array([views.pop(row, WHOLE) for row in rows], dtype=np.float32)
+                thread.put("images", unit, {**arrays, "views": seen}, gone)
         self._raise_if_stopped()
 
     def texts(self, encoder: TextEncoder) -> None:
@@ -128,10 +137,10 @@ class _Job:
             raise self.signals.error()
 
 
-def _load(teacher: VisionTeacher, items: Items, row: int) -> Tensor | DataError:
+def _load(teacher: VisionTeacher, items: Items, row: int) -> tuple[Tensor, View] | DataError:
     if row in items.not_there:
         return DataError(f"{items.not_there[row]}.")
     try:
-        return teacher.load_image(items.image_paths[row])
+        return look_at(teacher, items.image_paths[row])
     except DataError as error:
         return error

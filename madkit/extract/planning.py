@@ -12,6 +12,7 @@ from madkit.cache.layout import ImageLayout, TextLayout, image_layout, text_layo
 from madkit.cache.plan import NO_IMAGES, NO_TEXTS, StorePlan
 from madkit.extract.items import ExamplesOfTask, Items
 from madkit.extract.selection import stored_tokens
+from madkit.extract.views import keeps_views
 from madkit.teachers.interface import Teacher
 from madkit.teachers.windows import WINDOWS
 
@@ -86,7 +87,8 @@ def lay_out(
     if teacher.vision is not None:
         kept = stored_tokens(tokens, teacher.vision.grid)
         n, grid, dim = len(items.image_ids), teacher.vision.grid, teacher.vision.dim
-        images = image_layout(n, grid, dim, shard_mb, tokens=kept, dtype=dtype)
+        views = keeps_views(teacher.vision)
+        images = image_layout(n, grid, dim, shard_mb, tokens=kept, dtype=dtype, views=views)
     if teacher.text is not None:
         text = text_layout(lengths, teacher.text.dim, shard_mb, tokens=tokens != "global", dtype=dtype)
     return images, text

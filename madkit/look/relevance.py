@@ -115,6 +115,7 @@ def relevance_of(cache: TokenCache, image_id: str, text: str, *, top: int = 8) -
     places = images.positions(at)[0]
     patches[places] = near[0].numpy()
     chosen[places] = _best(near, torch.ones_like(near, dtype=torch.bool), top)
+    views = images.views(at)
     return Relevance(
         image_id,
         text,
@@ -125,6 +126,7 @@ def relevance_of(cache: TokenCache, image_id: str, text: str, *, top: int = 8) -
         spans,
         words[0].numpy(),
         _best(words, content.unsqueeze(0), top),
+        (0.0, 0.0, 1.0, 1.0) if views is None else tuple(views[0].tolist()),
     )
 
 

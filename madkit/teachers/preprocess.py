@@ -26,6 +26,9 @@ from madkit.core import archives
 from madkit.core.errors import ConfigError, DataError, NotFoundError
 from madkit.teachers.torchvision_decode import decode_like_pillow
 
+View = tuple[float, float, float, float]
+"""Corners (x1, y1, x2, y2) of a part of an image, in shares of its width and height."""
+WHOLE: View = (0.0, 0.0, 1.0, 1.0)
 DECODERS = ("torchvision", "pillow")
 RESIZE_MODES = ("shortest", "squash")
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -87,8 +90,23 @@ class Preprocessing:
             del plain["crop"]
         return plain
 
+    @property
+    def cuts(self) -> bool:
+        """Whether a part of an image may be cut off, so that the grid of tokens covers less than the whole."""
+        return self.resize_mode == "shortest" or self.resize_edge is not None
+
+    def view(self, width: int, height: int) -> View:
+        """Return the part of an image of ``width`` x ``height`` pixels that is left after resizing and cropping."""
+        across, down = self._target(width, height)
+        left, top, right, bottom = self._box(across, down)
+        return left / across, top / down, right / across, bottom / down
+
     def load(self, path: Path) -> Tensor:
-        """Read an image file as uint8 [3, height, width].
+        """Read an image file as uint8 [3, height, width] (DataError as for :meth:`look`)."""
+        return self.look(path)[0]
+
+    def look(self, path: Path) -> tuple[Tensor, View]:
+        """Read an image file as uint8 [3, height, width], and say which part of the image that is.
 
         Raises:
             DataError: the file is missing, no image, or damaged.
@@ -97,11 +115,12 @@ class Preprocessing:
             data = archives.read_bytes(path)
             pixels = decode_like_pillow(data) if self.decoder == "torchvision" else None
             if pixels is not None:
-                return self.fit_pixels(pixels)
+                return self.fit_pixels(pixels), self.view(int(pixels.shape[2]), int(pixels.shape[1]))
             with Image.open(io.BytesIO(data)) as opened:
                 image = opened.convert("RGB")
+            view = self.view(*image.size)
             if self.decoder == "torchvision":
-                return self.fit_pixels(torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1))
+                return self.fit_pixels(torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)), view
             image = self.fit(image)
         except NotFoundError:
             raise DataError(f"The image {path} does not exist.") from None
@@ -109,7 +128,7 @@ class Preprocessing:
             raise DataError(f"The image {path} cannot be read (no format that Pillow knows).") from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"The image {path} cannot be read ({error or type(error).__name__}).") from None
-        return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous(), view
 
     def fit(self, image: Image.Image) -> Image.Image:
         """Resize and crop an RGB image to ``size``, with Pillow."""
