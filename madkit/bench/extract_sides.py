@@ -30,7 +30,6 @@ from madkit.teachers.interface import Teacher
 
 Encode = Callable[[Tensor], Tensor]
 PEER_BATCH = 32
-_FLOAT32 = torch.float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +187,10 @@ class Extraction:
     Compiling, where it is asked for, happens in the run that warms up.
     """
 
-    def __init__(self, source: Source, device: str, *, batch: int = 0, compiled: bool = False) -> None:
+    def __init__(
+        self, source: Source, device: str, dtype: torch.dtype, *, batch: int = 0, compiled: bool = False
+    ) -> None:
         self.name = "madkit extract" + (", compiled" if compiled else "")
-        dtype = torch.float16 if torch.device(device).type == "cuda" else _FLOAT32
         whole = as_teacher(source, device=device, dtype=dtype)
         self._teacher: Teacher = replace(whole, text=None)  # the loops read no texts
         self._options = ExtractOptions(device=device, image_batch=batch, compile="on" if compiled else "off")
