@@ -65,7 +65,7 @@ class ObjectiveConfig(StrictModel):
     positive_label: str | None = Field(
         None, description="classification: the class of a text that is true of its image; none: entailment, if any"
     )
-    wrong_answers: int = Field(15, ge=1, description="VQA: answers of other questions beside the right ones")
+    wrong_answers: int = Field(15, ge=1, description="VQA: at most so many answers of other questions of the same type")
     logit_scale: Literal["fixed", "learned"] | None = Field(None, description="none: fixed where the teacher has one")
 
 

@@ -3,12 +3,12 @@
 Multiple choice: the question with each of its candidates, of which the gold one is true. Classification with a class
 that says "this text is true of the image" (SNLI-VE's entailment): all texts about an image together, true or not as
 their labels say. Any other classification: the text with the name of each class behind it. VQA: the question with each
-of its answers, as true as its soft score, and answers of other questions, which are not.
+of its answers, as true as its soft score, and answers of other questions of the same type, which are not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from madkit.adapt.config import ObjectiveConfig
@@ -19,6 +19,8 @@ from madkit.tasks.example import Example, ImageRef, Segment
 from madkit.tasks.spec import TaskSpec
 
 ENTAILMENT = "entailment"
+Answers = Mapping[str, Sequence[str]]
+"""Answers by the type of their questions ("yes/no", "number", ...)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Item:
 
 
 def make_items(
-    spec: TaskSpec, examples: Sequence[Example], config: ObjectiveConfig, *, answers: Sequence[str], seed: int
+    spec: TaskSpec, examples: Sequence[Example], config: ObjectiveConfig, *, answers: Answers, seed: int
 ) -> list[Item]:
     """Items of some labelled examples.
 
@@ -52,7 +54,7 @@ def make_items(
         spec: the task.
         examples: with labels.
         config: how texts are made.
-        answers: VQA: answers to take wrong ones from (see `answers_of`).
+        answers: VQA: answers to take wrong ones from (see `answers_of`); none for other tasks.
         seed: of the wrong answers.
 
     Raises:
@@ -106,20 +108,20 @@ def positive_class(spec: TaskSpec, config: ObjectiveConfig) -> int | None:
     return spec.labels.index(config.positive_label)
 
 
-def answers_of(examples: Sequence[Example]) -> list[str]:
-    """The distinct answers of labelled VQA examples, in order of appearance."""
-    return list(dict.fromkeys(answer for example in examples for answer, score in _scores(example) if score > 0))
+def answers_of(examples: Sequence[Example]) -> Answers:
+    """The distinct answers of labelled VQA examples by the type of their questions, in order of appearance."""
+    found: dict[str, dict[str, None]] = {}
+    for example in examples:
+        found.setdefault(example.answer_type, {}).update((a, None) for a, score in _scores(example) if score > 0)
+    return {kind: list(answers) for kind, answers in found.items()}
 
 
-def _answers(example: Example, config: ObjectiveConfig, answers: Sequence[str], seed: int) -> Item:
+def _answers(example: Example, config: ObjectiveConfig, answers: Answers, seed: int) -> Item:
     right = {answer: score for answer, score in _scores(example) if score > 0}
-    wrong: list[str] = []
-    for place in permutation(len(answers), "wrong answers", seed, example.id).tolist():
-        if len(wrong) == config.wrong_answers:
-            break
-        if answers[place] not in right:
-            wrong.append(answers[place])
-    chosen = [*right, *wrong]
+    # Of the same type, so that the question alone does not tell them from the right ones.
+    others = [answer for answer in answers.get(example.answer_type, ()) if answer not in right]
+    places = permutation(len(others), "wrong answers", seed, example.id).tolist()
+    chosen = [*right, *(others[place] for place in places[: config.wrong_answers])]
     segments = [Segment(answer) for answer in chosen]
     texts = [_joined((*example.context, segment) if config.text == "joined" else (segment,)) for segment in segments]
     return _item((example.id,), example.image, texts, [right.get(answer, 0.0) for answer in chosen])

@@ -115,7 +115,7 @@ class _Run:
         self.data, self.teacher, self.seed, self.accelerator = data, teacher, seed, accelerator
         self.vision, self.text = teacher.vision, teacher.text
         examples = labelled_examples(data, shots, seed)
-        self.answers = answers_of(examples) if data.spec.kind == "vqa" else []
+        self.answers = answers_of(examples) if data.spec.kind == "vqa" else {}
         self.items = make_items(data.spec, examples, config.objective, answers=self.answers, seed=seed)
         if len(self.items) < 2:
             raise RunError(f"{shots} of {data.source} is too little to compare.", hint="give more: --shots 5pct")

@@ -86,6 +86,15 @@ def test_another_adapter_of_the_same_name_is_not_taken_for_it(workspace: Any, ti
     assert describe(report.path).state == "complete"
 
 
+def test_an_adaptation_without_a_gain_reads_as_its_base_does(workspace: Any, tiny_teacher: Path) -> None:
+    overrides = {**QUICK, "train": "heads", "optim.learning_rate": 1e-12, "optim.steps": 2}
+    name = f"local:{tiny_teacher}"
+    adapt(workspace, teacher=name, task="snli-ve", shots="full", overrides=overrides, device="cpu", name="idle")
+    (mine,) = extract(workspace, None, ["snli-ve"], adapter="idle", device="cpu")
+    (base,) = extract(workspace, name, ["snli-ve"], device="cpu")
+    assert (mine.path, base.computed) == (base.path, 0)
+
+
 def test_commands(
     workspace: Any, tiny_teacher: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

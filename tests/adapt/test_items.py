@@ -19,7 +19,7 @@ def example(name: str, image: str, *context: str, **more: object) -> Example:
 
 
 def items(spec: TaskSpec, examples: list[Example], config: ObjectiveConfig = PLAIN, seed: int = 0):
-    answers = answers_of(examples) if spec.kind == "vqa" else []
+    answers = answers_of(examples) if spec.kind == "vqa" else {}
     return make_items(spec, examples, config, answers=answers, seed=seed)
 
 
@@ -70,16 +70,19 @@ def test_classes_of_a_custom_task_are_names_or_one_of_them_says_true() -> None:
 
 def test_answers_are_as_true_as_their_scores_and_wrong_ones_are_other_questions() -> None:
     told = [
-        example("a", "i", "What color?", answers={"red": 1.0, "pink": 0.3, "dull": 0.0}),
-        example("b", "j", "How many?", answers={"two": 1.0}),
-        example("c", "k", "Which?", answers={"cat": 0.6, "red": 0.3}),
+        example("a", "i", "What color?", answers={"red": 1.0, "pink": 0.3, "dull": 0.0}, answer_type="other"),
+        example("b", "j", "How many?", answers={"two": 1.0}, answer_type="number"),
+        example("c", "k", "Which?", answers={"cat": 0.6, "red": 0.3, "dog": 0.3}, answer_type="other"),
     ]
-    first, _, third = items(get_task("vqa"), told, ObjectiveConfig(wrong_answers=2))
+    first, second, third = items(get_task("vqa"), told, ObjectiveConfig(wrong_answers=2))
     truth = dict(zip(first.texts, first.truth, strict=True))
     assert (truth["What color? red"], truth["What color? pink"]) == (1.0, 0.3)
     wrong = {text.removeprefix("What color? ") for text, value in truth.items() if value == 0}
-    assert wrong == {"two", "cat"}
-    assert {text for text, value in zip(third.texts, third.truth, strict=True) if value} == {"Which? cat", "Which? red"}
+    assert wrong == {"cat", "dog"}, "two answers of other questions, of its own type"
+    assert second.texts == ("How many? two",)
+    assert not second.decides
+    right = {text for text, value in zip(third.texts, third.truth, strict=True) if value}
+    assert right == {"Which? cat", "Which? red", "Which? dog"}
     assert items(get_task("vqa"), told, seed=1) == items(get_task("vqa"), told, seed=1)
 
 

@@ -71,7 +71,7 @@ def test_the_adapted_teacher_matches_as_the_training_saw_it(workspace: Any, tiny
         teacher = load_teacher(result.manifest["teacher"], adapter=result.path)
         config = AdaptConfig(train="all")
         items = sample(
-            make_items(data.spec, data.examples("dev"), config.objective, answers=(), seed=0), config.eval.limit, "dev"
+            make_items(data.spec, data.examples("dev"), config.objective, answers={}, seed=0), config.eval.limit, "dev"
         )
         with Inputs(teacher.vision, teacher.text, memory_mb=10) as inputs:
             items = inputs.check(items)
@@ -113,7 +113,7 @@ def test_unrelated_teachers_get_a_common_space(
     seen = teacher.vision.encode(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     assert (tuple(seen.tokens.shape), tuple(seen.global_.shape)) == ((2, 16, 12), (2, 12))
     data, config = open_task(workspace, "snli-ve"), AdaptConfig(train="all")
-    made = make_items(data.spec, data.examples("dev"), config.objective, answers=(), seed=0)
+    made = make_items(data.spec, data.examples("dev"), config.objective, answers={}, seed=0)
     with Inputs(teacher.vision.base, teacher.text.base, memory_mb=10) as inputs:
         items = inputs.check(sample(made, config.eval.limit, "dev"))
         pair = TrainedPair(load_teacher(manifest["teacher"]), AdaptConfig(train="heads", head_dim=12), 0)
