@@ -22,7 +22,7 @@ from madkit.distill.teacher_bank import image_bank
 from madkit.extract.repair import repair
 from madkit.extract.selection import coverage_cells, select_patches
 from madkit.extract.stage import extract
-from madkit.mad.align import pool_regions, pool_selected
+from madkit.mad.align import box_patch_weights, boxes_in_view, pool_regions, pool_selected
 
 torch.set_num_threads(1)
 
@@ -37,11 +37,13 @@ def test_a_default_store_is_what_it_was(workspace: Path, tiny_teacher: Path) -> 
     path = run(workspace, tiny_teacher)
     plan = json.loads((path / "plan.json").read_text())
     assert (plan["identity"]["selection"], plan["identity"]["dtype"]) == ("all", "float16")
-    assert set(plan["images"]) == {"n", "unit", "tokens", "dim", "grid"}
+    assert set(plan["images"]) == {"n", "unit", "tokens", "dim", "grid", "views"}
     assert set(plan["texts"]) == {"n", "unit", "capacity", "rows", "dim"}
     arrays = {f"{found.parent.parent.name}/{found.parent.name}" for found in path.glob("*/*/zarr.json")}
     common = {"tokens", "globals", "statistics", "unit_statistics"}
-    assert arrays == {f"images/{name}" for name in common} | {f"texts/{name}" for name in common | {"spans", "extents"}}
+    assert arrays == {f"images/{name}" for name in common | {"views"}} | {
+        f"texts/{name}" for name in common | {"spans", "extents"}
+    }
     assert "rounding" not in json.loads((path / "manifest.json").read_text())
     codecs = json.loads((path / "images/tokens/zarr.json").read_text())["codecs"][0]["configuration"]
     assert codecs["codecs"][0] == {"name": "bytes", "configuration": {"endian": "little"}}
@@ -151,7 +153,12 @@ def test_distillation_reads_what_is_there(workspace: Path, tiny_teacher: Path) -
         places = cache.images.positions(np.arange(10))
         assert bank.covered is not None
         assert bank.covered[:, 0].all()
-        assert bank.covered[:, 1].tolist() == [5 in row for row in places]  # the one patch that the small box lies in
+        inside, seen = boxes_in_view(boxes, torch.from_numpy(cache.images.views(np.arange(10))))
+        cells = [set(np.flatnonzero(weights)) for weights in box_patch_weights(inside, cache.images.grid)[:, 1].numpy()]
+        known = [bool(cell & set(row)) for cell, row in zip(cells, places.tolist(), strict=True)]
+        assert seen[:, 1].all()
+        assert bank.covered[:, 1].tolist() == known  # whether a patch that the small box touches was selected
+        assert len(set(known)) == 2
         assert not bank.regions[~bank.covered].any()
     with TokenCache.open(run(workspace, tiny_teacher, tokens="global")) as cache:
         bank = image_bank(cache, ids, boxes, tokens=False)
