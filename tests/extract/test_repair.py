@@ -149,3 +149,32 @@ def test_a_stopped_repair_goes_on(
     assert 0 < report.computed < report.items
     assert payload(store) == before
     assert verify_cache(store).ok
+
+
+@pytest.mark.parametrize(("tokens", "dtype"), [("selected:4", "int8"), ("global", "float16")])
+def test_every_file_of_a_store_at_once(workspace: Path, tiny_teacher: Path, tokens: str, dtype: str) -> None:
+    """Missing, cut short or with a bit flipped in turns: verification names just these, and repair brings all back."""
+    (report,) = extract(
+        Workspace(workspace), f"local:{tiny_teacher}", ["snli-ve"], device="cpu", shard_mb=0.0005, tokens=tokens,
+        store_dtype=dtype,
+    )  # fmt: skip
+    store, before = report.path, payload(report.path)
+    files = sorted(json.loads((store / "manifest.json").read_text())["files"])
+    assert {name for name in before if name != "plan.json"} == set(files)
+    for turn in range(3):
+        kinds = {}
+        for number, name in enumerate(files):
+            kinds[name] = ("missing", "truncated", "damaged")[(number + turn) % 3]
+            file = store / name
+            if kinds[name] == "missing":
+                file.unlink()
+            elif kinds[name] == "truncated":
+                file.write_bytes(file.read_bytes()[:-1])
+            else:
+                flip(file, len(before[name]) // 2)
+        found = verify_cache(store).problems
+        assert {problem.file for problem in found} == set(files)
+        assert all(kinds[problem.file] == problem.kind for problem in found if "/c/" in problem.file)
+        assert set(repair(Workspace(workspace), store, device="cpu").files) == set(files)
+        assert payload(store) == before
+        assert verify_cache(store).ok
