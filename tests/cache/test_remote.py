@@ -548,3 +548,37 @@ def test_processes_of_one_job_fill_one_remote_store(store: Any, base: str, mirro
         first.finish(seconds=1.0)
     assert payload(there.files) == {name: (store.path / name).read_bytes() for name in payload(there.files)}
     assert verify_cache(there).ok
+
+
+def test_a_store_that_is_being_changed_is_not_complete(store: Any, base: str) -> None:
+    there, _ = put(store, base)
+    with StoreWriter(there.mirror, store.plan, remote=RemoteCopy(there)) as writer:
+        assert writer.finished
+        writer.reopen("images", 0)
+        store.fill(writer, 1)
+    assert "manifest.json" not in there.files.sizes()
+    put(store, base)
+    assert verify_cache(there).ok
+
+
+def test_a_repair_that_stops_at_once_leaves_what_the_next_extraction_mends(store: Any, base: str) -> None:
+    there, _ = put(store, base)
+    name = "images/tokens/c/1/0/0"
+    there.files.write(name, b"x" * len(there.files.read(name)))
+    with StoreWriter(there.mirror, store.plan, remote=RemoteCopy(there, damaged=(name,))):
+        pass
+    assert ("images", 1) not in remote_units(there)
+    assert not {name, "manifest.json"} & set(there.files.sizes())
+    assert put(store, base)[1] <= 1
+    assert verify_cache(there).ok
+
+
+def test_a_limit_below_the_store_is_said(
+    store: Any, base: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, _ = put(store, base)
+    TokenCache.open(there).close()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("MADKIT_CACHE_LIMIT_GB", "0.000001")
+    TokenCache.open(there).close()
+    assert "more than MADKIT_CACHE_LIMIT_GB lets it keep here" in capsys.readouterr().err

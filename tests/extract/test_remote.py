@@ -15,6 +15,7 @@ import pytest
 from madkit.cache import TokenCache, choose_cache, verify_cache
 from madkit.cache.remote import RemoteStore
 from madkit.cache.remote_copy import remote_units
+from madkit.cache.remote_files import RemoteFolder
 from madkit.cache.writer import StoreWriter
 from madkit.cli.main import main
 from madkit.core.errors import CacheError, NotFoundError
@@ -160,3 +161,34 @@ def test_the_command_line(
     assert report["path"] in capsys.readouterr().out
     assert main(["cache", "list", "--cache", str(workspace / "nowhere")]) == 1
     assert f"There is no cache folder at {workspace / 'nowhere'}." in capsys.readouterr().err
+
+
+def test_the_network_fails_during_an_extraction(
+    workspace: Path,
+    tiny_teacher: Path,
+    base: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, sent = RemoteFolder.upload, []
+
+    def down(self: RemoteFolder, name: str, source: Path) -> None:
+        sent.append(name)
+        if len(sent) > 30:
+            self._try(name, lambda fs, path: fs.nothing_of_this_name(path))
+        real(self, name, source)
+
+    monkeypatch.setattr(RemoteFolder, "upload", down)
+    arguments = ["extract", "--teacher", f"local:{tiny_teacher}", "--task", "snli-ve", "--workspace", str(workspace)]
+    arguments += ["--cache", base, "--shard-mb", "0.001"]
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert f"Error: {base}/" in said
+    assert "cannot be reached after 2 attempts" in said
+    assert "run the same command again, which goes on from here" in said
+    assert "Traceback" not in said
+    monkeypatch.setattr(RemoteFolder, "upload", real)
+    assert main(arguments) == 0
+    (name,) = fsspec.filesystem("memory").ls(base, detail=False)
+    store = RemoteStore.at(f"memory:/{name}")
+    assert verify_cache(store).ok
