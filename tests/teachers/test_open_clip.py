@@ -179,9 +179,8 @@ def test_globals_are_open_clips_own_and_tokens_go_the_same_way(made: Made) -> No
     assert int(long.mask.sum()) == len(teacher.text.tokenize(TEXTS[4:])[0].ids) > teacher.text.limit
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bits_say_the_same(made: Made, dtype: torch.dtype) -> None:
-    name = f"open_clip:{made.name}"
+def test_16_bits_say_the_same(made: Made) -> None:
+    name, dtype = f"open_clip:{made.name}", torch.float16
     whole, half = (load_teacher(name, weights=made.folder, dtype=d) for d in (torch.float32, dtype))
     assert whole.vision is not None
     assert whole.text is not None
@@ -262,11 +261,7 @@ def test_the_tokenizer_comes_from_the_folder_or_the_hub(made: Made, tmp_path: Pa
 
 # Two texts of one length: with padding, the library looks at the values of a mask, which the meta device does not have.
 PAIR = [TokenizedText((5, 6), ((0, 1), (1, 2))), TokenizedText((5, 7), ((0, 1), (1, 2)))]
-SOME = (
-    "RN50", "coca_ViT-B-32", "convnext_tiny", "EVA02-B-16", "MobileCLIP2-S0", "mt5-base-ViT-B-32", "ViTamin-S",
-    "PE-Core-T-16-384", "roberta-ViT-B-32", "ViT-B-16-SigLIP2-256", "vit_relpos_medium_patch16_cls_224",
-    "MobileCLIP-B",
-)  # fmt: skip
+SOME = ("RN50", "coca_ViT-B-32", "MobileCLIP2-S0", "mt5-base-ViT-B-32", "PE-Core-T-16-384", "roberta-ViT-B-32")
 
 
 @pytest.mark.parametrize(
