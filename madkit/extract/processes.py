@@ -84,6 +84,7 @@ class Processes:
         device, reason = resolve_device(name)
         if self.count > 1 and device == "cuda":
             number = int(os.environ.get("LOCAL_RANK", self.number)) % torch.cuda.device_count()
+            torch.cuda.set_device(number)
             return f"cuda:{number}", f"{reason}, one for each process"
         return device, reason
 
@@ -148,12 +149,11 @@ class Processes:
     def _speak(self, act: Callable[[], None]) -> None:
         try:
             act()
-        except RuntimeError:
-            self._failure = RunError(
+        except RuntimeError:  # each says so that is left: the first one may be the one that is gone
+            raise RunError(
                 "Another process of this job has ended.",
                 hint="run the same command again, with as many processes as you like: finished shards are kept.",
-            )
-            raise self._failure from None
+            ) from None
 
 
 def _told_to_use_cpu() -> bool:

@@ -116,6 +116,15 @@ def test_a_killed_process_costs_its_shard_and_any_number_goes_on(
     assert not list(store.glob(".lock*"))
 
 
+def test_the_first_process_may_be_the_one_that_is_killed(workspace: Path, tiny_teacher: Path, forks: Forks) -> None:
+    kill = {"rank": 0, "signal": signal.SIGKILL, "units": 2, "seconds": 60.0}
+    answer = forks(*command(workspace, tiny_teacher), processes=2, kill=kill)
+    assert answer["codes"] == [-signal.SIGKILL, 1]
+    assert "Error: Another process of this job has ended." in answer["printed"][1]
+    assert forks(*command(workspace, tiny_teacher))["codes"] == [0]
+    assert verify_cache(store_of(workspace)).ok
+
+
 def test_a_signal_to_one_process_ends_all(workspace: Path, tiny_teacher: Path, forks: Forks) -> None:
     kill = {"rank": 1, "signal": signal.SIGTERM, "units": 1, "seconds": 60.0}
     answer = forks(*command(workspace, tiny_teacher), processes=2, kill=kill)
