@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from madkit.cache.plan import Part
+from madkit.cache.plan import PARTS, Part
 from madkit.cache.writer import StoreWriter
 from madkit.core.console import Progress, progress
 from madkit.core.errors import DataError
@@ -48,12 +48,15 @@ def encode_missing(
         parallel: batches at a time (see :func:`madkit.extract.pipeline.one_thread_per_operation`).
         say: told what was chosen, and why.
     """
-    engine = make_engine(teacher, writer.plan, options, parallel)
+    engine = make_engine(teacher, writer.plan, options, parallel, [part for part in PARTS if writer.pending(part)])
     if say is not None:
         say(engine.choices)
     job = _Job(writer, items, engine, signals)
     if engine.images is not None:
-        job.images(engine.images)
+        try:
+            job.images(engine.images)
+        finally:
+            engine.images.undo_compile()  # the next store chooses for itself
     if engine.texts is not None:
         job.texts(engine.texts)
 

@@ -6,11 +6,12 @@ runs as the one that was stopped did, and ends with the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 
-from madkit.cache.plan import StorePlan
+from madkit.cache.plan import PARTS, Part, StorePlan
 from madkit.core.console import info
 from madkit.core.errors import ConfigError
 from madkit.extract.choices import Choice
@@ -30,8 +31,8 @@ class Engine:
     """What encodes a store's units.
 
     Attributes:
-        images: encodes images; None where the store has none.
-        texts: encodes texts; None where the store has none.
+        images: encodes images; None where there are none to do.
+        texts: encodes texts; None where there are none to do.
         decode_threads: threads that read images.
         parallel: batches at a time on the CPU.
         choices: what was chosen, and why.
@@ -44,7 +45,9 @@ class Engine:
     choices: tuple[Choice, ...]
 
 
-def make_engine(teacher: Teacher, plan: StorePlan, options: ExtractOptions, parallel: int) -> Engine:
+def make_engine(
+    teacher: Teacher, plan: StorePlan, options: ExtractOptions, parallel: int, parts: Collection[Part] = PARTS
+) -> Engine:
     """Choose what ``options`` leave open, compile what is to be compiled, and say so.
 
     Args:
@@ -52,6 +55,7 @@ def make_engine(teacher: Teacher, plan: StorePlan, options: ExtractOptions, para
         plan: of the store to fill.
         options: how to extract.
         parallel: batches at a time (see :func:`madkit.extract.pipeline.one_thread_per_operation`).
+        parts: what there is anything to do for.
 
     Raises:
         ConfigError: compiling was asked for, and nothing here can compile.
@@ -62,16 +66,17 @@ def make_engine(teacher: Teacher, plan: StorePlan, options: ExtractOptions, para
     images = texts = None
     if kind == "cpu":
         choices.append(Choice("batches at a time", str(parallel), "one thread each: nobody waits inside an operation"))
-    if teacher.vision is not None and plan.images.n:
+    if teacher.vision is not None and plan.images.n and "images" in parts:
         why = "as asked for" if options.workers else "one for each core, at most 16"
         choices.append(Choice("decoding threads", str(threads), why))
         images, chosen = _images(teacher.vision, plan, options, kind)
         choices += chosen
-    if teacher.text is not None and plan.text.n:
+    if teacher.text is not None and plan.text.n and "texts" in parts:
         budget = options.text_tokens or TEXT_BATCH_TOKENS.get(kind, 2048)
         why = "as asked for" if options.text_tokens else f"the default on {kind}; texts sorted by length"
         choices.append(Choice("tokens of texts a batch", f"{budget:,}", why))
-        texts = TextEncoder(teacher.text, token_budget=budget, parallel=parallel)
+        # On a GPU the second thread prepares its batch while the first waits for the device.
+        texts = TextEncoder(teacher.text, token_budget=budget, parallel=parallel if kind == "cpu" else 2)
         choices += texts.choices
     return Engine(images, texts, threads, parallel, tuple(choices))
 

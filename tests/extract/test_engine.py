@@ -296,3 +296,27 @@ def test_a_decoder_only_changes_what_reads_files(teacher: Teacher) -> None:
         "preprocessing": {**before.identity["preprocessing"], "decoder": "torchvision"},
     }
     assert with_decoder(changed, "torchvision")[0] is changed
+
+
+def test_compiled_blocks_do_not_outlive_their_store(
+    workspace: Path, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed or second extraction would otherwise compute in another way than one that starts afresh."""
+    real = nn.Module.compile
+    compiled: list[nn.Module] = []
+
+    def compile_(module: nn.Module, **more: Any) -> None:
+        compiled.append(module)
+        real(module, backend="eager", **more)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_)
+    report = run(workspace, tiny_teacher, compile="on")
+    assert {choice.name: choice.value for choice in report.choices}["compiling"] == "on"
+    assert compiled
+    assert all(block._compiled_call_impl is None for block in compiled)
+    compiled.clear()
+    unit = next(name for name in payload(report.path) if name.startswith("texts/globals/c/"))
+    (report.path / unit).unlink()
+    again = run(workspace, tiny_teacher, compile="on")
+    assert again.computed > 0
+    assert not compiled  # only texts were to do
