@@ -52,10 +52,12 @@ def test_sigkills_at_random_moments_cost_a_shard_each_and_no_byte(
     long = time.monotonic() - started
     (expected,) = (whole / "cache").iterdir()
     chance = random.Random(4)
-    before, hit = journalled(workspace), {"images": 0, "texts": 0}
+    before, hit, shards = journalled(workspace), {"images": 0, "texts": 0}, sum(journalled(whole).values())
     for number in range(KILLS):
-        # half of them while some unit is written, half at any moment: starting, planning, encoding
-        kill = {"rank": 0, "signal": signal.SIGKILL, "units": chance.randint(1, 4), "seconds": 60.0}
+        # half of them while some unit is written, half at any moment: starting, planning, encoding; over the whole way
+        goal = round(shards * (number + chance.random()) / (KILLS + 1))
+        units = max(1, goal - sum(before.values()))
+        kill = {"rank": 0, "signal": signal.SIGKILL, "units": units, "seconds": 60.0}
         kill["then"] = chance.uniform(0, 0.004)
         if number % 2:
             kill |= {"seconds": chance.uniform(0.1, 1) * long, "then": 0}
@@ -66,7 +68,7 @@ def test_sigkills_at_random_moments_cost_a_shard_each_and_no_byte(
         assert new >= answer["begun"][0] - 1  # the shard being written is all that a kill can cost
         hit["images" if after["texts"] == 0 else "texts"] += 1
         before = after
-    assert min(hit.values()) >= 5, hit  # in either part
+    assert min(hit.values()) >= 4, hit  # in either part
     answer = forks(*command(workspace, tiny_teacher, one_item_each))
     assert answer["codes"] == [0], answer["printed"][0]
     assert "going on with" in answer["printed"][0]
