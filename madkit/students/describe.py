@@ -47,7 +47,7 @@ def _row(name: str) -> dict[str, Any]:
     kind, size = parse_name(name) or ("", DEFAULT_SIZE)
     family = family_of(kind)
     config: Any = family.sizes[size]
-    parameters = _parameters(family.model, config)
+    parameters = sum(p.numel() for p in _network(family.model, config).parameters())
     return {
         "name": name,
         "family": family.name,
@@ -65,9 +65,10 @@ def _row(name: str) -> dict[str, Any]:
 
 
 @lru_cache
-def _parameters(model: Any, config: Any) -> int:
+def _network(model: Any, config: Any) -> Any:
+    """The network without weights, on torch's meta device."""
     with torch.device("meta"):
-        return sum(p.numel() for p in model(config).parameters())
+        return model(config).eval().requires_grad_(False)
 
 
 def _beginning(family: Any, size: str) -> str:
@@ -89,7 +90,7 @@ def _gflops(
     spec = HeadSpec("vqa", ("",) * outputs) if outputs else HeadSpec("multiple-choice")
     try:
         with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            encoder, head = model(config).eval(), make_head(config, spec).eval()
+            encoder, head = _network(model, config), make_head(config, spec).eval()
             inputs = _meta_inputs(candidates, text, regions, config.region_dim)
             head(encoder(inputs), inputs)
     except (RuntimeError, NotImplementedError):
