@@ -43,6 +43,7 @@ def copied(workspace: Path, name: str) -> Path:
     return Path(shutil.copytree(workspace, workspace.with_name(name), ignore=shutil.ignore_patterns("cache")))
 
 
+@pytest.mark.slow  # three times the imports of everything
 def test_accelerate_launches_two_processes(workspace: Path, tiny_teacher: Path, forks: Forks) -> None:
     """The command of the documentation, as a user types it."""
     whole = copied(workspace, "whole")
