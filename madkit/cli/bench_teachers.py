@@ -37,11 +37,12 @@ def extract(
     model: ModelOption = None,
     weights: WeightsOption = None,
     images: Annotated[
-        int, typer.Option("--images", metavar="N", min=0, help="JPEG files. Default: 4096 on a GPU, 64 on a CPU.")
-    ] = 0,
+        int | None,
+        typer.Option("--images", metavar="N", min=1, help="JPEG files. Default: 4096 on a GPU, 64 on a CPU."),
+    ] = None,
     batch: Annotated[
-        int, typer.Option("--batch", metavar="N", min=0, help="Images per forward pass. Default: 256 or 32.")
-    ] = 0,
+        int | None, typer.Option("--batch", metavar="N", min=1, help="Images per forward pass. Default: 256 or 32.")
+    ] = None,
     device: DeviceOption = "auto",
     repeats: RepeatsOption = 3,
     tiny: TinyOption = False,
@@ -74,7 +75,7 @@ def extract(
         return
     from madkit.bench.extract import ExtractBenchOptions, bench_extract
 
-    document = bench_extract(ExtractBenchOptions(model or "", weights, images, batch, device, repeats, tiny))
+    document = bench_extract(ExtractBenchOptions(model or "", weights, images or 0, batch or 0, device, repeats, tiny))
     emit(document, json_, lambda: _print_extract(document))
 
 
@@ -82,8 +83,9 @@ def text(
     model: ModelOption = None,
     weights: WeightsOption = None,
     texts: Annotated[
-        int, typer.Option("--texts", metavar="N", min=0, help="Made-up texts. Default: 50000 on a GPU, 512 on a CPU.")
-    ] = 0,
+        int | None,
+        typer.Option("--texts", metavar="N", min=1, help="Made-up texts. Default: 50000 on a GPU, 512 on a CPU."),
+    ] = None,
     device: DeviceOption = "auto",
     repeats: RepeatsOption = 3,
     tiny: TinyOption = False,
@@ -96,7 +98,7 @@ def text(
     """
     from madkit.bench.text import TextBenchOptions, bench_text
 
-    document = bench_text(TextBenchOptions(model or "", weights, texts, device, repeats, tiny))
+    document = bench_text(TextBenchOptions(model or "", weights, texts or 0, device, repeats, tiny))
     emit(document, json_, lambda: _print_text(document))
 
 
