@@ -67,7 +67,11 @@ def load_student(source: str | Path, *, head: HeadSpec | None = None, head_seed:
         network = family.config(**config["encoder"])
         trained = HeadSpec.from_dict(config["head"]) if config.get("head") else None
     except (KeyError, TypeError) as error:
-        raise DataError(f"{folder / CONFIG} does not describe a student ({error}).") from None
+        other = isinstance(config, dict) and "model_type" in config
+        raise DataError(
+            f"{folder / CONFIG} does not describe a student ({error}).",
+            hint=f"it is another model's: --student uniter-base --init {folder}" if other else None,
+        ) from None
     tokenizer = StudentTokenizer.from_folder(folder, lowercase=lowercase)
     if len(tokenizer) != network.vocab_size:
         words = "vocab.txt" if tokenizer.is_word_piece else "tokenizer.json"

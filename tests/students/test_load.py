@@ -140,3 +140,11 @@ def test_long_text_is_shortened_at_its_longest_segment_and_counted() -> None:
     assert len(sequence.ids) == 20
     assert sequence.shortened == 40 + 2 + 3 - 20
     assert int((sequence.segment == 1).sum()) == 2
+
+
+def test_another_models_folder_is_something_to_begin_with(bert_folder, tmp_path: Path) -> None:
+    bert_folder(tmp_path)
+    with pytest.raises(DataError, match="does not describe a student") as caught:
+        load_student(tmp_path, head=HEAD)
+    assert caught.value.hint is not None
+    assert f"--init {tmp_path}" in caught.value.hint
