@@ -60,8 +60,11 @@ def encode_example(
     """Encode an example for a student that places at most `max_length` text tokens."""
     tails: Sequence[tuple[Segment, ...]] = [(c,) for c in example.candidates] or [()]
     names = style.naming(example) if style.naming is not None else {}
+    known: _Read = {}  # the candidates share their context, which is read once
     sequences = tuple(
-        encode_segments((*example.context, *tail), tokenizer, max_length, style, candidate=bool(tail), names=names)
+        encode_segments(
+            (*example.context, *tail), tokenizer, max_length, style, candidate=bool(tail), names=names, known=known
+        )
         for tail in tails
     )
     boxes = np.asarray(example.boxes, dtype=np.float32).reshape(-1, 4)
@@ -78,12 +81,19 @@ def encode_segments(
     *,
     candidate: bool = False,
     names: Mapping[int, str] | None = None,
+    known: _Read | None = None,
 ) -> EncodedSequence:
-    """The sequence of some segments, of which the last may be a candidate, with types, spans and tags."""
-    read = [rewrite(segment, names or {}) for segment in segments]
-    pieces = [tokenizer.pieces(one.text) for one in read]
+    """The sequence of some segments, of which the last may be a candidate, with types, spans and tags.
+
+    `known` remembers the segments that were read with the same tokenizer and names.
+    """
+    known = {} if known is None else known
+    for segment in segments:
+        if segment not in known:
+            known[segment] = _read(segment, tokenizer, names or {})
+    read = [known[segment] for segment in segments]
     plan = style.plan(len(segments) - candidate, candidate)
-    keep = [len(p.ids) for p in pieces]
+    keep = [len(one.ids) for one in read]
     shortened = max(0, sum(keep) + sum(not isinstance(part, Body) for part in plan) - max_length)
     for _ in range(shortened):
         keep[int(np.argmax(keep))] -= 1
@@ -92,14 +102,13 @@ def encode_segments(
     spans, ends, open_ = list[tuple[int, int]](), [-1] * len(segments), list[int]()
     for part in plan:
         if isinstance(part, Body):
-            i, segment = part.segment, segments[part.segment]
-            for number, (start, end) in zip(pieces[i].ids[: keep[i]], pieces[i].spans[: keep[i]], strict=True):
-                span = read[i].span(start, end)
-                ids.append(number)
-                types.append(part.type)
-                owner.append(i)
-                spans.append(span)
-                tags.append(_tag_at(segment, span))
+            i = part.segment
+            kept = keep[i]
+            ids += read[i].ids[:kept]
+            types += [part.type] * kept
+            owner += [i] * kept
+            spans += read[i].spans[:kept]
+            tags += read[i].tags[:kept]
             open_.append(i)
             continue
         for i in open_:
@@ -120,6 +129,25 @@ def encode_segments(
         texts=tuple(s.text for s in segments),
         shortened=shortened,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """A segment's tokens: ids, spans in its own text, and the boxes that they name."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    tags: list[int]
+
+
+_Read = dict[Segment, _Segment]
+
+
+def _read(segment: Segment, tokenizer: StudentTokenizer, names: Mapping[int, str]) -> _Segment:
+    text = rewrite(segment, names)
+    pieces = tokenizer.pieces(text.text)
+    spans = [text.span(*span) for span in pieces.spans]
+    return _Segment(list(pieces.ids), spans, [_tag_at(segment, span) for span in spans])
 
 
 def _tag_at(segment: Segment, span: tuple[int, int]) -> int:
