@@ -16,11 +16,17 @@ ROOT = Path(__file__).parents[2]
 
 
 def typed_commands(text: str) -> list[str]:
-    """Return the madkit calls of fenced blocks, one per line or after ``&&``, and of `inline code`."""
+    """Return the madkit calls of fenced blocks, one per line or after ``&&``, and of `inline code`.
+
+    A block marked ``text`` is what a program printed: only its lines behind a ``$`` were typed.
+    """
     calls: list[str] = []
     for number, part in enumerate(text.split("```")):
         if number % 2:
-            lines = part.replace("\\\n", " ").splitlines()
+            language, _, body = part.partition("\n")
+            lines = body.replace("\\\n", " ").splitlines()
+            if language.strip() == "text":
+                lines = [line for line in lines if line.startswith("$ ")]
             calls += [piece.strip() for line in lines for piece in line.removeprefix("$ ").split("&&")]
         else:
             calls += re.findall(r"`([^`\n]+)`", part)
@@ -39,6 +45,7 @@ def test_the_reader_finds_what_is_typed() -> None:
     block = "pip install -e . && madkit demo\nmadkit cache \\\n  list   # comment"
     text = f"See `madkit env`, `x`.\n```\n{block}\n```\n`madkit COMMAND`"
     assert typed_commands(text) == ["madkit env", "madkit demo", "madkit cache    list"]
+    assert typed_commands("```text\n$ madkit env\nmadkit fp32   1.76   1.00x\n```") == ["madkit env"]
     assert DOCUMENTED
 
 
@@ -49,6 +56,8 @@ def test_documented_calls_parse(call: str) -> None:
         return
     assert name in COMMANDS, f"there is no command {name}"
     command, context = load_command(name), None
+    if not arguments:
+        return  # names the command, whatever options it needs
     while isinstance(command, TyperGroup):
         context = command.make_context(name, list(arguments), parent=context)
         name, command, arguments = command.resolve_command(context, arguments)
