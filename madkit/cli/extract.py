@@ -69,6 +69,10 @@ def extract(
         str,
         typer.Option("--compute-dtype", metavar="DTYPE", help="auto, float32, float16 or bfloat16."),
     ] = "auto",
+    view: Annotated[
+        str,
+        typer.Option("--view", metavar="VIEW", help="teacher: as it was trained; whole: images squeezed, nothing cut."),
+    ] = "teacher",
     compile_: Annotated[
         str,
         typer.Option("--compile", metavar="WHEN", help="Compile the image encoder's blocks: auto, on or off."),
@@ -109,6 +113,7 @@ def extract(
             store_dtype=store_dtype,
             decoder=decoder,
             compute_dtype=compute_dtype,
+            view=view,
         )
         rows = [row.as_row() for row in plans]
         emit({"stores": rows}, json_, lambda: _print_plan(rows))
@@ -130,6 +135,7 @@ def extract(
         decoder=decoder,
         compute_dtype=compute_dtype,
         compile=compile_,
+        view=view,
     )
     rows = [report.as_row() for report in reports]
     emit({"stores": rows}, json_, lambda: _print_reports(rows))

@@ -19,7 +19,7 @@ from madkit.cache.remote import RemoteStore, remote_store
 from madkit.cache.remote_copy import remote_units
 from madkit.core.console import info, warn
 from madkit.core.workspace import Workspace
-from madkit.extract.frozen import load_frozen, with_decoder
+from madkit.extract.frozen import load_frozen, with_decoder, with_view
 from madkit.extract.items import Items, collect_items, split_names
 from madkit.extract.options import ExtractOptions, resolve_device
 from madkit.extract.planning import lay_out, make_plan, store_identity
@@ -107,6 +107,7 @@ def dry_run(
     store_dtype: str = "float16",
     decoder: str = "auto",
     compute_dtype: str = "auto",
+    view: str = "teacher",
 ) -> list[PlanReport]:
     """Plan an extraction. Arguments and errors as for :func:`madkit.extract.stage.extract`."""
     options = ExtractOptions(
@@ -117,11 +118,13 @@ def dry_run(
         store_dtype=store_dtype,
         decoder=decoder,
         compute_dtype=compute_dtype,
+        view=view,
     )
     chosen, reason = resolve_device(device)
     names = datasets_to_extract(workspace, tasks)
     given, adaptation = named_teacher(workspace, teacher_name, adapter)
     teacher, dtype = load_frozen(given, weights=weights, device=chosen, compute_dtype=compute_dtype, adapter=adaptation)
+    teacher, _ = with_view(teacher, view)
     teacher, _ = with_decoder(teacher, decoder)
     info(f"Teacher {teacher.name} on {chosen} ({reason}), computing in {dtype.value}; a sample is measured.")
     return [_plan_one(workspace, teacher, name, options) for name in names]

@@ -93,17 +93,41 @@ def with_decoder(teacher: Teacher, decoder: str) -> tuple[Teacher, Choice | None
 
     The identity of its vision side names the decoder, as it always has.
     """
-    vision: Any = teacher.vision
-    preprocessing = getattr(vision, "preprocessing", None)
-    if not isinstance(preprocessing, Preprocessing):  # a teacher of images that reads files in its own way, or of none
+    preprocessing = _preprocessing(teacher)
+    if preprocessing is None or teacher.vision is None:
         return teacher, None
-    chosen, reason = choose_decoder(decoder, vision.name)
+    chosen, reason = choose_decoder(decoder, teacher.vision.name)
     if chosen != preprocessing.decoder:
-        vision = copy(vision)
-        vision.preprocessing = replace(preprocessing, decoder=chosen)
-        vision.identity = {**vision.identity, "preprocessing": vision.preprocessing.identity()}
-        teacher = replace(teacher, vision=vision)
+        teacher = _preprocessed(teacher, replace(preprocessing, decoder=chosen))
     return teacher, Choice("decoder", chosen, reason)
+
+
+def with_view(teacher: Teacher, view: str) -> tuple[Teacher, Choice | None]:
+    """Return the teacher seeing images as it was trained to (``teacher``) or always whole, squeezed to its square.
+
+    Most teachers cut the centre out. A teacher that sees ``whole`` images misses nothing at their borders, at the price
+    of proportions that it was not trained on. The choice, None where nothing could be cut off, is told to people.
+    """
+    preprocessing = _preprocessing(teacher)
+    if preprocessing is None or not preprocessing.cuts:
+        return teacher, None
+    if view == "whole":
+        whole = replace(preprocessing, resize_mode="squash", resize_edge=None, crop="round")
+        return _preprocessed(teacher, whole), Choice("view", view, "as asked for; images are squeezed, nothing is cut")
+    return teacher, Choice("view", view, "as it was trained: the centre of each image; the cache says which part")
+
+
+def _preprocessing(teacher: Teacher) -> Preprocessing | None:
+    """None for a teacher that reads image files in its own way, or reads none."""
+    found = getattr(teacher.vision, "preprocessing", None)
+    return found if isinstance(found, Preprocessing) else None
+
+
+def _preprocessed(teacher: Teacher, preprocessing: Preprocessing) -> Teacher:
+    vision: Any = copy(teacher.vision)
+    vision.preprocessing = preprocessing
+    vision.identity = {**vision.identity, "preprocessing": preprocessing.identity()}
+    return replace(teacher, vision=vision)
 
 
 def load_as_stored(
@@ -119,6 +143,8 @@ def load_as_stored(
     """
     dtype: torch.dtype = getattr(torch, str(identity["compute_dtype"]))
     teacher = load_teacher(str(identity["teacher"]), weights=weights, device=device, dtype=dtype, adapter=adapter)
-    vision = identity.get("vision") or {}
-    decoder = vision.get("preprocessing", {}).get("decoder")
+    stored = (identity.get("vision") or {}).get("preprocessing", {})
+    if stored.get("resize_mode") == "squash":
+        teacher, _ = with_view(teacher, "whole")
+    decoder = stored.get("decoder")
     return teacher if decoder is None else with_decoder(teacher, decoder)[0]

@@ -16,6 +16,7 @@ from madkit.extract.selection import check_dtype, selected_count
 IMAGE_BATCH = {"cpu": 32, "cuda": 256}
 TEXT_BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
 COMPUTE_DTYPES = ("auto", "float32", "float16", "bfloat16")
+VIEWS = ("teacher", "whole")
 COMPILE_CHOICES = ("auto", "on", "off")
 
 
@@ -35,6 +36,7 @@ class ExtractOptions:
         decoder: ``auto``, ``torchvision`` or ``pillow`` (see :mod:`madkit.extract.decode`).
         compute_dtype: what the teacher computes in: ``auto``, ``float32``, ``float16`` or ``bfloat16``.
         compile: whether the image encoder's blocks are compiled: ``auto``, ``on`` or ``off``.
+        view: what a teacher sees of an image: ``teacher`` (as it was trained), or ``whole``.
     """
 
     device: str = "auto"
@@ -48,6 +50,7 @@ class ExtractOptions:
     decoder: str = "auto"
     compute_dtype: str = "auto"
     compile: str = "auto"
+    view: str = "teacher"
 
     def __post_init__(self) -> None:
         if self.shard_mb <= 0:
@@ -57,6 +60,7 @@ class ExtractOptions:
         check_decoder(self.decoder)
         _check("compute dtype", "--compute-dtype", self.compute_dtype, COMPUTE_DTYPES)
         _check("choice of compiling", "--compile", self.compile, COMPILE_CHOICES)
+        _check("view", "--view", self.view, VIEWS)
         if self.tokens == "global" and self.store_dtype != "float16":
             raise UsageProblem("Global vectors are always stored as float16.", hint="leave out --store-dtype")
         if self.workers < 0 or self.image_batch < 0 or self.text_tokens < 0:

@@ -26,7 +26,7 @@ from madkit.core.interrupts import StopSignals
 from madkit.core.workspace import Workspace
 from madkit.extract.choices import Choice, ChoiceLog
 from madkit.extract.encoding import encode_missing
-from madkit.extract.frozen import load_frozen, with_decoder
+from madkit.extract.frozen import load_frozen, with_decoder, with_view
 from madkit.extract.items import ExamplesOfTask, Items, ItemsMissing, collect_items, items_missing, split_names
 from madkit.extract.options import ExtractOptions
 from madkit.extract.pipeline import one_thread_per_operation
@@ -99,6 +99,7 @@ def extract(
     decoder: str = "auto",
     compute_dtype: str = "auto",
     compile: str = "auto",
+    view: str = "teacher",
 ) -> list[StoreReport]:
     """Extract tasks with a teacher.
 
@@ -119,6 +120,7 @@ def extract(
         decoder: ``auto``, ``torchvision`` or ``pillow`` (see :mod:`madkit.extract.decode`).
         compute_dtype: ``auto``, ``float32``, ``float16`` or ``bfloat16`` (see :mod:`madkit.extract.frozen`).
         compile: whether the image encoder's blocks are compiled: ``auto``, ``on`` or ``off``.
+        view: ``teacher``, or ``whole`` images where the teacher would cut the centre out.
 
     Returns:
         One report per task.
@@ -147,6 +149,7 @@ def extract(
                 decoder=decoder,
                 compute_dtype=compute_dtype,
                 compile=compile,
+                view=view,
             )
             chosen, reason = processes.device(device)
             names = datasets_to_extract(workspace, tasks)
@@ -229,6 +232,7 @@ def extract_task(
     """
     options = options or ExtractOptions()
     log = log or ChoiceLog()
+    teacher, view = with_view(teacher, options.view)
     teacher, decoder = with_decoder(teacher, options.decoder)
     processes = processes or Processes.alone()
     started = time.monotonic()
@@ -254,7 +258,7 @@ def extract_task(
             _announce(prepared, teacher, data.source, total - sum(pending.values()), total, processes.count)
         writer = None if prepared is None else prepared.writer
         if not told.finished:
-            log.add([] if decoder is None else [decoder])
+            log.add([choice for choice in (decoder, view) if choice is not None])
             processes.together(
                 lambda: _do_share(workspace, told, writer, teacher, items, options, signals, processes, log)
             )

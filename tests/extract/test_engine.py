@@ -89,6 +89,7 @@ def test_choices_are_said_once_and_kept(
         "device": "cpu",
         "compute dtype": "float32",
         "decoder": "pillow",
+        "view": "teacher",
         "batches at a time": "1",
         "decoding threads": values["decoding threads"],
         "images a batch": "32",

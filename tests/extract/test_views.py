@@ -135,3 +135,25 @@ def test_a_store_begun_without_views_is_finished_without(workspace, tiny_teacher
         bank = image_bank(cache, cache.images.ids, torch.rand(10, 2, 4))
         assert bank.covered is None
     assert {file: (path / file).read_bytes() for file in whole} == whole
+
+
+def test_whole_images_can_be_asked_for(workspace, tiny_teacher, store, capsys):
+    from madkit.cli.main import main
+
+    capsys.readouterr()
+    command = ["extract", "--teacher", f"local:{tiny_teacher}", "--task", "snli-ve", "--workspace", str(workspace)]
+    assert main([*command, "--view", "whole", "--json"]) == 0
+    told = capsys.readouterr()
+    found = json.loads(told.out)["stores"][0]
+    assert found["path"] != str(store)
+    assert "nothing is cut" in told.err
+    with TokenCache.open(found["path"]) as cache, TokenCache.open(store) as cut:
+        assert not cache.images.has_views
+        assert cache.identity["vision"]["preprocessing"]["resize_mode"] == "squash"
+        assert (cache.images.globals([0]) != cut.images.globals([0])).any()
+    assert main([*command, "--view", "whole"]) == 0  # found again
+    assert "nothing to do" in capsys.readouterr().err
+    name = Path(found["path"]).name
+    assert main(["cache", "verify", name, "--sample", "2", "--workspace", str(workspace)]) == 0
+    assert main([*command, "--view", "hole"]) == 2
+    assert "Did you mean 'whole'?" in capsys.readouterr().err
