@@ -73,7 +73,7 @@ def test_people_are_called_by_name_and_keep_their_tags_and_spans() -> None:
     assert sequence.texts == (segment.text,)  # what the teacher read
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.sampled_from(["person", "car", "why is", "é?"]), min_size=1, max_size=6), st.data())
 def test_renamed_text_is_the_old_one_but_for_its_people(parts: list[str], data: st.DataObject) -> None:
     text, tags = "", []
@@ -93,7 +93,7 @@ def test_renamed_text_is_the_old_one_but_for_its_people(parts: list[str], data: 
         at += len(written) + 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=3), st.integers(8, 60))
 def test_too_long_text_loses_the_tail_of_its_longest_segment(lengths: list[int], limit: int) -> None:
     segments = [Segment(" ".join(["a"] * n)) for n in lengths]
