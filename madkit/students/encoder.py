@@ -43,6 +43,44 @@ class EncoderConfig(Protocol):
         """Plain values, as config.json holds them: `Config(**config.as_dict())` is the config."""
 
 
+class BertSizes(EncoderConfig, Protocol):
+    """A config whose layers are BERT's."""
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width between the two linear layers of a block."""
+
+    @property
+    def types(self) -> int:
+        """Rows of the type table."""
+
+    @property
+    def layer_norm_eps(self) -> float:
+        """Of every LayerNorm."""
+
+
+def bert_config(config: BertSizes) -> BertConfig:
+    """Sizes of a network's BERT part as transformers names them."""
+    options: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_positions,
+        "type_vocab_size": config.types,
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.dropout,
+        "layer_norm_eps": config.layer_norm_eps,
+        "attn_implementation": "sdpa",
+    }
+    return BertConfig(**options)
+
+
 class Encoder(nn.Module):
     """A cross-modal network. `forward` gives pooled states and the hidden states of every layer."""
 

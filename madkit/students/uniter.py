@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertPooler
 
 from madkit.students.checkpoints import plain_names
-from madkit.students.encoder import BertLayers, Encoder, init_bert, widen_types
+from madkit.students.encoder import BertLayers, Encoder, bert_config, init_bert, widen_types
 from madkit.students.families import Family, Official, Recipe, State, WeightSource
 from madkit.students.heads import TaskHead
 from madkit.students.inputs import UNITER_TEXT
@@ -49,23 +48,6 @@ class UniterConfig:
     dropout: float = 0.1
     tag_gain: float = 0.0
     layer_norm_eps: float = 1e-12
-
-    def bert(self) -> BertConfig:
-        """The BERT part."""
-        options: dict[str, Any] = {
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "intermediate_size": self.intermediate_size,
-            "max_position_embeddings": self.max_positions,
-            "type_vocab_size": self.types,
-            "hidden_dropout_prob": self.dropout,
-            "attention_probs_dropout_prob": self.dropout,
-            "layer_norm_eps": self.layer_norm_eps,
-            "attn_implementation": "sdpa",
-        }
-        return BertConfig(**options)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as config.json holds them."""
@@ -106,7 +88,7 @@ class UniterModel(Encoder):
 
     def __init__(self, config: UniterConfig) -> None:
         super().__init__(config)
-        bert = config.bert()
+        bert = bert_config(config)
         self.embeddings = BertEmbeddings(bert)
         self.img_embeddings = RegionEmbeddings(config)
         self.tag_layer_norm = nn.LayerNorm(config.hidden_size, eps=1e-12)

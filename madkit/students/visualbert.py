@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertPooler
 
-from madkit.students.encoder import BertLayers, Encoder, init_bert, widen_types
+from madkit.students.encoder import BertLayers, Encoder, bert_config, init_bert, widen_types
 from madkit.students.families import Family, Recipe, State, Weights, WeightSource
 from madkit.students.heads import HeadSpec, LinearHead, StudentHead
 from madkit.students.interface import Encoded, StudentInputs
@@ -45,23 +44,6 @@ class VisualBertConfig:
     dropout: float = 0.1
     layer_norm_eps: float = 1e-12
     visual_type: int = 0
-
-    def bert(self) -> BertConfig:
-        """The layers as BERT's."""
-        options: dict[str, Any] = {
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "intermediate_size": self.intermediate_size,
-            "max_position_embeddings": self.max_positions,
-            "type_vocab_size": self.types,
-            "hidden_dropout_prob": self.dropout,
-            "attention_probs_dropout_prob": self.dropout,
-            "layer_norm_eps": self.layer_norm_eps,
-            "attn_implementation": "sdpa",
-        }
-        return BertConfig(**options)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as config.json holds them."""
@@ -104,7 +86,7 @@ class VisualBertModel(Encoder):
 
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__(config)
-        bert = config.bert()
+        bert = bert_config(config)
         self.embeddings = VisualBertEmbeddings(config)
         self.encoder = BertLayers(bert, config.layers)
         self.pooler = BertPooler(bert)

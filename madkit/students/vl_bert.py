@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertPooler, BertPredictionHeadTransform
 
-from madkit.students.encoder import BertLayers, Encoder, init_bert, widen_types
+from madkit.students.encoder import BertLayers, Encoder, bert_config, init_bert, widen_types
 from madkit.students.families import Family, Recipe, State, WeightSource
 from madkit.students.heads import HeadSpec, LinearHead, StudentHead
 from madkit.students.interface import Encoded, StudentInputs
@@ -55,21 +54,6 @@ class VlBertConfig:
     dropout: float = 0.1
     visual_gain: float = 0.0
     layer_norm_eps: float = 1e-12
-
-    def bert(self) -> BertConfig:
-        """The layers as BERT's."""
-        options: dict[str, Any] = {
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "intermediate_size": self.intermediate_size,
-            "hidden_dropout_prob": self.dropout,
-            "attention_probs_dropout_prob": self.dropout,
-            "layer_norm_eps": self.layer_norm_eps,
-            "attn_implementation": "sdpa",
-        }
-        return BertConfig(**options)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as config.json holds them."""
@@ -107,7 +91,7 @@ class VlBertModel(Encoder):
 
     def __init__(self, config: VlBertConfig) -> None:
         super().__init__(config)
-        bert, width = config.bert(), config.hidden_size
+        bert, width = bert_config(config), config.hidden_size
         self.image_feature_extractor = ObjectFeatures(config)
         self.word_embeddings = nn.Embedding(config.vocab_size, width)
         self.position_embeddings = nn.Embedding(config.max_positions, width)
@@ -168,7 +152,7 @@ class MaskPredictionHead(StudentHead):
     def __init__(self, config: VlBertConfig, spec: HeadSpec) -> None:
         super().__init__(spec)
         self.layers = nn.Sequential(
-            BertPredictionHeadTransform(config.bert()),
+            BertPredictionHeadTransform(bert_config(config)),
             nn.Dropout(config.dropout),
             nn.Linear(config.hidden_size, spec.size),
         )

@@ -11,6 +11,7 @@ import torch
 from transformers.models.bert.modeling_bert import BertModel
 
 from madkit.students import vl_bert
+from madkit.students.encoder import bert_config
 from madkit.students.heads import HeadSpec
 from madkit.students.load import load_student, save_student
 from madkit.students.start import new_student
@@ -53,7 +54,7 @@ def by_hand(model: vl_bert.VlBertModel, batch, row: int):
     positions = [*range(n), *[n] * (r + 1), n + 1]
     total = torch.cat([words, objects, end]) + state["token_type_embeddings.weight"][types]
     total = norm(total + state["position_embeddings.weight"][positions], "embedding_LayerNorm")
-    bert = BertModel(SMALL.bert()).eval()
+    bert = BertModel(bert_config(SMALL)).eval()
     bert.load_state_dict({k: v for k, v in state.items() if k.startswith(("encoder.", "pooler."))}, strict=False)
     hidden = bert.encoder(total[None])[0]
     order = [*range(n), *range(n + 1, n + 1 + r)]
