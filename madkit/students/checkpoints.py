@@ -67,7 +67,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors, and reading it would run its code ({_cause(error)}).",
             hint="save its state_dict alone, where you trust it: torch.save(model.state_dict(), FILE)",
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}).") from None
+    except Exception as error:
+        # bytes that are no pickle end its reader in any of a dozen ways: IndexError, AttributeError, struct.error, ...
         raise DataError(f"{path} is not a file of torch weights ({_first_line(error)}).") from None
     for name in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(name), dict):

@@ -260,6 +260,9 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, vocabulary: Path) -> 
     (tmp_path / "official.pt").write_bytes(b"PK not a file")
     with pytest.raises(DataError, match=r"not a file of torch weights|more than tensors"):
         convert(tmp_path / "official.pt", "uniter", tmp_path / "out", vocabulary=vocabulary)
+    (tmp_path / "official.pt").write_text("root:x:0:0:root:/root:/bin/bash\n" * 3)  # its reader ends in IndexError
+    with pytest.raises(DataError, match=r"official.pt is not a file of torch weights"):
+        convert(tmp_path / "official.pt", "uniter", tmp_path / "out", vocabulary=vocabulary)
     with pytest.raises(UsageProblem, match=r"no student family 'unitre'\. Did you mean 'uniter'"):
         convert(tmp_path / "official.pt", "unitre", tmp_path / "out", vocabulary=vocabulary)
 
