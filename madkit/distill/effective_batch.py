@@ -20,7 +20,8 @@ class EffectiveBatch:
         samples: examples of a step.
         sequences: sequences that pass through the student.
         tokens: their tokens and regions, padding left out.
-        padding: share of padding among all positions of a step, in forward passes of at most `micro_tokens`.
+        padding: share of padding among all positions of a step, in forward passes of at most `micro_tokens`, whose
+            texts and regions are padded apart.
     """
 
     samples: float
@@ -39,24 +40,27 @@ class EffectiveBatch:
         )
 
 
-def effective_batch(order: Order, lengths: Indices, sequences: Indices, micro_tokens: int) -> EffectiveBatch:
+def effective_batch(order: Order, texts: Indices, regions: Indices, micro_tokens: int) -> EffectiveBatch:
     """Measure the first steps of an order.
 
     Args:
         order: the run's global batches.
-        lengths: [n] tokens and regions of an example's longest sequence.
-        sequences: [n] sequences of an example.
+        texts: [n, C] tokens of each of an example's C sequences.
+        regions: [n] regions of its image, which every sequence sees.
         micro_tokens: padded tokens of a forward pass.
     """
     from madkit.distill.order import micro_batches
 
+    n_candidates = texts.shape[1]
+    longest = texts.max(1)
+    lengths, sequences = longest + regions, np.full(len(texts), n_candidates, dtype=np.int64)
     samples, rows, real, padded, consumed = 0, 0, 0, 0, 0
     for _ in range(_STEPS):
         batch = order.at(consumed)
         consumed += len(batch)
         samples += len(batch)
         rows += int(sequences[batch].sum())
-        real += int((lengths[batch] * sequences[batch]).sum())
+        real += int(texts[batch].sum()) + n_candidates * int(regions[batch].sum())
         for piece in micro_batches(batch, lengths, sequences, micro_tokens):
-            padded += int(np.max(lengths[piece]) * sequences[piece].sum())
+            padded += int(longest[piece].max() + regions[piece].max()) * n_candidates * len(piece)
     return EffectiveBatch(samples / _STEPS, rows / _STEPS, real / _STEPS, 1 - real / max(1, padded))

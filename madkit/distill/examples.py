@@ -46,6 +46,8 @@ class ExampleSet:
         examples: as given.
         ids: their ids.
         lengths: [n] tokens of an example's longest sequence, regions included.
+        text_lengths: [n, C] tokens of each of its sequences.
+        region_counts: [n] regions of its image.
         sequences: [n] number of sequences of an example.
         image_ids: the distinct images.
         texts: the distinct texts.
@@ -96,8 +98,9 @@ class ExampleSet:
         self.regions = RegionFeatures(regions, self.image_ids, threads=threads)
         self.pad_id = student.tokenizer.pad_id
         self._encode(student, progress)
-        per_image = self.regions.counts[self._image_row]
-        self.lengths: Indices = self._longest() + per_image
+        self.text_lengths: Indices = np.diff(self._starts.numpy()).reshape(len(self.examples), self.n_candidates)
+        self.region_counts: Indices = self.regions.counts[self._image_row]
+        self.lengths: Indices = self.text_lengths.max(1) + self.region_counts
         self.sequences: Indices = np.full(len(self.examples), self.n_candidates, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -150,11 +153,6 @@ class ExampleSet:
         most = max(len(rows) for rows in segments)
         self._segments = torch.tensor([rows + [-1] * (most - len(rows)) for rows in segments])
         self._ends = torch.tensor([places + [-1] * (most - len(places)) for places in ends])
-
-    def _longest(self) -> Indices:
-        lengths = np.diff(self._starts.numpy()).reshape(len(self.examples), self.n_candidates)
-        longest: Indices = lengths.max(1)
-        return longest
 
     # -- batches ----------------------------------------------------------------------------------------------------
 

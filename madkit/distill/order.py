@@ -59,16 +59,31 @@ class BucketOrder:
     batches whose padded size (examples x sequences x longest) keeps to the budget; the batches of the whole epoch are
     shuffled. `lengths` are tokens of one sequence, `sequences` the number of sequences of an example. One example that
     exceeds the budget alone is a batch of its own.
+
+    Texts and regions are padded apart: a long text with few regions beside a short one with many is mostly padding,
+    though both sums are equal. So where `regions` tells how many of `lengths` are regions, a bucket is cut into strips
+    of similar texts, each strip is sorted by regions, up and down in turn, and a batch's size is its longest text and
+    most regions together. `piece` tokens are the forward pass that the strips are made for, the budget by default.
     """
 
     def __init__(
-        self, lengths: Sequence[int], sequences: Sequence[int], token_budget: int, bucket: int, *parts: object
+        self,
+        lengths: Sequence[int],
+        sequences: Sequence[int],
+        token_budget: int,
+        bucket: int,
+        *parts: object,
+        regions: Sequence[int] | None = None,
+        piece: int | None = None,
     ) -> None:
         if not len(lengths):
             raise ValueError("an order needs at least one example")
         self.n = len(lengths)
         self._lengths = np.asarray(lengths, dtype=np.int64)
         self._sequences = np.asarray(sequences, dtype=np.int64)
+        self._regions = np.zeros(self.n, dtype=np.int64) if regions is None else np.asarray(regions, dtype=np.int64)
+        self._texts = self._lengths - self._regions
+        self._piece = token_budget if piece is None else min(piece, token_budget)
         self._budget = token_budget
         self._bucket = bucket
         self._parts = parts
@@ -82,21 +97,36 @@ class BucketOrder:
         order = np.asarray(permutation(self.n, *self._parts, epoch), dtype=np.int64)
         batches: list[Indices] = []
         for start in range(0, self.n, self._bucket):
-            bucket = order[start : start + self._bucket]
-            bucket = bucket[np.argsort(self._lengths[bucket], kind="stable")]
-            begin, rows = 0, 0
+            bucket = self._sorted(order[start : start + self._bucket])
+            begin, rows, text, most = 0, 0, 0, 0
             for place, index in enumerate(bucket):
-                # sorted: the candidate for the end of the batch is also its longest
                 rows += int(self._sequences[index])
-                if place > begin and rows * int(self._lengths[index]) > self._budget:
+                text, most = max(text, int(self._texts[index])), max(most, int(self._regions[index]))
+                if place > begin and rows * (text + most) > self._budget:
                     batches.append(bucket[begin:place])
                     begin, rows = place, int(self._sequences[index])
+                    text, most = int(self._texts[index]), int(self._regions[index])
             batches.append(bucket[begin:])
         shuffled = permutation(len(batches), *self._parts, epoch, "batches")
         self._batches = [batches[int(place)] for place in shuffled]
         sizes = np.asarray([len(batch) for batch in self._batches], dtype=np.int64)
         self._starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes)[:-1]])
         self._epoch = epoch
+
+    def _sorted(self, bucket: Indices) -> Indices:
+        """A bucket by length, neighbours alike in text and in regions."""
+        bucket = bucket[np.argsort(self._texts[bucket], kind="stable")]
+        spread = float(self._regions[bucket].std())
+        if not spread:
+            return bucket
+        pieces = float((self._lengths[bucket] * self._sequences[bucket]).sum()) / self._piece
+        # cells of one piece each, as many strips for as many rows of them as the two lengths spread
+        strips = round((pieces * float(self._texts[bucket].std()) / spread) ** 0.5)
+        sorted_: list[Indices] = []
+        for number, strip in enumerate(np.array_split(bucket, min(max(1, strips), len(bucket)))):
+            ascending = strip[np.argsort(self._regions[strip], kind="stable")]
+            sorted_.append(ascending[::-1] if number % 2 else ascending)
+        return np.concatenate(sorted_)
 
     def at(self, consumed: int) -> Indices:
         """The batch that begins after `consumed` samples. Raises ValueError where no batch begins there."""

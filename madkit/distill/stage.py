@@ -290,7 +290,7 @@ class _Run:
 
         settings = self._settings()
         order = self._order(examples)
-        batch = effective_batch(order, examples.lengths, examples.sequences, settings.micro_tokens)
+        batch = effective_batch(order, examples.text_lengths, examples.region_counts, settings.micro_tokens)
         info(f"A step holds {batch}.")
         adversary = None if config.adversarial is None else Adversary(objective, config.adversarial)
         with progress(f"Training {self.identity.arm}, seed {self.seed}", settings.steps, "steps") as shown:
@@ -351,7 +351,11 @@ class _Run:
         if optim.token_budget is None:
             return PlainOrder(len(examples), optim.batch_size, "order", self.seed)
         lengths, sequences = examples.lengths.tolist(), examples.sequences.tolist()
-        return BucketOrder(lengths, sequences, optim.token_budget, optim.bucket, "order", self.seed)
+        regions = examples.region_counts.tolist()
+        return BucketOrder(
+            lengths, sequences, optim.token_budget, optim.bucket, "order", self.seed,
+            regions=regions, piece=optim.micro_tokens,
+        )  # fmt: skip
 
     def _settings(self) -> LoopSettings:
         optim, checkpoint, evaluation = self.config.optim, self.config.checkpoint, self.config.eval

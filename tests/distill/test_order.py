@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from madkit.distill.effective_batch import effective_batch
 from madkit.distill.order import BucketOrder, PlainOrder, micro_batches, rank_slice
 
 
@@ -103,3 +104,30 @@ def test_micro_batches_keep_order_and_budget(lengths, tokens, rows):
     pieces = micro_batches(batch, array, sequences, tokens)
     assert np.concatenate(pieces).tolist() == batch.tolist()
     assert all(len(piece) == 1 or len(piece) * rows * array[piece].max() <= tokens for piece in pieces)
+
+
+def test_texts_and_regions_of_a_batch_are_alike():
+    # VCR's lengths: four candidates, tokens and regions independent of each other
+    rng = np.random.default_rng(0)
+    texts, regions = np.repeat(rng.integers(40, 121, (20_000, 1)), 4, axis=1), rng.integers(20, 61, 20_000)
+    lengths, four = texts[:, 0] + regions, np.full(20_000, 4)
+    budget = 32_768
+    by_sum = BucketOrder(lengths.tolist(), four.tolist(), budget, 8192, "order", 1)
+    apart = BucketOrder(lengths.tolist(), four.tolist(), budget, 8192, "order", 1, regions=regions.tolist())
+    # equal sums of unequal parts are padding, and it is counted
+    assert effective_batch(by_sum, texts, regions, budget).padding > 0.15
+    held = effective_batch(apart, texts, regions, budget)
+    assert held.padding < 0.05
+    assert 0.9 * budget < held.tokens <= budget
+    seen: list[int] = []
+    while len(seen) < 20_000:
+        batch = apart.at(len(seen))
+        seen += batch.tolist()
+        assert len(batch) * 4 * (texts[batch].max() + regions[batch].max()) <= budget
+    assert sorted(seen) == list(range(20_000))
+
+
+def test_equal_numbers_of_regions_change_nothing():
+    lengths = lengths_of(300).tolist()
+    equal = BucketOrder(lengths, [2] * 300, 1000, 128, "order", 1, regions=[4] * 300, piece=500)
+    assert walk(equal, 80) == walk(bucket_order(), 80)

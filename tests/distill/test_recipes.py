@@ -113,11 +113,12 @@ def test_step_schedule_and_sgd_are_torchs():
 
 def test_the_effective_batch_counts_what_a_step_holds():
     lengths, sequences = np.array([10, 20, 30, 40] * 8), np.full(32, 4)
-    plain = effective_batch(PlainOrder(32, 8, "x"), lengths, sequences, 10**6)
+    texts, regions = np.repeat(lengths[:, None] - 4, 4, axis=1), np.full(32, 4)
+    plain = effective_batch(PlainOrder(32, 8, "x"), texts, regions, 10**6)
     assert plain.samples == 8
     assert plain.sequences == 32
     assert plain.tokens == pytest.approx(8 * 4 * 25)  # the 32 steps see whole epochs
-    sorted_ = effective_batch(BucketOrder(lengths, sequences, 800, 32, "x"), lengths, sequences, 10**6)
+    sorted_ = effective_batch(BucketOrder(lengths, sequences, 800, 32, "x"), texts, regions, 10**6)
     assert sorted_.tokens <= 800
     assert sorted_.padding < plain.padding
     assert "examples" in str(plain)
