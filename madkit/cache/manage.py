@@ -14,7 +14,7 @@ from madkit.cache.remote import RemoteStore, stores_below
 from madkit.cache.remote_files import CONCURRENT, RemoteError
 from madkit.cache.remote_lock import RemoteLock
 from madkit.core.errors import CacheError, MadkitError, NotFoundError
-from madkit.core.files import FileLock
+from madkit.core.files import FileLock, canonical_json
 from madkit.core.registry import suggest
 from madkit.core.workspace import Workspace
 
@@ -210,7 +210,7 @@ def plan_prune(workspace: Workspace, store: str | None = None) -> list[Removal]:
     """Say what to remove: one store by name, else unfinished, unreadable and superseded stores.
 
     A store is superseded where the same teacher and source have a complete one that was made later and holds the same
-    choice of tokens in the same dtype.
+    choice of tokens in the same dtype, computed in the same dtype from the same pixels.
     """
     if store is not None:
         return [Removal(describe(path), "asked for") for path in find_store(workspace, store)]
@@ -231,8 +231,9 @@ def plan_prune(workspace: Workspace, store: str | None = None) -> list[Removal]:
 
 
 def _kind(row: StoreRow) -> tuple[Any, ...]:
-    facts = [row.identity.get(name) for name in ("teacher", "source", "selection", "dtype")]
-    return (*facts, adapter_name(row.identity))
+    facts = [row.identity.get(name) for name in ("teacher", "source", "selection", "dtype", "compute_dtype")]
+    pixels = (row.identity.get("vision") or {}).get("preprocessing")  # decoder and view are somebody's choice, too
+    return (*facts, canonical_json(pixels), adapter_name(row.identity))
 
 
 def remove_store(path: Place) -> None:

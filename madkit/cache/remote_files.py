@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from operator import ne
 from pathlib import Path
 from typing import Any, TypeVar
 
 from madkit.core.errors import CacheError, MadkitError, NotFoundError, UsageProblem
+from madkit.core.registry import suggest
 
 DELAYS = (0.5, 1.5, 4.0)
 """Seconds before each further attempt where the network fails, after what the file system's own library has tried."""
@@ -218,16 +220,26 @@ def explain(error: Exception, url: str) -> MadkitError | None:
         return RemoteError(f"{url} cannot be opened: {first_line.rstrip('.')}.", hint=hint)
     if isinstance(error, ValueError) and "protocol not known" in said:
         return UsageProblem(
-            f"There is no storage called '{scheme}://'.", hint="such as s3://bucket/caches, or a folder"
+            f"There is no storage called '{scheme}://'.{_near_scheme(scheme)}",
+            hint="such as s3://bucket/caches, or a folder",
         )
     if isinstance(error, NotImplementedError):
         return RemoteError(f"{url}: the storage '{scheme}://' cannot do this ({first_line.rstrip('.')}).")
     return None
 
 
+def _near_scheme(scheme: str) -> str:
+    import fsspec
+
+    # s4 is as near to s3 as two letters can be, which no measure of similarity sees
+    slip = [known for known in ("s3", "gs", "az") if len(scheme) == 2 and sum(map(ne, scheme, known)) == 1]
+    return f" Did you mean '{slip[0]}'?" if slip else suggest(scheme, fsspec.available_protocols())
+
+
 def _unreachable(error: Exception, url: str, attempts: int) -> RemoteError:
     first_line = next(iter(str(error).splitlines()), "")
+    where = " and AWS_ENDPOINT_URL" if url.startswith("s3") else ""
     return RemoteError(
         f"{url} cannot be reached after {attempts} attempts ({type(error).__name__}: {first_line.rstrip('.')}).",
-        hint="check the network and AWS_ENDPOINT_URL, and run the same command again, which goes on from here",
+        hint=f"check the network{where}, and run the same command again, which goes on from here",
     )

@@ -213,9 +213,13 @@ def _locate(path: Path, specs: dict[str, ArraySpec], file: str) -> list[Problem]
         except MadkitError:
             start = first + number * spec.inner_rows
             rows = (start, min(spec.rows, start + spec.inner_rows))
-            found.append(Problem(file, "damaged", f"wrong checksum in rows {rows[0]} to {rows[1] - 1}", rows))
+            found.append(Problem(file, "damaged", f"wrong checksum in {_said(*rows)}", rows))
     reader.close()
     return found or [Problem(file, "damaged", "it is not the file that was written", _rows_of(specs, file))]
+
+
+def _said(start: int, end: int) -> str:
+    return f"row {start}" if end == start + 1 else f"rows {start} to {end - 1}"
 
 
 def _foreign(names: Iterable[str], known: set[str]) -> list[Problem]:

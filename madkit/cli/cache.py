@@ -289,11 +289,15 @@ def prune(
             remove_store(removal.row.path)
 
     def human() -> None:
+        if not rows:
+            print("Nothing to remove: every cache is complete and the newest of its kind.")
+            return
         print_table(
             ["cache", "MB", "why"], [[row["name"], _mb(row["bytes"]), row["reason"]] for row in rows], right=(1,)
         )
-        if rows and not yes:
-            print_table(["Nothing was removed; to remove: madkit cache prune --yes"], [])
+        if not yes:
+            one = "" if store is None else f" --store {store}"
+            print(f"\nNothing was removed; to remove: madkit cache prune{one} --yes")
 
     emit({"removed" if yes else "would_remove": rows}, json_, human)
 
@@ -325,6 +329,8 @@ def _flat(document: dict[str, Any], prefix: str = "") -> list[list[object]]:
     for key, value in document.items():
         if isinstance(value, dict):
             rows.extend(_flat(value, f"{prefix}{key}."))
+        elif key == "choices":
+            rows.extend([f"{key}.{one['name']}", f"{one['value']} ({one['reason']})"] for one in value)
         else:
             rows.append([prefix + key, value])
     return rows

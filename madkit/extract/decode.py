@@ -46,7 +46,8 @@ def check_decoder(name: str) -> str:
     """Return a decoder's name (UsageProblem for one that does not exist)."""
     if name not in DECODER_CHOICES:
         raise UsageProblem(
-            f"There is no decoder '{name}'.{suggest(name, DECODER_CHOICES)}", hint=f"--decoder {DECODERS[0]}"
+            f"There is no decoder '{name}'.{suggest(name, DECODER_CHOICES)}",
+            hint=f"--decoder {', '.join(DECODER_CHOICES[:-1])} or {DECODER_CHOICES[-1]}",
         )
     return name
 

@@ -17,6 +17,7 @@ IMAGE_BATCH = {"cpu": 32, "cuda": 256}
 TEXT_BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
 COMPUTE_DTYPES = ("auto", "float32", "float16", "bfloat16")
 VIEWS = ("teacher", "whole")
+DEVICES = ("auto", "cpu", "cuda")
 COMPILE_CHOICES = ("auto", "on", "off")
 
 
@@ -53,8 +54,8 @@ class ExtractOptions:
     view: str = "teacher"
 
     def __post_init__(self) -> None:
-        if self.shard_mb <= 0:
-            raise UsageProblem(f"A shard of {self.shard_mb} MB is impossible.", hint="--shard-mb 32")
+        if not 0 < self.shard_mb < float("inf"):
+            raise UsageProblem(f"A shard of {self.shard_mb:g} MB is impossible.", hint="--shard-mb 32")
         selected_count(self.tokens)
         check_dtype(self.store_dtype)
         check_decoder(self.decoder)
@@ -88,7 +89,9 @@ def resolve_device(name: str) -> tuple[str, str]:
     try:
         kind = torch.device(name).type
     except RuntimeError:
-        raise UsageProblem(f"There is no device named '{name}'.", hint="--device auto, cpu, cuda or cuda:1") from None
+        raise UsageProblem(
+            f"There is no device named '{name}'.{suggest(name, DEVICES)}", hint="--device auto, cpu, cuda or cuda:1"
+        ) from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise UsageProblem("This machine has no GPU that PyTorch can use.", hint="--device cpu")
     return name, "as asked for"

@@ -123,7 +123,8 @@ def repair(
                     (folder / name).unlink(missing_ok=True)
                     writer.reopen(*place)
             again = sum(len(writer.plan.items(part, unit)) for part in PARTS for unit in writer.pending(part))
-            info(f"{path.name}: {len(bad)} files are damaged or missing, {again:,} items are encoded again.")
+            files = "1 file is" if len(bad) == 1 else f"{len(bad)} files are"
+            info(f"{path.name}: {files} damaged or missing, {again:,} items are encoded again.")
             (folder / MANIFEST).unlink(missing_ok=True)
             before = {part: set(writer.absent(part)) for part in PARTS}
             with one_thread_per_operation(teacher.device) as parallel:

@@ -33,7 +33,9 @@ def selected_count(tokens: str) -> int | None:
         return None
     found = re.fullmatch(r"selected:([1-9]\d{0,5})", tokens)
     if found is None:
-        near = suggest(tokens.partition(":")[0], ["all", "selected", "global"])
+        if tokens.partition(":")[0] == "selected":
+            raise UsageProblem(f"--tokens {tokens} has no number of tokens from 1 on.", hint=HINT)
+        near = suggest(tokens.partition(":")[0], TOKEN_CHOICES)
         raise UsageProblem(f"There is no choice of tokens '{tokens}'.{near}", hint=HINT)
     return int(found[1])
 

@@ -217,6 +217,10 @@ def test_list_and_prune(tmp_path: Path, maker: Callable[..., Any]) -> None:
     reasons = {removal.row.path.name: removal.reason for removal in plan_prune(workspace)}
     assert reasons == {"old": "superseded by a later one", "half": "unfinished", "junk": "unreadable"}
     assert [removal.row.path for removal in plan_prune(workspace, "new")] == [new]
+    other = json.loads((old / "manifest.json").read_text())
+    other["identity"]["compute_dtype"] = "bfloat16"
+    (old / "manifest.json").write_text(json.dumps(other))
+    assert "old" not in {removal.row.path.name for removal in plan_prune(workspace)}, "somebody chose another one"
     with pytest.raises(NotFoundError, match="Did you mean 'half'"):
         plan_prune(workspace, "hallf")
     remove_store(half)

@@ -170,9 +170,13 @@ def test_distillation_reads_what_is_there(workspace: Path, tiny_teacher: Path) -
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"tokens": "selected"}, "Did you mean 'selected'"),
-        ({"tokens": "selectd:4"}, "Did you mean 'selected'"),
-        ({"tokens": "selected:0"}, "no choice of tokens"),
+        ({"tokens": "selected"}, "has no number of tokens"),
+        ({"tokens": "selectd:4"}, "Did you mean 'selected:K'"),
+        ({"tokens": "selected:0"}, "has no number of tokens"),
+        ({"decoder": "pilow"}, "Did you mean 'pillow'"),
+        ({"device": "cuad"}, "Did you mean 'cuda'"),
+        ({"shard_mb": float("nan")}, "nan MB is impossible"),
+        ({"shard_mb": float("inf")}, "inf MB is impossible"),
         ({"tokens": "selected:16"}, "gives 16 tokens an image, so 16 cannot be selected"),
         ({"store_dtype": "int9"}, "Did you mean 'int8'"),
         ({"tokens": "global", "store_dtype": "int8"}, "always stored as float16"),

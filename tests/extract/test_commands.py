@@ -55,16 +55,22 @@ def test_extract_cache_and_teachers(workspace: Path, tiny_teacher: Path, capsys:
     shard.write_bytes(data)
     code, out, err = madkit(capsys, "cache", "verify", "--workspace", workspace, "--json")
     assert code == 3
-    assert json.loads(out)["stores"][0]["problems"][0]["file"] == "images/tokens/c/0/0/0"
+    (problem,) = json.loads(out)["stores"][0]["problems"]
+    assert (problem["file"], problem["detail"]) == ("images/tokens/c/0/0/0", "wrong checksum in row 0")
     assert "Error: 1 of 1 caches is not sound." in err
     shard.unlink()
     code, out, _ = madkit(capsys, "extract", *common, "--json")
     assert 0 < json.loads(out)["stores"][0]["computed"] <= 3
     assert madkit(capsys, "cache", "verify", "--workspace", workspace)[0] == 0
 
-    code, out, _ = madkit(capsys, "cache", "prune", "--store", Path(first["path"]).name, "--workspace", workspace)
-    assert (code, Path(first["path"]).exists()) == (0, True)
+    out = madkit(capsys, "cache", "info", "--workspace", workspace)[1]
+    assert "choices.decoder" in out
+    assert "{'name'" not in out
+    assert "Nothing to remove" in madkit(capsys, "cache", "prune", "--workspace", workspace)[1]
     name = Path(first["path"]).name
+    code, out, _ = madkit(capsys, "cache", "prune", "--store", name, "--workspace", workspace)
+    assert (code, Path(first["path"]).exists()) == (0, True)
+    assert f"madkit cache prune --store {name} --yes" in out
     assert madkit(capsys, "cache", "prune", "--store", name, "--yes", "--workspace", workspace)[0] == 0
     assert not Path(first["path"]).exists()
 
@@ -91,6 +97,8 @@ def test_teachers_list_and_show(tiny_teacher: Path, capsys: pytest.CaptureFixtur
         (["teachers", "show", "minni"], 2, "Did you mean 'mini'?"),
         (["cache", "verify"], 1, "has no token caches"),
         (["cache", "info", "nope"], 1, "no token cache named 'nope'"),
+        (["cache", "list", "--cache", "s4://bucket"], 2, "no storage called 's4://'. Did you mean 's3'?"),
+        (["cache", "list", "--cache", "htps://host"], 2, "Did you mean 'https'?"),
     ],
 )
 def test_failures_are_one_sentence(
