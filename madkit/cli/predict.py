@@ -53,9 +53,10 @@ def predict(
 ) -> None:
     """Let a trained student answer a split, and write the answers as a file.
 
-    It needs neither teacher nor cache. Official test sets without labels (`--split submission`) are written as their
-    owners take them: VCR's CSV with 4 + 16 scores a question, VQA's JSON. Every file is checked against the questions
-    of the split before it is written, and is whole or not there.
+    It needs no teacher, and a cache only where the student sees with a teacher's tokens (clip-vil). Official
+    test sets without labels (`--split submission`) are written as their owners take them: VCR's CSV with 4 + 16 scores
+    a question, VQA's JSON. Every file is checked against the questions of the split before it is written, and is whole
+    or not there.
     """
     from dataclasses import asdict
 

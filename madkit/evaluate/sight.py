@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from madkit.core.errors import NotFoundError
 from madkit.core.files import read_json
 
 if TYPE_CHECKING:
@@ -47,5 +48,13 @@ def regions_of_run(
     from madkit.cache.manage import find_store
     from madkit.cache.token_regions import TokenRegions
 
-    with TokenCache.open(find_store(workspace, cache_key)[0]) as cache:
+    try:
+        store = find_store(workspace, cache_key)[0]
+    except NotFoundError:
+        teacher = cache_key.partition(f"-{data.source}-")[0]
+        raise NotFoundError(
+            f"The student {student} sees with its teacher's tokens, and their cache {cache_key} is gone.",
+            hint=f"make it again, as it was: madkit extract --teacher {teacher} --task {data.name}",
+        ) from None
+    with TokenCache.open(store) as cache:
         yield TokenRegions(cache)

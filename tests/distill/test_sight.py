@@ -15,6 +15,7 @@ from madkit.cache.token_regions import TokenRegions
 from madkit.cli.main import main
 from madkit.core.errors import DataError, NotFoundError
 from madkit.distill.stage import distill
+from madkit.evaluate.sight import regions_of_run
 from madkit.students.patches import PatchReader, cut, fitted_size
 from madkit.tasks.data import open_task
 
@@ -51,6 +52,18 @@ def test_tokens_are_regions_of_the_grid(workspace):
         assert reader.dim == found.features.shape[1]
         np.testing.assert_allclose(found.boxes[4], [1 / 3, 1 / 3, 2 / 3, 2 / 3], atol=1e-6)
         assert isinstance(cache, TokenCache)
+
+
+def test_a_student_whose_teachers_cache_is_gone_says_how_to_make_it_again(workspace, tmp_path):
+    (tmp_path / "config.json").write_text('{"family": "clip-vil"}')
+    data = open_task(workspace, "vcr", part="tiny")
+    with (
+        pytest.raises(NotFoundError, match=r"sees with its teacher's tokens, and their cache .* is gone") as caught,
+        regions_of_run(workspace, tmp_path, f"clip-b16-{data.source}-0123456789ab", data, "dev"),
+    ):
+        pass
+    assert caught.value.hint is not None
+    assert "madkit extract --teacher clip-b16 --task" in caught.value.hint
 
 
 def photo(path, size=(70, 45)) -> None:
