@@ -37,11 +37,12 @@ def list_(json_: JsonOption = False) -> None:
             [[row["name"], *(_short(row[key]) for key in keys), row["sees"]] for row in rows],
             right=range(1, 5),
         )
-        # no columns of the table above: at 80 characters the names would break
-        for caption, key in (("what it is", "title"), ("begins with", "begins_with")):
-            by = "family" if key == "title" else "name"
-            print()
-            print_table([caption, by], [[title, ", ".join(names)] for title, names in _grouped(rows, key, by).items()])
+        print()  # no column of the table above: at 80 characters the names would break
+        families = {row["family"]: row["title"] for row in rows}
+        print_table(["family", "what it is"], list(families.items()))
+        print()
+        print("mini-uniter has weights of its own, other mini sizes begin with its text layers.")
+        print("All others need --init: a checkpoint's folder, its hub name, or `random`.")
 
     emit({"students": rows}, json_, human)
 
@@ -169,16 +170,6 @@ def _print(facts: dict[str, Any]) -> None:
             ["its paper on", "rate", "batch", "length", "warm-up", "loss", "note"],
             [[one["task"], f"{one['learning_rate']:g}", *(one[key] for key in keys[2:])] for one in facts["recipes"]],
         )
-
-
-def _grouped(rows: list[dict[str, Any]], key: str, by: str) -> dict[str, list[str]]:
-    """Values of `key`, each with the distinct `by` that have it."""
-    groups: dict[str, list[str]] = {}
-    for row in rows:
-        names = groups.setdefault(row[key], [])
-        if row[by] not in names:
-            names.append(row[by])
-    return groups
 
 
 def _short(value: object) -> str:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from madkit.students.families import DEFAULT_SIZE, family_of, full_name, parse_name, size_names
 from madkit.students.heads import HeadSpec
 from madkit.students.interface import StudentInputs
+from madkit.students.known_sizes import KNOWN_SIZES
 from madkit.students.load import SHIPPED
 
 # A sample as published runs have it: candidates, text tokens of one sequence, regions, outputs of the head.
@@ -47,7 +48,7 @@ def _row(name: str) -> dict[str, Any]:
     kind, size = parse_name(name) or ("", DEFAULT_SIZE)
     family = family_of(kind)
     config: Any = family.sizes[size]
-    parameters = sum(p.numel() for p in _network(family.model, config).parameters())
+    parameters, gflops = KNOWN_SIZES[name] if name in KNOWN_SIZES else measured(name)
     return {
         "name": name,
         "family": family.name,
@@ -55,13 +56,23 @@ def _row(name: str) -> dict[str, Any]:
         "title": family.title,
         "layers": config.layers,
         "hidden_size": config.hidden_size,
-        "parameters_m": round(parameters / 1e6, 2 if parameters < 1e7 else 1),
+        "parameters_m": parameters,
         "text_tokens": config.max_positions,
         "sees": family.visual,
         "region_dim": config.region_dim,
-        "gflops_vqa": _gflops(family.model, family.make_head, config, *SHAPES["vqa"]),
+        "gflops_vqa": gflops,
         "begins_with": "its own weights" if name in SHIPPED else _beginning(family, size),
     }
+
+
+def measured(name: str) -> tuple[float, float | None]:
+    """(millions of parameters without a head, billions of operations of a VQA question) of a student, counted."""
+    kind, size = parse_name(name) or ("", DEFAULT_SIZE)
+    family = family_of(kind)
+    config: Any = family.sizes[size]
+    parameters = sum(p.numel() for p in _network(family.model, config).parameters())
+    shown = round(parameters / 1e6, 2 if parameters < 1e7 else 1)
+    return shown, _gflops(family.model, family.make_head, config, *SHAPES["vqa"])
 
 
 @lru_cache

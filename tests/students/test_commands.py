@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from madkit.cli.main import main
+from madkit.students.describe import measured
 from madkit.students.families import size_names
+from madkit.students.known_sizes import KNOWN_SIZES
 
 
 def madkit(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -33,6 +35,14 @@ def test_list_names_every_student_with_published_sizes(capsys: pytest.CaptureFix
     assert rows["uniter-base"]["gflops_vqa"] == pytest.approx(8.37, abs=0.1)
     assert rows["villa-large"]["gflops_vqa"] == pytest.approx(29.4, abs=0.2)
     assert rows["mini-uniter"]["begins_with"] == "its own weights"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name.startswith("mini") else pytest.param(name, marks=pytest.mark.slow) for name in size_names()],
+)
+def test_listed_sizes_are_counted_ones(name: str) -> None:
+    assert KNOWN_SIZES[name] == measured(name)
 
 
 def test_show_says_where_weights_are_and_how_the_paper_trains(capsys: pytest.CaptureFixture[str]) -> None:
