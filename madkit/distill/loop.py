@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from madkit.core.console import Progress
+from madkit.core.console import Progress, info
 from madkit.core.errors import RunError
 from madkit.core.files import write_bytes_atomic
 from madkit.core.interrupts import StopSignals
@@ -158,6 +158,8 @@ def run_loop(
     wrapped, optimizer = accelerator.prepare(module, plain)
     run = _Running(folder, module, wrapped, plain, settings, accelerator, adversary)
     result = run.resume()
+    if progress is not None and 0 < result.step < settings.steps:
+        info(f"Going on from step {result.step:,}, where the last checkpoint was written.")
     if progress is not None and result.step:
         progress.advance(result.step)
     journal = MetricsLog(folder / "metrics.jsonl", after_step=result.step) if accelerator.is_main_process else None

@@ -29,9 +29,10 @@ def regions_seen(sight: Visual, data: TaskData, cache: TokenCache | None) -> Reg
     if sight != "teacher" or cache is None:
         return data.regions()
     if not cache.images.has_tokens:
+        task = data.spec.name if data.is_mini else data.name
         raise CacheError(
             f"The cache {cache.path.name} keeps no image tokens, and the student sees with them.",
-            hint=f"extract them: madkit extract --teacher {cache.teacher} --task {data.name}",
+            hint=f"extract them: madkit extract --teacher {cache.teacher} --task {task}",
         )
     return TokenRegions(cache)
 

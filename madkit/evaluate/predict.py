@@ -60,7 +60,7 @@ def predict(
     if regions is None:
         raise DataError(
             "The data has no region features, which this student reads.",
-            hint="add them: madkit data regions add TASK PATH",
+            hint=f"add them: madkit data regions add {spec.name} PATH",
         )
     if examples:
         _check(student, spec, regions, student_folder)

@@ -51,10 +51,11 @@ def regions_of_run(
     try:
         store = find_store(workspace, cache_key)[0]
     except NotFoundError:
+        task = data.spec.name if data.is_mini else data.name
         teacher = cache_key.partition(f"-{data.source}-")[0]
         raise NotFoundError(
             f"The student {student} sees with its teacher's tokens, and their cache {cache_key} is gone.",
-            hint=f"make it again, as it was: madkit extract --teacher {teacher} --task {data.name}",
+            hint=f"make it again, as it was: madkit extract --teacher {teacher} --task {task}",
         ) from None
     with TokenCache.open(store) as cache:
         yield TokenRegions(cache)

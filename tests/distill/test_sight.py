@@ -63,7 +63,7 @@ def test_a_student_whose_teachers_cache_is_gone_says_how_to_make_it_again(worksp
     ):
         pass
     assert caught.value.hint is not None
-    assert "madkit extract --teacher clip-b16 --task" in caught.value.hint
+    assert "madkit extract --teacher clip-b16 --task vcr" in caught.value.hint
 
 
 def photo(path, size=(70, 45)) -> None:
