@@ -37,6 +37,14 @@ def regions_seen(sight: Visual, data: TaskData, cache: TokenCache | None) -> Reg
     return TokenRegions(cache)
 
 
+def kept_start(workspace: Workspace, student: str | Path | None) -> str | Path | None:
+    """`student`, or the folder of first weights in the workspace that has this name: reports call students by it."""
+    if not isinstance(student, str) or student in student_names() or Path(student).name != student:
+        return student
+    kept = workspace.root / "students" / student
+    return kept if (kept / CONFIG).is_file() and not (Path(student) / CONFIG).is_file() else student
+
+
 def beginning(workspace: Workspace, student: str, init: str | None, data: TaskData, teacher: str | None) -> str:
     """`student` where it has weights, else the folder in the workspace where its first ones lie.
 

@@ -35,7 +35,7 @@ from madkit.distill.optimizer import OptimizerSettings
 from madkit.distill.order import BucketOrder, Order, PlainOrder
 from madkit.distill.pre_phase import PrePhaseResult, pre_phase
 from madkit.distill.recipes import PAPER, load_recipe
-from madkit.distill.sight import beginning, regions_seen, sight_of
+from madkit.distill.sight import beginning, kept_start, regions_seen, sight_of
 from madkit.distill.summary import summary_text
 from madkit.mad.criterion import MADCriterion
 from madkit.students.heads import HeadSpec
@@ -107,6 +107,7 @@ def distill(
     task = check_task_name(workspace, task)
     shots = str(parse_shots(shots))
     config = load_arm(arm, config_overrides)
+    student = kept_start(workspace, student)
     check_start(str(student or MINI_STUDENT), init)
     if recipe is not None and recipe != PAPER:
         load_recipe(recipe)

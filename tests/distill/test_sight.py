@@ -43,6 +43,20 @@ def test_every_family_trains_and_is_evaluated(workspace, student, arm, capsys):
     assert answered["questions"] > 0
 
 
+def test_first_weights_in_the_workspace_go_by_their_name(workspace):
+    settings = {"optim.steps": 1, "optim.batch_size": 4, "eval.limit": 8}
+
+    def train(student):
+        return distill(
+            workspace, task="vcr", shots="12", arm="finetune", student=student, part="tiny", config_overrides=settings
+        )
+
+    first = train("mini-visualbert")
+    again = train(first.manifest["student"])  # what `madkit evaluate` prints as the next command
+    assert again.skipped
+    assert again.path == first.path
+
+
 def test_tokens_are_regions_of_the_grid(workspace):
     data = open_task(workspace, "vcr", part="tiny")
     with choose_cache(workspace, data, None) as cache:
