@@ -142,6 +142,14 @@ def choose_cache(workspace: Workspace, task_data: DataOfTask, teacher: str | Non
         return TokenCache.open(of_data[0].path)
     if of_data:
         names = ", ".join(row.path.name for row in of_data)
+        seeing, reading = (
+            [str(row.identity["teacher"]) for row in of_data if row.identity.get(side)] for side in ("vision", "text")
+        )
+        if teacher is None and seeing and reading and not set(seeing) & set(reading):
+            raise CacheError(
+                f"The workspace has caches of one side alone for {source} ({names}), and both sides are needed of one.",
+                hint=f"madkit extract --teacher {seeing[0]}+{reading[0]} --task {task}",
+            )
         raise CacheError(
             f"The workspace has {len(of_data)} caches for {source}: {names}.",
             hint=f"choose one by its name: --teacher {of_data[0].path.name}",

@@ -110,6 +110,11 @@ def named_teacher(workspace: Workspace, teacher: str | None, run: str | None) ->
     manifest = _manifest(path)
     if manifest.get("untouched"):
         info(f"The adaptation {path.name} kept {manifest['teacher']} as it was, so there is nothing to apply.")
+    if teacher is not None and teacher != manifest["teacher"]:
+        info(
+            f"The adaptation {path.name} was made of {manifest['teacher']}; "
+            f"'{teacher}' will do if its weights are equal."
+        )
     return teacher or str(manifest["teacher"]), path
 
 

@@ -18,6 +18,7 @@ from madkit.extract.recheck import recheck
 from madkit.extract.repair import repair
 from madkit.extract.stage import extract
 from madkit.tasks.data import open_task
+from madkit.teachers.adapter import named_teacher
 
 QUICK = {"train": "lora", "optim.batch_size": 8, "optim.steps": 12, "eval.every": 6, "optim.learning_rate": 2e-2}
 
@@ -111,6 +112,8 @@ def test_commands(
     assert ("madkit extract --adapter mine --task snli-ve" in shown) is not document["untouched"]
     assert main(["extract", "--adapter", "mind", "--task", "snli-ve"]) == 1
     assert "Did you mean 'mine'" in capsys.readouterr().err
+    assert named_teacher(workspace, "mini", "mine")[0] == "mini"
+    assert f"was made of local:{tiny_teacher}; 'mini' will do if" in capsys.readouterr().err
     assert main(["extract", "--task", "snli-ve"]) == 2
     assert "No teacher was named" in capsys.readouterr().err
     assert main([*call, "--set", "lora.rnak=3"]) == 1

@@ -112,6 +112,9 @@ def test_the_reader_and_who_needs_both(workspace: Path, sides: tuple[str, str]) 
         assert f"its teacher '{name}' reads no {other}" in error.value.message
         assert joined in error.value.message
         assert "madkit extract --teacher " in str(error.value.hint)
+    with pytest.raises(CacheError, match="caches of one side alone for snli-ve") as alone:
+        choose_cache(place, data, None)
+    assert alone.value.hint == f"madkit extract --teacher {'+'.join(sides)} --task snli-ve"
     (both,) = extract(place, "+".join(sides), ["snli-ve"], device="cpu")
     with choose_cache(place, data, None) as cache:  # of the three, the one that has all
         assert cache.path == both.path
