@@ -208,6 +208,8 @@ class _Bench:
             info(f"Writing {images:,} JPEG files of {size[0]} x {size[1]}.")
             paths = write_pictures(scratch / "images", images, size)
             kinds: list[Any] = [OpenClipLoop(self.source, self.device, peer_dtype)]
+            if not self.cuda:
+                kinds.append(OpenClipLoop(self.source, self.device, _BFLOAT16))
             with suppress(ConfigError):  # said above
                 kinds.append(TransformersLoop(self.source, self.device, peer_dtype))
             ours = ((_FLOAT16, False), (_FLOAT16, True)) if self.cuda else ((_FLOAT32, False), (_BFLOAT16, False))
@@ -249,6 +251,7 @@ class _Bench:
             "rows": rows,
             "noise": noise(speeds, sides[0].name),
             "of_compute": float(f"{own['per_second'] / compute['per_second']:.3g}"),
+            "same_dtype": _same_dtype(rows),
             "pixels": list(size),
         }
 
@@ -320,3 +323,10 @@ def warn_of_noise(document: dict[str, Any], *parts: dict[str, Any]) -> None:
             f"{worst['side']}, measured twice, differs from itself by {worst['ratio']:.2f}x: smaller ratios than that "
             "mean nothing. Use a quiet machine, and more --repeats."
         )
+
+
+def _same_dtype(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """How many times as fast as the open_clip loop madkit is where both compute in the same dtype, by dtype."""
+    loops = {row["dtype"]: row["per_second"] for row in rows if str(row["side"]).startswith(OpenClipLoop.name)}
+    ours = {row["dtype"]: row["per_second"] for row in rows if str(row["side"]).startswith("madkit")}
+    return {dtype: float(f"{ours[dtype] / loops[dtype]:.3g}") for dtype in loops if dtype in ours}

@@ -26,7 +26,10 @@ from madkit.extract.items import collect_items
 
 TINY = ExtractBenchOptions(tiny=True, repeats=1, device="cpu")
 SIDES = ["open_clip fp32", "open_clip bf16", "transformers fp32", "madkit fp32", "madkit bf16"]
-LOOPS = ["open_clip loop fp32", "transformers loop fp32", "madkit extract fp32", "madkit extract bf16"]
+LOOPS = [
+    "open_clip loop fp32", "open_clip loop bf16", "transformers loop fp32", "madkit extract fp32",
+    "madkit extract bf16",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +47,7 @@ def test_every_side_is_measured_and_ratios_are_those_of_the_numbers(document: di
     compute, end = document["compute"], document["end_to_end"]
     assert [row["side"] for row in compute["rows"]] == SIDES
     assert [row["side"] for row in end["rows"]] == LOOPS
-    for part, default in ((compute, "madkit fp32"), (end, LOOPS[2])):
+    for part, default in ((compute, "madkit fp32"), (end, LOOPS[3])):
         ours = next(row for row in part["rows"] if row["default"])
         assert ours["side"] == default
         for row in part["rows"]:
@@ -57,7 +60,12 @@ def test_every_side_is_measured_and_ratios_are_those_of_the_numbers(document: di
         one, other = part["noise"]["per_second"]
         assert part["noise"]["ratio"] == pytest.approx(max(one, other) / min(one, other), rel=0.01)
     default_rate = next(row for row in compute["rows"] if row["default"])["per_second"]
-    assert end["of_compute"] == pytest.approx(end["rows"][2]["per_second"] / default_rate, rel=0.02)
+    assert end["of_compute"] == pytest.approx(end["rows"][3]["per_second"] / default_rate, rel=0.02)
+    rates = {row["side"]: row["per_second"] for row in end["rows"]}
+    assert end["same_dtype"] == {
+        "float32": pytest.approx(rates[LOOPS[3]] / rates[LOOPS[0]], rel=0.01),
+        "bfloat16": pytest.approx(rates[LOOPS[4]] / rates[LOOPS[1]], rel=0.01),
+    }
     limit = document["ceilings"]["limit_tflops"] * 1e12 / (document["gflop_image"] * 1e9)
     for row in compute["rows"]:
         assert row["of_limit"] == pytest.approx(row["per_second"] / limit, rel=0.02)
@@ -133,7 +141,7 @@ def test_an_encoder_that_transformers_has_not_is_left_out_and_said(monkeypatch: 
         monkeypatch.setattr(owner, name, nothing)
     document = bench_extract(TINY)
     assert [row["side"] for row in document["compute"]["rows"]] == [side for side in SIDES if "transf" not in side]
-    assert [row["side"] for row in document["end_to_end"]["rows"]] == [LOOPS[0], *LOOPS[2:]]
+    assert [row["side"] for row in document["end_to_end"]["rows"]] == [*LOOPS[:2], *LOOPS[3:]]
     assert any("no such encoder. That side is left out." in warning for warning in document["warnings"])
 
 
