@@ -15,7 +15,7 @@ PLAIN = ObjectiveConfig()
 
 def example(name: str, image: str, *context: str, **more: object) -> Example:
     ref = ImageRef(image, Path(image))
-    return Example(name, "t", name, ref, tuple(Segment(text) for text in context), **more)  # type: ignore[arg-type]
+    return Example(name, "t", name, ref, tuple(Segment(text) for text in context), **more)
 
 
 def items(spec: TaskSpec, examples: list[Example], config: ObjectiveConfig = PLAIN, seed: int = 0):

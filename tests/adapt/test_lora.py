@@ -44,7 +44,7 @@ def test_attention_over_linear_layers_is_the_modules_own(batch_first: bool, mask
 
 def noisy_pair(teacher: object, **lora: object) -> TrainedPair:
     """A pair whose low-rank matrices are no longer at their start, where they change nothing."""
-    pair = TrainedPair(teacher, AdaptConfig(train="lora", lora=LoraConfig(**lora)), 0)  # type: ignore[arg-type]
+    pair = TrainedPair(teacher, AdaptConfig(train="lora", lora=LoraConfig(**lora)), 0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in pair.trained.items():
@@ -54,9 +54,9 @@ def noisy_pair(teacher: object, **lora: object) -> TrainedPair:
 
 
 def as_adapter(pair: TrainedPair, teacher: object, scale: float, logit: float = 1.0) -> Adapter:
-    base = {"vision": teacher.vision.identity["weights"], "text": teacher.text.identity["weights"]}  # type: ignore[attr-defined]
+    base = {"vision": teacher.vision.identity["weights"], "text": teacher.text.identity["weights"]}
     tensors = {name: value.detach().clone() for name, value in pair.trained.items()}
-    return Adapter(Path("run"), teacher.name, False, "0" * 64, base, scale, logit, tensors)  # type: ignore[attr-defined]
+    return Adapter(Path("run"), teacher.name, False, "0" * 64, base, scale, logit, tensors)
 
 
 def test_merged_weights_are_those_that_peft_merges(tiny_teacher: Path) -> None:

@@ -152,7 +152,7 @@ def test_one_batch_fetches_its_shards_at_the_same_time(
         unit = fine.plan.images.unit
         rows = np.arange(4) * unit
         for check in (False, True):
-            cache.images._tokens.check = check  # type: ignore[union-attr]
+            cache.images._tokens.check = check
             assert np.array_equal(cache.images.tokens(rows + check), fine.images[rows + check])
 
 
@@ -444,7 +444,7 @@ def test_a_writer_whose_lock_was_taken_over_stops(store: Any, base: str, monkeyp
         StoreWriter(there.mirror, store.plan, remote=RemoteCopy(there)) as writer,
     ):
         deadline = time.monotonic() + 10
-        while not writer._remote._lock.lost and time.monotonic() < deadline:  # type: ignore[union-attr]
+        while not writer._remote._lock.lost and time.monotonic() < deadline:
             there.files.write(".lock", json.dumps(theirs).encode())
             time.sleep(0.005)
         store.fill(writer)

@@ -52,7 +52,7 @@ def start(argv: list[str], environment: dict[str, str], printed: Any) -> tuple[i
         os.write(write, b"u")
         real(self, *unit)
 
-    StoreWriter.write_unit = announced  # type: ignore[method-assign]
+    StoreWriter.write_unit = announced
     code = 1
     try:
         code = main(argv)

@@ -40,7 +40,7 @@ def base() -> Iterator[str]:
 
 
 def run(workspace: Workspace, teacher: Path, **more: object) -> StoreReport:
-    (report,) = extract(workspace, f"local:{teacher}", ["snli-ve"], device="cpu", workers=1, shard_mb=0.002, **more)  # type: ignore[arg-type]
+    (report,) = extract(workspace, f"local:{teacher}", ["snli-ve"], device="cpu", workers=1, shard_mb=0.002, **more)
     return report
 
 
@@ -81,7 +81,7 @@ def test_a_stopped_one_goes_on_elsewhere(
         begun.append(unit[:2])
         if len(begun) == 4:
             raise OSError(28, "No space left on device", "somewhere")
-        real(self, *unit)  # type: ignore[arg-type]
+        real(self, *unit)
 
     monkeypatch.setattr(StoreWriter, "write_unit", stopped)
     with pytest.raises(OSError, match="No space left"):

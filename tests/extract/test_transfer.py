@@ -43,7 +43,7 @@ class LazyStreams:
 
     def download(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> int:
         for there, host in pairs:
-            self.enqueue(lambda there=there, host=host: host.copy_(there))  # type: ignore[misc]
+            self.enqueue(lambda there=there, host=host: host.copy_(there))
         return len(self.queue)
 
     def wait(self, event: int) -> None:

@@ -174,7 +174,7 @@ def test_ground_truth_first_then_detected_boxes() -> None:
     assert regions.confidence is None  # the first part has none
     truth.confidence = True
     both = NamedRegions([truth, more], keys, mode="concat").get(FRAME).confidence
-    np.testing.assert_array_equal(both, [0.5, 0.5])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(both, [0.5, 0.5])
     more.size = (800, 1920)
     with pytest.raises(DataError, match="different image sizes"):
         NamedRegions([truth, more], keys, mode="concat").get(FRAME)
@@ -200,7 +200,7 @@ def test_no_images_and_wrong_use() -> None:
     with pytest.raises(UsageProblem, match="no region files"):
         NamedRegions([], {})
     with pytest.raises(UsageProblem, match="'first' or 'concat', not by 'last'"):
-        NamedRegions([Store()], {}, mode="last")  # type: ignore[arg-type]
+        NamedRegions([Store()], {}, mode="last")
     with pytest.raises(DataError, match="different lengths: 2, 3"):
         NamedRegions([Store("a"), Store("a", dim=3)], {})
     with pytest.raises(UsageProblem, match="in a part that is not there"):

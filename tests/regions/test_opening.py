@@ -112,7 +112,7 @@ def milvlg_npz(root: Path) -> Path:
 def mmf_npy(root: Path) -> Path:
     (root / "mmf" / "deep").mkdir(parents=True)
     np.save(root / "mmf" / "deep" / "a.npy", VECTOR)
-    np.save(root / "mmf" / "deep" / "a_info.npy", {"bbox": BOX, "image_width": 100, "image_height": 80})  # type: ignore[arg-type]
+    np.save(root / "mmf" / "deep" / "a_info.npy", {"bbox": BOX, "image_width": 100, "image_height": 80})
     return root / "mmf"
 
 
@@ -144,7 +144,7 @@ def test_every_layout_is_told_and_opened(tmp_path: Path, make: Callable[[Path], 
 
 
 def test_all_layouts_have_a_test_above() -> None:
-    marks = test_every_layout_is_told_and_opened.pytestmark  # type: ignore[attr-defined]
+    marks = test_every_layout_is_told_and_opened.pytestmark
     assert {format for _, format in marks[0].args[1]} == set(READERS.names())
 
 

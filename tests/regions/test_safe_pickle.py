@@ -135,7 +135,7 @@ def hostile(marker: Path) -> list[Any]:
         Calls(np.load, str(marker)),
         Calls(np.fromfile, str(marker)),
         Calls(np.memmap, str(marker), "u1", "w+", 0, (4,)),
-        Calls(copyreg._reconstructor, Path, object, None),  # type: ignore[attr-defined]
+        Calls(copyreg._reconstructor, Path, object, None),
         Path("x"),
     ]
 

@@ -82,7 +82,7 @@ def test_both_kinds_are_read_as_their_owners_read_them(tmp_path: Path, name: str
         regions = reader.get(key)
         np.testing.assert_array_equal(regions.boxes, oracle["norm_bb"][:, :4])
         np.testing.assert_array_equal(regions.features, oracle["features"])
-        np.testing.assert_array_equal(regions.confidence, oracle["conf"][:, 0])  # type: ignore[arg-type]
+        np.testing.assert_array_equal(regions.confidence, oracle["conf"][:, 0])
     with pytest.raises(NotFoundError, match="has no image"):
         reader.get("coco_val2014_000000000002.npz")
     reader.close()

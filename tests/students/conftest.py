@@ -122,3 +122,21 @@ def bert_folder() -> Callable[..., BertModel]:
 @pytest.fixture
 def roberta_folder() -> Callable[..., RobertaModel]:
     return write_roberta
+
+
+@pytest.fixture
+def losses_of() -> Callable[..., list[float]]:
+    """The task losses of a few steps on one batch of multiple choice: what can learn brings them down."""
+
+    def run(student: nn.Module, batch: StudentInputs, target: list[int], steps: int = 5) -> list[float]:
+        optimizer = torch.optim.AdamW(student.train().parameters(), lr=1e-3)
+        losses = []
+        for _ in range(steps):
+            loss = torch.nn.functional.cross_entropy(student(batch).logits, torch.tensor(target))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+        return losses
+
+    return run

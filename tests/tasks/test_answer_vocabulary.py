@@ -60,7 +60,7 @@ def test_the_order_is_that_of_first_occurrence_or_of_frequency() -> None:
     assert answer_vocabulary(question(main) for main in mains) == ("rare", "often", "yes")
     assert answer_vocabulary((question(main) for main in mains), order="frequency") == ("often", "yes", "rare")
     with pytest.raises(UsageProblem):
-        answer_vocabulary([], order="random")  # type: ignore[arg-type]
+        answer_vocabulary([], order="random")
 
 
 def test_without_a_main_answer_the_best_soft_score_counts() -> None:
@@ -167,7 +167,7 @@ def test_scores_alone() -> None:
 
 def test_an_unknown_way_to_match() -> None:
     with pytest.raises(UsageProblem, match="'fuzzy'"):
-        soft_targets(question(), POSITIONS, match="fuzzy")  # type: ignore[arg-type]
+        soft_targets(question(), POSITIONS, match="fuzzy")
 
 
 @given(

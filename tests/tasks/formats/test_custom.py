@@ -22,7 +22,7 @@ LINES: dict[str, dict[str, Any]] = {
 
 
 def read(kind: str, *changes: dict[str, Any], labels: list[str] | None = None, split: str = "train") -> list[Example]:
-    reader = LineReader("mine", kind, ImageFiles(IMAGES), labels)  # type: ignore[arg-type]
+    reader = LineReader("mine", kind, ImageFiles(IMAGES), labels)
     rows = [{key: value for key, value in {**LINES[kind], **change}.items() if value is not ...} for change in changes]
     return [reader.example(row, LinePlace(Path("mine.jsonl"), n), split) for n, row in enumerate(rows, 1)]
 

@@ -188,7 +188,7 @@ def failure(root: Path, tmp_path: Path, kind: type[Exception], options: ImportOp
     workspace = Workspace.at(tmp_path / "ws")
     with pytest.raises(kind) as caught:
         import_data(workspace, "snli-ve", root, options)
-    assert caught.value.hint  # type: ignore[attr-defined]
+    assert caught.value.hint
     left = [path for path in workspace.data.rglob("*") if path.name != ".snli-ve.lock"]
     assert left == [], "nothing may be half-imported"
     return str(caught.value)

@@ -168,7 +168,7 @@ def test_missing_files_are_named(tmp_path: Path, files: Path, gone: str, error: 
         path.unlink()
     with pytest.raises(error, match=problem) as caught:
         imported(tmp_path, files)
-    assert caught.value.hint  # type: ignore[attr-defined]
+    assert caught.value.hint
     assert not (tmp_path / "ws" / "data" / "vqa").exists()
 
 

@@ -90,7 +90,7 @@ def test_no_example_beyond_the_last(tmp_path: Path) -> None:
 
 def simple(identity: str, image: str = "i", text: str = "x", place: str = "/root", **more: object) -> Example:
     ref = ImageRef(image, Path(place) / f"{image}.jpg")
-    return Example(identity, "t", identity, ref, (Segment(text),), **more)  # type: ignore[arg-type]
+    return Example(identity, "t", identity, ref, (Segment(text),), **more)
 
 
 def digest(folder: Path, rows: list[Example], first: list[Example] = []) -> str:  # noqa: B006  # never changed
