@@ -97,46 +97,27 @@ def extract(
     from madkit.core.workspace import Workspace
 
     place = Workspace.at(workspace, cache=cache)
+    how: dict[str, Any] = {
+        "adapter": adapter,
+        "weights": weights,
+        "device": device,
+        "workers": workers,
+        "shard_mb": shard_mb,
+        "tokens": tokens,
+        "store_dtype": store_dtype,
+        "decoder": decoder,
+        "compute_dtype": compute_dtype,
+        "view": view,
+    }
     if dry_run:
         from madkit.extract.dry_run import dry_run as plan
 
-        plans = plan(
-            place,
-            teacher,
-            task or (),
-            adapter=adapter,
-            weights=weights,
-            device=device,
-            workers=workers,
-            shard_mb=shard_mb,
-            tokens=tokens,
-            store_dtype=store_dtype,
-            decoder=decoder,
-            compute_dtype=compute_dtype,
-            view=view,
-        )
-        rows = [row.as_row() for row in plans]
-        emit({"stores": rows}, json_, lambda: _print_plan(rows))
+        plans = [row.as_row() for row in plan(place, teacher, task or (), **how)]
+        emit({"stores": plans}, json_, lambda: _print_plan(plans))
         return
     from madkit.extract.stage import extract as run
 
-    reports = run(
-        place,
-        teacher,
-        task or (),
-        adapter=adapter,
-        weights=weights,
-        device=device,
-        workers=workers,
-        shard_mb=shard_mb,
-        allow_missing=allow_missing,
-        tokens=tokens,
-        store_dtype=store_dtype,
-        decoder=decoder,
-        compute_dtype=compute_dtype,
-        compile=compile_,
-        view=view,
-    )
+    reports = run(place, teacher, task or (), allow_missing=allow_missing, compile=compile_, **how)
     rows = [report.as_row() for report in reports]
     emit({"stores": rows}, json_, lambda: _print_reports(rows))
 
