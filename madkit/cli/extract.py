@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from madkit.cli.options import CacheOption, JsonOption, WorkspaceOption
 from madkit.cli.output import emit, print_table
+
+if TYPE_CHECKING:
+    from madkit.core.workspace import Workspace
 
 EXAMPLES = """
 madkit extract --teacher mini
@@ -97,6 +102,8 @@ def extract(
     from madkit.core.workspace import Workspace
 
     place = Workspace.at(workspace, cache=cache)
+    if "RANK" not in os.environ:  # of several processes the first one speaks, later
+        _check_names(place, teacher, task or ())
     how: dict[str, Any] = {
         "adapter": adapter,
         "weights": weights,
@@ -120,6 +127,16 @@ def extract(
     reports = run(place, teacher, task or (), allow_missing=allow_missing, compile=compile_, **how)
     rows = [report.as_row() for report in reports]
     emit({"stores": rows}, json_, lambda: _print_reports(rows))
+
+
+def _check_names(workspace: Workspace, teacher: str | None, tasks: Sequence[str]) -> None:
+    """Refuse names that do not exist at once: importing the teachers' libraries takes seconds."""
+    from madkit.tasks.data import datasets_to_extract
+    from madkit.teachers.known import parse_teacher_name
+
+    datasets_to_extract(workspace, tasks)
+    if teacher is not None:
+        parse_teacher_name(teacher)
 
 
 def _print_reports(rows: list[dict[str, Any]]) -> None:
