@@ -48,9 +48,9 @@ def test_a_fresh_process_measures_itself(steps: str, tmp_path: Path) -> None:
     assert done.facts["length"] == 60_000_000
     assert not done.facts["numpy"]
     assert list(done.laps) == ["start", "sleep", "spin"]
-    assert done.laps["sleep"].wall_s >= 0.05
-    assert done.laps["sleep"].cpu_s < 0.05
-    assert 0.1 <= done.laps["spin"].cpu_s < 0.3
+    # sleeping takes time and no processor; filling the memory before it may take some on a busy machine
+    assert done.laps["sleep"].wall_s - done.laps["sleep"].cpu_s >= 0.045
+    assert 0.1 <= done.laps["spin"].cpu_s < 0.5
     assert done.laps["spin"].wall_s >= 0.9 * done.laps["spin"].cpu_s
     assert done.laps["start"].peak_mb < 60 < done.laps["sleep"].peak_mb < 200
 
