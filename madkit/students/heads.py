@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -107,6 +108,21 @@ class LinearHead(StudentHead):
         """Outputs [S, spec.size] of the pooled states."""
         logits: Tensor = self.layers(encoded.pooled)
         return logits
+
+
+class MaskStateHead(LinearHead):
+    """The same on the state of the [MASK] (VisualBERT's answers)."""
+
+    def forward(self, encoded: Encoded, inputs: StudentInputs) -> Tensor:
+        """Outputs [S, spec.size] of the states of the [MASK]."""
+        logits: Tensor = self.layers(mask_states(encoded, inputs))
+        return logits
+
+
+def mask_states(encoded: Encoded, inputs: StudentInputs) -> Tensor:
+    """Last states [S, H] of the [MASK] that stands before each sequence's last [SEP]."""
+    place = inputs.last_text_index - 1
+    return encoded.states[-1][torch.arange(place.shape[0], device=place.device), place]
 
 
 def task_loss(

@@ -21,7 +21,7 @@ from transformers.models.bert.modeling_bert import BertPooler
 
 from madkit.students.encoder import BertLayers, Encoder, bert_config, init_bert, widen_types
 from madkit.students.families import Family, Recipe, State, Weights, WeightSource
-from madkit.students.heads import HeadSpec, LinearHead, StudentHead
+from madkit.students.heads import HeadSpec, LinearHead, MaskStateHead, StudentHead
 from madkit.students.interface import Encoded, StudentInputs
 from madkit.students.text_style import TextStyle, segment_plan
 
@@ -100,24 +100,6 @@ class VisualBertModel(Encoder):
         mask = torch.cat([inputs.text_mask, inputs.region_mask[inputs.image_index]], dim=1)
         states = self.encoder(self.embeddings(inputs), mask)
         return Encoded(self.pooler(states[-1]), states)
-
-
-class MaskStateHead(StudentHead):
-    """Dropout and one Linear on the state of the [MASK] that stands before the last [SEP]."""
-
-    def __init__(self, hidden_size: int, spec: HeadSpec, dropout: float = 0.1) -> None:
-        super().__init__(spec)
-        last = nn.Linear(hidden_size, spec.size)
-        nn.init.normal_(last.weight, std=0.02)
-        nn.init.zeros_(last.bias)
-        self.layers = nn.Sequential(nn.Dropout(dropout), last)
-
-    def forward(self, encoded: Encoded, inputs: StudentInputs) -> Tensor:
-        """Outputs [S, spec.size]."""
-        place = inputs.last_text_index - 1
-        masked = encoded.states[-1][torch.arange(place.shape[0], device=place.device), place]
-        logits: Tensor = self.layers(masked)
-        return logits
 
 
 def make_head(config: VisualBertConfig, spec: HeadSpec) -> StudentHead:

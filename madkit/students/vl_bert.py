@@ -22,7 +22,7 @@ from transformers.models.bert.modeling_bert import BertPooler, BertPredictionHea
 
 from madkit.students.encoder import BertLayers, Encoder, bert_config, init_bert, widen_types
 from madkit.students.families import Family, Recipe, State, WeightSource
-from madkit.students.heads import HeadSpec, LinearHead, StudentHead
+from madkit.students.heads import HeadSpec, LinearHead, StudentHead, mask_states
 from madkit.students.interface import Encoded, StudentInputs
 from madkit.students.text_style import PERSON, Body, Mark, Plan, TextStyle
 from madkit.students.vl_bert_keys import OFFICIAL
@@ -160,9 +160,7 @@ class MaskPredictionHead(StudentHead):
 
     def forward(self, encoded: Encoded, inputs: StudentInputs) -> Tensor:
         """Outputs [S, spec.size]."""
-        place = inputs.last_text_index - 1
-        masked = encoded.states[-1][torch.arange(place.shape[0], device=place.device), place]
-        logits: Tensor = self.layers(masked)
+        logits: Tensor = self.layers(mask_states(encoded, inputs))
         return logits
 
 

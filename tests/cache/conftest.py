@@ -56,7 +56,10 @@ def make_store(
     path: Path, lengths: Sequence[int], images: int = 25, *, dim: int = 6, shard_mb: float = 0.0005, finish: bool = True
 ) -> Written:
     rng = np.random.default_rng(images + len(lengths))
-    half = lambda *shape: rng.standard_normal(shape).astype(np.float16)  # noqa: E731
+
+    def half(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float16)
+
     sizes = np.array(lengths, dtype=np.int64)
     texts = [f"text {number}" for number in range(len(lengths))]
     plan = StorePlan(

@@ -63,7 +63,10 @@ class Written:
     def __init__(self, path: Path, shape: Shape) -> None:
         rng = np.random.default_rng(shape.seed)
         n, texts = shape.images, len(shape.lengths)
-        half = lambda *size: (rng.standard_normal(size) * 3).astype(np.float16)  # noqa: E731
+
+        def half(*size: int) -> np.ndarray:
+            return (rng.standard_normal(size) * 3).astype(np.float16)
+
         self.image_tokens, self.image_globals = half(n, shape.kept, shape.dim), half(n, shape.dim)
         every = [np.sort(rng.permutation(6)[: shape.kept]) for _ in range(n)]
         self.positions = np.array(every, np.int32).reshape(n, shape.kept)

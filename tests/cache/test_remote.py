@@ -270,7 +270,7 @@ def test_the_mirror_keeps_to_its_limit_and_what_was_used_last(
         os.utime(there.mirror / "images/tokens/c/1/0/0")
         cache.images.tokens([4 * unit])
         assert shards(there.mirror) == {f"images/tokens/c/{number}/0/0" for number in (1, 3, 4)}
-        assert set(cache.images._tokens._maps) == {1, 3, 4}  # type: ignore[union-attr]  # no map keeps the space
+        assert set(cache.images._tokens._maps) == {1, 3, 4}  # no map keeps the space
         rows = np.arange(len(fine.images))
         monkeypatch.setenv("MADKIT_CACHE_LIMIT_GB", "0")  # a fine larger than the limit is read all the same
         assert np.array_equal(cache.images.tokens(rows), fine.images)
