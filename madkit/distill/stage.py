@@ -22,22 +22,20 @@ from madkit.core.workspace import Workspace
 from madkit.distill.adversarial import Adversary
 from madkit.distill.answers import head_for
 from madkit.distill.arms import load_arm
-from madkit.distill.confidence import FILE as CONFIDENCE
-from madkit.distill.confidence import teacher_confidence
 from madkit.distill.config import LEARNING_RATE, DistillConfig, resolve
 from madkit.distill.development import Development, sample_questions
 from madkit.distill.effective_batch import EffectiveBatch, effective_batch
 from madkit.distill.examples import ExampleSet
 from madkit.distill.folder import RunFolder, RunIdentity
 from madkit.distill.loop import Look, LoopResult, LoopSettings, make_accelerator, run_loop
-from madkit.distill.objective import BatchMaker, Objective, TeacherSide, is_fresh, make_criterion
+from madkit.distill.objective import is_fresh
 from madkit.distill.optimizer import OptimizerSettings
 from madkit.distill.order import BucketOrder, Order, PlainOrder
 from madkit.distill.pre_phase import PrePhaseResult, pre_phase
 from madkit.distill.recipes import PAPER, load_recipe
 from madkit.distill.sight import beginning, kept_start, regions_seen, sight_of
 from madkit.distill.summary import summary_text
-from madkit.mad.criterion import MADCriterion
+from madkit.distill.teaching import lacks, make_teaching
 from madkit.students.heads import HeadSpec
 from madkit.students.load import load_student, save_student, student_folder, student_names
 from madkit.students.start import check_start
@@ -193,13 +191,6 @@ class _Run:
         self.pre_phase: PrePhaseResult | None = None
         self.untaught = 0
 
-    def _lacks(self) -> str:
-        """What the cache has no values for, as a clause; empty where it has all."""
-        if self.cache is None or not (self.cache.images.absent or self.cache.texts.absent):
-            return ""
-        images, texts = len(self.cache.images.absent), len(self.cache.texts.absent)
-        return f"the cache was completed without {images:,} images and {texts:,} texts"
-
     def close(self) -> None:
         """Let go of the cache."""
         for cache in (self.cache, self.eyes):
@@ -217,7 +208,7 @@ class _Run:
             f"{self.data.source}, {self.identity.shots}: {len(self.labelled)} labelled examples, arm "
             f"{self.identity.arm}, student {self.identity.student}, seed {self.seed}"
             + (f", teacher {self.identity.teacher}" if self.identity.teacher else "")
-            + (f" ({lacks})" if (lacks := self._lacks()) else "")
+            + (f" ({absent})" if (absent := lacks(self.cache)) else "")
         )
         lock = FileLock(self.folder.path / ".lock", error=RunError, what=f"the run {self.folder.path.name}")
         if self.accelerator.is_main_process:
@@ -282,7 +273,10 @@ class _Run:
             held = ExampleSet(dev_examples, student, regions, threads=self.threads, labelled=False, progress=shown)
         if examples.shortened:
             info(f"{examples.shortened} text tokens did not fit the student and were left out.")
-        objective, batches = self._objective(examples, student)
+        taught = make_teaching(
+            config, examples, student, self.cache, seed=self.seed, threads=self.threads, folder=folder
+        )
+        self.untaught, objective = taught.untaught, taught.objective
         development = Development(self.data.spec, held, config.eval.tokens)
         device = self.accelerator.device
 
@@ -299,7 +293,7 @@ class _Run:
                 folder,
                 objective,
                 order,
-                batches,
+                taught.batches,
                 examples.ids,
                 examples.lengths,
                 examples.sequences,
@@ -315,37 +309,6 @@ class _Run:
             manifest = self._export(student, examples, result, time.monotonic() - began, batch)
         self.accelerator.wait_for_everyone()
         return manifest or self.folder.manifest() or {}
-
-    def _objective(self, examples: ExampleSet, student: Student) -> tuple[Objective, BatchMaker]:
-        mad = self.config.mad
-        steps = self.config.optim.steps
-        assert steps is not None
-        teacher = criterion = confidence = None
-        if mad is not None and self.cache is not None:
-            permute = derive_seed(self.seed, "permute") if self.config.permute_teacher else None
-            teacher = TeacherSide(examples, self.cache, mad, threads=self.threads, permute_seed=permute)
-            self.untaught = teacher.untaught
-            if self.untaught:
-                info(f"{self.untaught} of {len(examples)} examples learn from their labels alone: {self._lacks()}.")
-            criterion = make_criterion(mad, student, teacher, self.seed)
-            if mad.weighting != "uniform" and mad.term_weights:
-                confidence = teacher_confidence(
-                    examples,
-                    teacher,
-                    self.config.confidence,
-                    seed=derive_seed(self.seed, "probe"),
-                    logit_scale=self.cache.logit_scale,
-                    path=self.folder.path / CONFIDENCE,
-                )
-        made: MADCriterion | None = criterion
-        objective = Objective(
-            student,
-            made,
-            vqa_loss=self.config.optim.vqa_loss,
-            choice_loss=self.config.choice_loss,
-            class_loss=self.config.class_loss,
-        )
-        return objective, BatchMaker(examples, steps, teacher=teacher, confidence=confidence)
 
     def _order(self, examples: ExampleSet) -> Order:
         optim = self.config.optim
