@@ -12,28 +12,13 @@ import yaml
 
 from madkit.core.environment import environment
 from madkit.core.files import digest_of, read_json, sha256_file, write_json_atomic, write_text_atomic
+from madkit.core.later_keys import OUTSIDE, without_later
 from madkit.core.workspace import Workspace
 from madkit.distill.config import DistillConfig
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-# What does not change the numbers of a run does not change its folder either.
-_OUTSIDE_DIGEST = ("checkpoint", "description")
-# Keys that came later. Their defaults are what runs did before, so these are in no digest: old runs keep their folders.
-_LATER: dict[str, Any] = {
-    "answers": None,
-    "answer_match": "normalized",
-    "choice_loss": "softmax",
-    "class_loss": "softmax",
-    "adversarial": None,
-}
-_LATER_OPTIM: dict[str, Any] = {
-    "warmup_steps": None,
-    "schedule": "linear",
-    "milestones": [],
-    "optimizer": "adamw",
-    "momentum": 0.9,
-}
+# Keys that came later than the first runs stand in madkit.core.later_keys.LATER, with the default that means as before.
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +46,12 @@ class RunIdentity:
 
     def digest(self, config: DistillConfig) -> str:
         """16 hex digits over the identity and the configuration."""
-        values = {key: value for key, value in config.model_dump(mode="json").items() if key not in _OUTSIDE_DIGEST}
+        values = {key: value for key, value in config.model_dump(mode="json").items() if key not in OUTSIDE}
         if config.answers is not None:
             values["answers"] = sha256_file(Path(config.answers))
-        values["optim"] = _without(values["optim"], _LATER_OPTIM)
-        values = _without(values, _LATER)
+        values = without_later(values)
         own = {key: value for key, value in asdict(self).items() if key != "regions" or value is not None}
         return digest_of([own, values])
-
-
-def _without(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` without those keys of `defaults` that have the default's value."""
-    return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
 
 
 def slug(name: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from madkit.core.errors import MadkitError, NotFoundError, RunError
 from madkit.core.files import digest_of, read_json
+from madkit.core.later_keys import LATER, OUTSIDE, without_later
 from madkit.tasks.data import imported_datasets
 from madkit.tasks.spec import TASKS, TaskSpec
 
@@ -23,7 +24,7 @@ RUN_SCHEMA = 1
 ARM_ORDER = ("finetune", "kd-global", "kd-all", "mad", "affinity", "mad-affinity")
 
 # Differ between seeds of one and the same experiment, or change speed and disk only.
-_NOT_THE_EXPERIMENT = {"seed", "description", "checkpoint", "micro_tokens", "keep_checkpoints", "device", "workers"}
+_NOT_THE_EXPERIMENT = {"seed", "micro_tokens", "keep_checkpoints", "device", "workers", *OUTSIDE}
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def read_run(folder: Path) -> Run | None:
     if manifest.get("status") != "complete":
         return None
     try:
-        flat = flatten(manifest["config"])
+        flat = flatten(without_later(manifest["config"]))  # so that runs from before a key and since are one experiment
         flat |= {key: manifest.get(key) for key in ("student_digest", "cache_key", "regions")}
         pre_phase = flat.get("pre_phase.seed")
         return Run(
@@ -204,7 +205,7 @@ def _labels(cell: Sequence[tuple[Run, ...]]) -> list[tuple[tuple[Run, ...], str]
     differing = [key for key in keys if len({repr(one.get(key)) for one in settings}) > 1]
     names = []
     for one, members in zip(settings, cell, strict=True):
-        shown = ", ".join(f"{key.rpartition('.')[2]}={one.get(key)}" for key in differing[:2])
+        shown = ", ".join(f"{key.rpartition('.')[2]}={one.get(key, LATER.get(key))}" for key in differing[:2])
         more = f" #{members[0].experiment[:4]}" if len(differing) > 2 else ""
         names.append(f"{arm} [{shown}{more}]")
     return list(zip(cell, names, strict=True))

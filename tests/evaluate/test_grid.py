@@ -147,3 +147,15 @@ def test_a_run_with_a_damaged_description_is_said_so(made_up):
     assert not runs
     assert folder.name in problems[0].where
     assert "damaged" in problems[0].error
+
+
+def test_a_run_from_before_a_setting_existed_is_the_same_experiment(made_up):
+    made_up.add_run("mad", 0, config={"mad": {"weight": 0.3}, "optim": {"clip": 1.0}})
+    since = {"mad": {"weight": 0.3}, "optim": {"clip": 1.0, "optimizer": "adamw", "momentum": 0.9}, "answers": None}
+    made_up.add_run("mad", 1, config=since)
+    made_up.add_run("mad", 2, config={**since, "optim": {**since["optim"], "optimizer": "sgd"}})
+    groups = groups_of(made_up)
+    assert sorted((group.label, group.seeds) for group in groups) == [
+        ("mad [optimizer=adamw]", (0, 1)),
+        ("mad [optimizer=sgd]", (2,)),
+    ]
