@@ -100,7 +100,7 @@ def new_student(
         tokenizer = StudentTokenizer.from_folder(folder, lowercase=_said_casing(folder))
         source, digest = str(init), weights_digest(folder)
     _check_words(weights, tokenizer, source)
-    return _assemble(family, found, weights, tokenizer, StudentIdentity(found, kind, digest), source,
+    return assemble(family, found, weights, tokenizer, StudentIdentity(found, kind, digest), source,
                      region_dim=region_dim, head=head, seed=seed)  # fmt: skip
 
 
@@ -250,7 +250,7 @@ def _check_words(weights: Weights, tokenizer: StudentTokenizer, source: str) -> 
         raise DataError(f"{source}: its tokenizer has {len(tokenizer)} words, its weights {weights.config.vocab_size}.")
 
 
-def _assemble(
+def assemble(
     family: Family,
     name: str,
     weights: Weights,
