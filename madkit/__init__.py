@@ -1,6 +1,6 @@
 """madkit: Multimodal Adaptive Distillation for vision-language students.
 
-The four names below are all that a training loop of one's own needs. They are imported on first use, so that
+The names below are all that a training loop of one's own needs. They are imported on first use, so that
 ``import madkit`` stays free of torch.
 """
 
@@ -11,19 +11,34 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from madkit.cache import TokenCache as TokenCache
+    from madkit.distill.cached_teacher import CachedTeacher as CachedTeacher
+    from madkit.distill.student_places import token_spans as token_spans
+    from madkit.mad.config import MADConfig as MADConfig
     from madkit.mad.criterion import MADCriterion as MADCriterion
     from madkit.students.load import load_student as load_student
     from madkit.teachers.load import load_teacher as load_teacher
 
 __version__ = "0.1.0"
 
-__all__ = ["MADCriterion", "TokenCache", "__version__", "load_student", "load_teacher"]
+__all__ = [
+    "CachedTeacher",
+    "MADConfig",
+    "MADCriterion",
+    "TokenCache",
+    "__version__",
+    "load_student",
+    "load_teacher",
+    "token_spans",
+]
 
 _HOMES = {
+    "CachedTeacher": "madkit.distill.cached_teacher",
+    "MADConfig": "madkit.mad.config",
     "MADCriterion": "madkit.mad.criterion",
     "TokenCache": "madkit.cache",
     "load_student": "madkit.students.load",
     "load_teacher": "madkit.teachers.load",
+    "token_spans": "madkit.distill.student_places",
 }
 
 

@@ -191,6 +191,16 @@ def box_patch_weights(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
     return (down.unsqueeze(-1) * across.unsqueeze(-2)).flatten(-2)
 
 
+def grid_boxes(rows: int, columns: int) -> Tensor:
+    """Boxes [rows * columns, 4] of the cells of a grid over the whole image, row by row: the regions of a student of
+    pixels, such as the patches of a ViT.
+    """
+    x, y = torch.arange(columns + 1) / columns, torch.arange(rows + 1) / rows
+    low = torch.stack([x[:-1].repeat(rows), y[:-1].repeat_interleave(columns)], -1)
+    high = torch.stack([x[1:].repeat(rows), y[1:].repeat_interleave(columns)], -1)
+    return torch.cat([low, high], -1)
+
+
 _THIN = 1e-4  # share of the picture's side; thinner boxes are widened to it, which no patch grid can tell apart
 
 

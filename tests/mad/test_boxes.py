@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from madkit.mad.align import box_patch_weights, boxes_in_view, pool_regions
+from madkit.mad.align import box_patch_weights, boxes_in_view, grid_boxes, pool_regions
 
 torch.set_num_threads(1)
 SAMPLES = 400
@@ -103,3 +103,11 @@ def test_a_whole_view_changes_no_bit(x: tuple[float, float], y: tuple[float, flo
     inside, share = boxes_in_view(boxes, torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
     assert torch.equal(inside, boxes)
     torch.testing.assert_close(share, torch.ones(1, 1))
+
+
+def test_the_cells_of_a_grid_take_their_own_patches():
+    """On the teacher's own grid a cell's target is the patch itself; row by row, as patches are numbered."""
+    patches = torch.arange(6.0).view(1, 6, 1)
+    boxes = grid_boxes(2, 3)
+    assert boxes[1].tolist() == pytest.approx([1 / 3, 0, 2 / 3, 0.5])
+    torch.testing.assert_close(pool_regions(patches, boxes.unsqueeze(0), (2, 3)), patches)
