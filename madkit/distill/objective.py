@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,16 +12,22 @@ from torch import Tensor, nn
 
 from madkit.cache import TokenCache
 from madkit.core.seeds import derive_seed
+from madkit.distill.absent_side import no_images, no_texts
 from madkit.distill.examples import ExampleSet, TeacherRows
 from madkit.distill.loop import StepLoss
 from madkit.distill.order import Indices
 from madkit.distill.teacher_bank import ImageBank, TextBank, image_bank, text_bank
 from madkit.mad.config import MADConfig
 from madkit.mad.criterion import MADCriterion, separate_spaces
+from madkit.mad.several import SeveralTeachers
 from madkit.mad.targets import TeacherTargets
 from madkit.students.heads import ChoiceLoss, ClassLoss, VqaLoss, gold_probability, task_loss
 from madkit.students.interface import StudentInputs, StudentOutput
 from madkit.students.student import Student
+
+Criterion = MADCriterion | SeveralTeachers
+Targets = TeacherTargets | Mapping[str, TeacherTargets]
+"""What one teacher says of a batch, or several do, by name: what a criterion of one, or of several, compares with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +37,7 @@ class Batch:
     Attributes:
         inputs: the student's tensors.
         target: [B] labels or [B, K] soft scores; None without labels.
-        teacher: the teacher's side; None where no term needs it.
+        teacher: the teacher's side, or that of several by name; None where no term needs it.
         query_index: [S] text position that asks in sentence affinity; None: the last [SEP].
         confidence: [B] c_T, the teacher's confidence in the gold target; None where no weight needs it.
         step: number of the step, counted from 0.
@@ -38,7 +46,7 @@ class Batch:
 
     inputs: StudentInputs
     target: Tensor | None
-    teacher: TeacherTargets | None
+    teacher: Targets | None
     query_index: Tensor | None
     confidence: Tensor | None
     step: int
@@ -50,10 +58,27 @@ class Batch:
             self,
             inputs=self.inputs.to(device, non_blocking=True),
             target=None if self.target is None else self.target.to(device, non_blocking=True),
-            teacher=None if self.teacher is None else self.teacher.to(device, non_blocking=True),
+            teacher=None if self.teacher is None else _moved(self.teacher, device),
             query_index=None if self.query_index is None else self.query_index.to(device, non_blocking=True),
             confidence=None if self.confidence is None else self.confidence.to(device, non_blocking=True),
         )
+
+
+def _moved(targets: Targets, device: torch.device | str) -> Targets:
+    if isinstance(targets, TeacherTargets):
+        return targets.to(device, non_blocking=True)
+    return {name: one.to(device, non_blocking=True) for name, one in targets.items()}
+
+
+class Side(Protocol):
+    """What one or several teachers say of a set of examples."""
+
+    def targets(self, rows: TeacherRows, indices: Indices, inputs: StudentInputs) -> Targets:
+        """The teachers' side of a batch whose student tensors are `inputs`."""
+
+    @property
+    def untaught(self) -> int:
+        """Examples with a sequence that no teacher says anything about."""
 
 
 def needs_text_tokens(config: MADConfig) -> bool:
@@ -84,8 +109,9 @@ class TeacherSide:
         *,
         threads: int = 2,
         permute_seed: int | None = None,
+        whole: bool = True,
     ) -> None:
-        """Read what `config` needs.
+        """Read what `config` needs. `whole` refuses a cache of images or texts alone; else its other side is empty.
 
         Raises CacheError, which names missing images or texts and the command that extracts them, or ConfigError where
         `config` compares images with texts and the teacher's two encoders do not share a space.
@@ -94,16 +120,24 @@ class TeacherSide:
         self.shared_space = cache.shared_space
         if compares_modalities(config) and not self.shared_space:  # said before anything is read
             raise separate_spaces(config.affinity_weight > 0)
-        self.images: ImageBank = image_bank(
-            cache,
-            examples.image_ids,
-            examples.region_boxes,
-            threads=threads,
-            permute_seed=permute_seed,
-            tokens=cache.images.has_tokens or needs_regions(config),
-        )
+        self.images: ImageBank
+        if whole or "images" in cache.parts:
+            self.images = image_bank(
+                cache,
+                examples.image_ids,
+                examples.region_boxes,
+                threads=threads,
+                permute_seed=permute_seed,
+                tokens=(whole and cache.images.has_tokens) or needs_regions(config),
+            )
+        else:
+            self.images = no_images(examples.region_boxes)
         pairs = examples.token_pairs if needs_text_tokens(config) else None
-        self.texts: TextBank = text_bank(cache, examples.texts, pairs, threads=threads)
+        self.texts: TextBank
+        if whole or "texts" in cache.parts:
+            self.texts = text_bank(cache, examples.texts, pairs, threads=threads)
+        else:
+            self.texts = no_texts(len(examples.texts))
         self._texts_there = None if self.texts.present.all() else self.texts.present
         self._taught = self._find_taught()
         self._keys: Tensor | None = None
@@ -121,11 +155,16 @@ class TeacherSide:
         return taught
 
     @property
+    def taught(self) -> Tensor:
+        """[n] bool: examples of whose every sequence the teacher says something, because the cache has its items."""
+        if self._taught is None:
+            return torch.ones(len(self.examples), dtype=torch.bool)
+        return self._taught.view(-1, self.examples.n_candidates).all(1)
+
+    @property
     def untaught(self) -> int:
         """Examples with a sequence that the teacher says nothing about, because the cache lacks its image or texts."""
-        if self._taught is None:
-            return 0
-        return int((~self._taught.view(-1, self.examples.n_candidates).all(1)).sum())
+        return int((~self.taught).sum())
 
     def targets(self, rows: TeacherRows, indices: Indices, inputs: StudentInputs) -> TeacherTargets:
         """The teacher's side of a batch whose student tensors are `inputs`."""
@@ -195,7 +234,7 @@ class BatchMaker:
         examples: ExampleSet,
         steps: int,
         *,
-        teacher: TeacherSide | None = None,
+        teacher: Side | None = None,
         confidence: Tensor | None = None,
         one_text: bool = False,
     ) -> None:
@@ -248,7 +287,7 @@ class Objective(nn.Module):
     def __init__(
         self,
         student: Student,
-        criterion: MADCriterion | None,
+        criterion: Criterion | None,
         *,
         supervised: bool = True,
         vqa_loss: VqaLoss = "bce",
@@ -293,7 +332,7 @@ class Objective(nn.Module):
             pairs=out.pair_logits,
         ).mean()
 
-    def distil(self, criterion: MADCriterion, out: StudentOutput, batch: Batch) -> StepLoss:
+    def distil(self, criterion: Criterion, out: StudentOutput, batch: Batch) -> StepLoss:
         """What the teacher adds: the criterion on the student's hidden states."""
         assert batch.teacher is not None
         inputs, kind = batch.inputs, self.student.head_spec.kind
