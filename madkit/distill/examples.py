@@ -87,7 +87,7 @@ class ExampleSet:
             raise RunError("There are no examples to read.")
         self.examples = list(examples)
         self.ids = [example.id for example in self.examples]
-        self.target = _targets(self.examples, student.head_spec, answer_match) if labelled else None
+        self.target = targets_of(self.examples, student.head_spec, answer_match) if labelled else None
         counts = {max(1, len(example.candidates)) for example in self.examples}
         if len(counts) != 1:
             raise DataError(f"The examples have different numbers of candidates ({sorted(counts)}).")
@@ -214,7 +214,7 @@ def _box_links(encoded: EncodedExample, boxes: NDArray[np.float32]) -> NDArray[n
     return boxes_to_regions(encoded.boxes, boxes)
 
 
-def _targets(examples: Sequence[Example], head: HeadSpec, match: AnswerMatch) -> Tensor | SoftTargets:
+def targets_of(examples: Sequence[Example], head: HeadSpec, match: AnswerMatch) -> Tensor | SoftTargets:
     """[n] long labels, or [n, K] soft scores. Raises DataError for an example without a label."""
     if head.kind == "vqa":
         positions = positions_of(head.outputs)

@@ -8,6 +8,7 @@ process its share of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,7 +139,11 @@ class BucketOrder:
         return self._batches[place]
 
 
-Order = PlainOrder | BucketOrder
+class Order(Protocol):
+    """Any row of batches."""
+
+    def at(self, consumed: int) -> Indices:
+        """The batch that begins after `consumed` samples: indices into a set."""
 
 
 def rank_slice(batch: Indices, rank: int, world: int) -> Indices:
