@@ -21,7 +21,7 @@ from madkit.mad.config import MADConfig
 from madkit.mad.heads import ProjectionHead
 from madkit.mad.schedule import schedule_factor
 from madkit.mad.targets import ChannelStats, TeacherTargets
-from madkit.mad.weigh import confidence_weights
+from madkit.mad.weigh import WholeBatch, confidence_weights
 
 __all__ = ["CriterionOutput", "MADConfig", "MADCriterion"]
 
@@ -58,6 +58,8 @@ class MADCriterion(nn.Module):
 
     It holds the projection heads, so they train with the student and stay out of what is exported. It knows nothing
     of the student's network: any module that gives hidden states with text positions first, then regions, will do.
+    A loop that cuts its batches into parts sets `whole_batch`, so that weights have mean 1 over the batch and not over
+    each part.
 
     Args:
         config: the switches.
@@ -69,6 +71,7 @@ class MADCriterion(nn.Module):
     def __init__(self, config: MADConfig, student_dim: int, vision_dim: int, text_dim: int) -> None:
         super().__init__()
         self.config = config
+        self.whole_batch: WholeBatch | None = None
         self.dims = (student_dim, vision_dim, text_dim)
         terms = config.term_weights
         widths = {}
@@ -211,6 +214,7 @@ class MADCriterion(nn.Module):
             w_max=config.w_max,
             labelled=labelled,
             probe_threshold=config.probe_threshold,
+            whole=self.whole_batch,
         )
 
     def _terms(

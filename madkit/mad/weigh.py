@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from madkit.mad.config import Weighting
+
+WholeBatch = Callable[[Tensor, Tensor], Tensor | None]
+"""From sum and number of the raw weights of a part of a batch to the mean over all of it; None: the part's own."""
 
 _FLOOR = 1e-6  # smallest student confidence: keeps the ratio finite where the student is sure of something wrong
 
@@ -58,6 +63,7 @@ def confidence_weights(
     w_max: float = 3.0,
     labelled: Tensor | None = None,
     probe_threshold: float = 0.0,
+    whole: WholeBatch | None = None,
 ) -> Tensor:
     """Weight of each example in the distillation term.
 
@@ -73,6 +79,7 @@ def confidence_weights(
         w_max: cap before normalisation.
         labelled: [B] bool; None: all are.
         probe_threshold: see above.
+        whole: where these are a part of a batch (a micro-batch, a process's share): gives the mean to divide by.
 
     Returns:
         [B] float32 without gradient; the labelled ones have mean 1 (or are all 0, if the teacher is never right).
@@ -87,8 +94,11 @@ def confidence_weights(
         ratio = teacher / student_confidence.detach().float().clamp(_FLOOR, 1.0)
     weight = ratio.pow(gamma).clamp(0.0, w_max)
     if labelled is None:
-        return weight / weight.mean().clamp_min(1e-12)
-    count = labelled.sum().clamp_min(1)
-    mean = torch.where(labelled, weight, 0.0).sum() / count
+        mean = None if whole is None else whole(weight.sum(), weight.new_tensor(float(weight.numel())))
+        return weight / (weight.mean() if mean is None else mean).clamp_min(1e-12)
+    counted, number = torch.where(labelled, weight, 0.0).sum(), labelled.sum()
+    mean = None if whole is None else whole(counted, number.float())
+    if mean is None:
+        mean = counted / number.clamp_min(1)
     unlabelled = (teacher >= probe_threshold).float()
     return torch.where(labelled, weight / mean.clamp_min(1e-12), unlabelled)
