@@ -11,7 +11,7 @@ from madkit.core.errors import UsageProblem
 from madkit.core.files import digest_of
 from madkit.distill.answers import head_for
 from madkit.distill.arms import load_arm
-from madkit.distill.examples import _targets
+from madkit.distill.examples import targets_of
 from madkit.distill.folder import RunIdentity
 from madkit.students.heads import HeadSpec
 from madkit.tasks.example import Example, ImageRef, Segment
@@ -54,9 +54,9 @@ def test_a_given_list_keeps_its_order(tmp_path: Path) -> None:
 
 def test_targets_by_either_way_of_matching() -> None:
     head = HeadSpec("vqa", ("yes", "dog"))
-    assert torch.equal(_targets(TRAIN[:1], head, "normalized").dense(), torch.tensor([[0.0, 1.0]]))
+    assert torch.equal(targets_of(TRAIN[:1], head, "normalized").dense(), torch.tensor([[0.0, 1.0]]))
     twice = question("dog", ["a dog"] * 7 + ["dog"] * 3)
-    assert torch.equal(_targets([twice], head, "raw").dense(), torch.tensor([[0.0, 0.9]]))
+    assert torch.equal(targets_of([twice], head, "raw").dense(), torch.tensor([[0.0, 0.9]]))
 
 
 def test_only_a_given_list_changes_the_digest_of_a_run(tmp_path: Path) -> None:
