@@ -21,6 +21,8 @@ LATER: dict[str, Any] = {
     "choice_loss": "softmax",
     "class_loss": "softmax",
     "adversarial": None,
+    "teachers": {},
+    "pool": None,
     "visual_input": "own",
     "confidence.teacher": "unadapted",
     "optim.warmup_steps": None,

@@ -95,6 +95,11 @@ class Workspace:
         return self.root / "runs"
 
     @property
+    def adapters(self) -> Path:
+        """Runs that adapted a teacher."""
+        return self.root / "adapters"
+
+    @property
     def reports(self) -> Path:
         """Tables, plots and pages."""
         return self.root / "reports"

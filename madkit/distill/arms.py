@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from madkit.distill.config import DistillConfig
 
 FOLDER = Path(__file__).parent / "arms"
+# Baselines, naive distillation, the method and its ablations, what goes beyond it, the teacher as the student's eyes.
+ORDER = (
+    "finetune", "finetune-long", "kd-global", "kd-all", "mad", "mad-no-selection", "mad-no-confidence",
+    "mad-no-adaptation", "affinity", "mad-affinity", "soft-labels", "clip-vil",
+)  # fmt: skip
 
 
 def arm_names() -> list[str]:
     """The shipped arms, in the order in which comparisons list them."""
-    order = ["finetune", "kd-global", "kd-all", "mad", "affinity", "mad-affinity"]
     found = {path.stem for path in FOLDER.glob("*.yaml")}
-    return [name for name in order if name in found] + sorted(found - set(order))
+    return [name for name in ORDER if name in found] + sorted(found - set(ORDER))
 
 
 def arm_path(arm: str) -> Path:

@@ -10,11 +10,16 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from madkit.core.config import StrictModel
+from madkit.distill.pool_config import PoolConfig
 from madkit.distill.schedule import Shape
+from madkit.distill.teacher_settings import TeacherSettings, check_teachers
 from madkit.mad.config import MADConfig
+
+Adaptation = Literal["named", "if-there", "required", "never"]
+PERMUTED = "-permuted"  # at the end of an arm's name: what the control is called in folders and tables
 
 # What a task's fine-tuning differs in where nothing is set. VQA's head decides between many answers and starts far from
 # anything useful: papers train it faster than the rest (UNITER ten times, `lr_mul`; METER fifty times). The factor and
@@ -36,6 +41,7 @@ class OptimConfig(StrictModel):
     epochs: float = Field(20.0, gt=0, description="passes over the labelled examples, where steps is not given")
     min_steps: int = Field(400, ge=1)
     max_steps: int = Field(2000, ge=1)
+    extra_steps: int = Field(0, ge=0, description="added to the steps: a baseline with as many updates as another arm")
     batch_size: int = Field(32, ge=1, description="examples per step, where token_budget is not given")
     token_budget: int | None = Field(None, ge=1, description="padded tokens per step, from length-sorted buckets")
     bucket: int = Field(8192, ge=1, description="examples that are sorted by length together")
@@ -79,6 +85,11 @@ class ConfidenceConfig(StrictModel):
 
     source: Literal["probe", "zero-shot"] = "probe"
     folds: int = Field(5, ge=2)
+    teacher: Literal["unadapted", "same"] = Field(
+        "unadapted",
+        description="of an adapted teacher: who is asked, the teacher before its adaptation, which has not seen the "
+        "labels, or the adapted one itself",
+    )
 
 
 class AdversarialConfig(StrictModel):
@@ -130,8 +141,13 @@ class DistillConfig(StrictModel):
     eval: EvalConfig = Field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     mad: MADConfig | None = None
+    teachers: dict[str, TeacherSettings] = Field(
+        default_factory=dict,
+        description="several at once: a weight by name, or weight and mad (settings that differ); none: --teacher's",
+    )
     confidence: ConfidenceConfig = Field(default_factory=ConfidenceConfig)
     pre_phase: PrePhaseConfig | None = None
+    pool: PoolConfig | None = Field(None, description="unlabelled batches beside the labelled ones")
     adversarial: AdversarialConfig | None = None
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, on CUDA devices")
     answers: str | None = Field(None, description="VQA only: file with the head's answers; none: from the train split")
@@ -143,11 +159,38 @@ class DistillConfig(StrictModel):
     )
     class_loss: Literal["softmax", "bce"] = Field("softmax", description="classification only; bce is UNITER's")
     permute_teacher: bool = Field(False, description="control: every image is given another image's teacher tokens")
+    adaptation: Adaptation = Field(
+        "named",
+        description="whose cache is read where teachers were adapted: an adapted one's only where --teacher names it "
+        "(named), that of a teacher adapted on this very subset, where there is one (if-there) or else none at all "
+        "(required), or an untouched one's in any case (never)",
+    )
+    visual_input: Literal["own", "teacher"] = Field(
+        "own",
+        description="what the student sees with: what it was made for, or the teacher's tokens in the place of regions "
+        "(clip-vil), which the teacher has to compute again for every image that is answered about",
+    )
+
+    @property
+    def distils(self) -> bool:
+        """Whether anything is learnt from a teacher."""
+        return self.mad is not None or self.pre_phase is not None
 
     @property
     def needs_cache(self) -> bool:
         """Whether a teacher's tokens are read at all."""
-        return self.mad is not None or self.pre_phase is not None
+        return self.distils or self.visual_input == "teacher"
+
+    @model_validator(mode="after")
+    def _teachers_that_can_be_meant(self) -> DistillConfig:
+        check_teachers(self.teachers, self.mad)
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_permute(self) -> DistillConfig:
+        if self.permute_teacher and not self.distils:
+            raise ValueError("permute_teacher: nothing is distilled here, so there is nothing to permute")
+        return self
 
 
 def resolve(config: DistillConfig, *, task: str, n_examples: int, seed: int) -> DistillConfig:
@@ -158,6 +201,11 @@ def resolve(config: DistillConfig, *, task: str, n_examples: int, seed: int) -> 
         steps = round(optim.epochs * per_epoch)
         steps = min(max(steps, optim.min_steps), max(optim.max_steps, optim.min_steps))
         config = config.model_copy(update={"optim": optim.model_copy(update={"steps": steps})})
+    if optim.extra_steps and config.optim.steps is not None:
+        longer = {"steps": config.optim.steps + optim.extra_steps, "extra_steps": 0}
+        config = config.model_copy(update={"optim": config.optim.model_copy(update=longer)})
+    if config.permute_teacher and not config.arm.endswith(PERMUTED):
+        config = config.model_copy(update={"arm": config.arm + PERMUTED})
     if config.optim.warmup_steps is not None and config.optim.steps is not None:
         share = min(0.1, config.optim.warmup_steps / config.optim.steps)
         config = config.model_copy(update={"optim": config.optim.model_copy(update={"warmup": share})})

@@ -27,7 +27,8 @@ class RunIdentity:
 
     `student` is a readable name, `student_digest` stands for its initial weights; `teacher` and `cache_key` are None
     for arms without one. `examples` digests the ids of the labelled subset, `regions` the region features where they
-    were added to the data (None: they came with it).
+    were added to the data (None: they came with it), `confidence_cache` is another cache that the teacher's confidence
+    comes from (None: `cache_key`).
     """
 
     task: str
@@ -43,6 +44,7 @@ class RunIdentity:
     cache_key: str | None
     examples: str
     regions: str | None = None
+    confidence_cache: str | None = None
 
     def digest(self, config: DistillConfig) -> str:
         """16 hex digits over the identity and the configuration."""
@@ -50,7 +52,8 @@ class RunIdentity:
         if config.answers is not None:
             values["answers"] = sha256_file(Path(config.answers))
         values = without_later(values)
-        own = {key: value for key, value in asdict(self).items() if key != "regions" or value is not None}
+        later = ("regions", "confidence_cache")
+        own = {key: value for key, value in asdict(self).items() if key not in later or value is not None}
         return digest_of([own, values])
 
 

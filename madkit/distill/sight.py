@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from madkit.cache import TokenCache, choose_cache
 from madkit.cache.token_regions import TokenRegions
@@ -10,8 +12,9 @@ from madkit.core.errors import CacheError
 from madkit.core.files import read_json
 from madkit.core.workspace import Workspace
 from madkit.regions import RegionReader
+from madkit.students.counterpart import counterpart_folder
 from madkit.students.families import Visual, family_of, parse_name
-from madkit.students.load import CONFIG, student_names
+from madkit.students.load import CONFIG, student_folder, student_names
 from madkit.students.start import starting_folder
 from madkit.tasks.data import TaskData
 
@@ -45,21 +48,51 @@ def kept_start(workspace: Workspace, student: str | Path | None) -> str | Path |
     return kept if (kept / CONFIG).is_file() and not (Path(student) / CONFIG).is_file() else student
 
 
-def beginning(workspace: Workspace, student: str, init: str | None, data: TaskData, teacher: str | None) -> str:
+def sees_with(student: str) -> Visual:
+    """What a student, given by name or folder, sees with."""
+    if student in student_names() or (Path(student) / CONFIG).is_file():
+        return sight_of(student_folder(student))
+    parsed = parse_name(student)
+    return "regions" if parsed is None else family_of(parsed[0]).visual
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What training begins with: `source` is a name or folder with first weights, `name` what the student is called."""
+
+    source: str
+    name: str
+
+
+def beginning(
+    workspace: Workspace,
+    student: str,
+    init: str | None,
+    data: TaskData,
+    teacher: str | None,
+    visual_input: Literal["own", "teacher"] = "own",
+) -> Start:
     """`student` where it has weights, else the folder in the workspace where its first ones lie.
 
-    Raises as `students.start.new_student`; CacheError or NotFoundError where it sees with a teacher whose cache is not
-    there.
+    With the teacher's tokens as its visual input a student of regions begins as its clip-vil counterpart, under its own
+    name: the arm says how it sees.
+
+    Raises as `students.start.new_student` and `students.counterpart.counterpart`; CacheError or NotFoundError where it
+    sees with a teacher whose cache is not there.
     """
-    if student in student_names() or (Path(student) / CONFIG).is_file():
-        return student
-    parsed = parse_name(student)
-    sight = "regions" if parsed is None else family_of(parsed[0]).visual
-    dim: int | None = None
-    if sight == "teacher":
+    sight = sees_with(student)
+    source = student
+    if student not in student_names() and not (Path(student) / CONFIG).is_file():
+        dim: int | None = None
+        if sight == "teacher":
+            with choose_cache(workspace, data, teacher) as cache:
+                dim = cache.images.dim
+        elif sight == "regions":
+            regions = data.regions()
+            dim = None if regions is None else regions.dim
+        source = str(starting_folder(workspace.root / "students", student, init=init, region_dim=dim))
+    name = source if source in student_names() else student_folder(source).name
+    if visual_input == "teacher" and sight != "teacher":
         with choose_cache(workspace, data, teacher) as cache:
-            dim = cache.images.dim
-    elif sight == "regions":
-        regions = data.regions()
-        dim = None if regions is None else regions.dim
-    return str(starting_folder(workspace.root / "students", student, init=init, region_dim=dim))
+            source = str(counterpart_folder(workspace.root / "students", source, cache.images.dim))
+    return Start(source, name)

@@ -14,11 +14,12 @@ from torch import nn
 
 from madkit.cache import TokenCache, choose_cache
 from madkit.cache.reader import adapter_name
-from madkit.core.console import info, progress
+from madkit.core.console import info, progress, warn
 from madkit.core.errors import RunError, UsageProblem
 from madkit.core.files import FileLock, digest_of, sha256_file, write_json_atomic, write_text_atomic
 from madkit.core.seeds import derive_seed
 from madkit.core.workspace import Workspace
+from madkit.distill.adaptation import TeacherPick, asked_cache, pick_teacher
 from madkit.distill.adversarial import Adversary
 from madkit.distill.answers import head_for
 from madkit.distill.arms import load_arm
@@ -33,11 +34,11 @@ from madkit.distill.optimizer import OptimizerSettings
 from madkit.distill.order import BucketOrder, Order, PlainOrder
 from madkit.distill.pre_phase import PrePhaseResult, pre_phase
 from madkit.distill.recipes import PAPER, load_recipe
-from madkit.distill.sight import beginning, kept_start, regions_seen, sight_of
+from madkit.distill.sight import Start, beginning, kept_start, regions_seen, sees_with, sight_of
 from madkit.distill.summary import summary_text
 from madkit.distill.teaching import lacks, make_teaching
 from madkit.students.heads import HeadSpec
-from madkit.students.load import load_student, save_student, student_folder, student_names
+from madkit.students.load import load_student, save_student, student_folder
 from madkit.students.start import check_start
 from madkit.students.student import Student
 from madkit.tasks.data import TaskData, check_task_name, open_task
@@ -128,9 +129,13 @@ def distill(
             f"Recipe {found.recipe}: {found.published} (about {found.batch.samples:,} examples or "
             f"{found.batch.tokens:,} tokens a step)."
         )
+    labelled = labelled_examples(data, shots, seed)
+    pick = TeacherPick(teacher)
+    if config.needs_cache or sees_with(str(student)) == "teacher":
+        pick = pick_teacher(workspace, data, teacher, config.adaptation, labelled, shots=shots, seed=seed)
     with accelerator.main_process_first():  # its first weights are put together by one process
-        student = beginning(workspace, str(student), init, data, teacher)
-    run = _Run(workspace, data, data.spec.name, shots, str(student), teacher, seed, config, threads or 2, accelerator)
+        start = beginning(workspace, str(student), init, data, pick.store, config.visual_input)
+    run = _Run(workspace, data, shots, labelled, start, pick, seed, config, threads or 2, accelerator)
     try:
         return run.go()
     finally:
@@ -144,10 +149,10 @@ class _Run:
         self,
         workspace: Workspace,
         data: TaskData,
-        task: str,
         shots: str,
-        student: str,
-        teacher: str | None,
+        labelled: Sequence[Example],
+        start: Start,
+        pick: TeacherPick,
         seed: int,
         config: DistillConfig,
         threads: int,
@@ -157,27 +162,30 @@ class _Run:
         self.data = data
         self.seed = seed
         self.threads = threads
-        self.student_source = student
+        self.student_source = start.source
         self.accelerator = accelerator
         self.train: Sequence[Example] = data.examples("train")
-        self.labelled = labelled_examples(data, shots, seed)
+        self.labelled = labelled
+        self.pick = pick
         self.config = resolve(config, task=data.spec.kind, n_examples=len(self.labelled), seed=seed)
         head = head_for(data.spec, self.train, answers=Path(config.answers) if config.answers else None)
         binary = head.kind == "multiple-choice" and config.choice_loss == "binary"
         self.head: HeadSpec = replace(head, binary=True) if binary else head
+        teacher = pick.store
         self.cache: TokenCache | None = choose_cache(workspace, data, teacher) if self.config.needs_cache else None
-        folder = student_folder(student)
+        self.asked = asked_cache(workspace, data, pick, self.config)
+        folder = student_folder(start.source)
         self.sight = sight_of(folder)
         self.eyes: TokenCache | None = None
         if self.sight == "teacher":  # the cache of an arm without a teacher, too
             self.eyes = self.cache if self.cache is not None else choose_cache(workspace, data, teacher)
         known = self.cache if self.cache is not None else self.eyes
         self.identity = RunIdentity(
-            task=task,
+            task=data.spec.name,
             source=data.source,
             data_revision=data.revision,
             is_mini=data.is_mini,
-            student=student if student in student_names() else folder.name,
+            student=start.name,
             student_digest=sha256_file(folder / "model.safetensors")[:16],
             arm=self.config.arm,
             shots=shots,
@@ -186,6 +194,7 @@ class _Run:
             cache_key=None if known is None else known.path.name,
             examples=digest_of([example.id for example in self.labelled]),
             regions=data.region_digest(),
+            confidence_cache=None if self.asked is None else self.asked.path.name,
         )
         self.folder = RunFolder.of(workspace, self.identity, self.config, data.spec.to_dict())
         self.pre_phase: PrePhaseResult | None = None
@@ -193,7 +202,7 @@ class _Run:
 
     def close(self) -> None:
         """Let go of the cache."""
-        for cache in (self.cache, self.eyes):
+        for cache in (self.cache, self.eyes, self.asked):
             if cache is not None:
                 cache.close()
 
@@ -204,6 +213,8 @@ class _Run:
         if done is not None:
             return RunResult(self.folder.path, True, done)
         self._check_room()
+        if self.pick.said:
+            (info if self.pick.fair else warn)(self.pick.said)
         info(
             f"{self.data.source}, {self.identity.shots}: {len(self.labelled)} labelled examples, arm "
             f"{self.identity.arm}, student {self.identity.student}, seed {self.seed}"
@@ -274,7 +285,7 @@ class _Run:
         if examples.shortened:
             info(f"{examples.shortened} text tokens did not fit the student and were left out.")
         taught = make_teaching(
-            config, examples, student, self.cache, seed=self.seed, threads=self.threads, folder=folder
+            config, examples, student, self.cache, seed=self.seed, threads=self.threads, folder=folder, asked=self.asked
         )
         self.untaught, objective = taught.untaught, taught.objective
         development = Development(self.data.spec, held, config.eval.tokens)
@@ -363,6 +374,8 @@ class _Run:
             "device": str(self.accelerator.device),
             "processes": self.accelerator.num_processes,
             "pre_phase": None if self.pre_phase is None else self.pre_phase.path.name,
+            "adapted": None if self.pick.adapted is None else self.pick.adapted.as_dict(),
+            "teacher_at_inference": self.sight == "teacher",
             "dev": scores[-1] if scores else {},
         }
         write_text_atomic(folder / "summary.md", summary_text(self.identity, self.config, facts, result.looks))

@@ -13,6 +13,7 @@ from madkit.distill.confidence import teacher_confidence
 from madkit.distill.config import DistillConfig
 from madkit.distill.examples import ExampleSet
 from madkit.distill.objective import BatchMaker, Objective, TeacherSide, make_criterion
+from madkit.mad.config import MADConfig
 from madkit.mad.criterion import MADCriterion
 from madkit.students.student import Student
 
@@ -41,6 +42,7 @@ def make_teaching(
     seed: int,
     threads: int,
     folder: Path,
+    asked: TokenCache | None = None,
 ) -> Teaching:
     """Bring together what a run learns from.
 
@@ -52,6 +54,7 @@ def make_teaching(
         seed: the run's seed.
         threads: readers.
         folder: the run's folder, where the teacher's confidence is written.
+        asked: the cache that the teacher's confidence comes from (`adaptation.asked_cache`); None: `cache`.
 
     Raises:
         CacheError: the cache lacks images or texts; the hint is the command that extracts them.
@@ -70,12 +73,16 @@ def make_teaching(
             info(f"{untaught} of {len(examples)} examples learn from their labels alone: {lacks(cache)}.")
         criterion = make_criterion(mad, student, teacher, seed)
         if mad.weighting != "uniform" and mad.term_weights:
+            sure, said_by = teacher, cache
+            if asked is not None:
+                globals_only = MADConfig(tokens="global", weighting="uniform")
+                sure, said_by = TeacherSide(examples, asked, globals_only, threads=threads, permute_seed=permute), asked
             confidence = teacher_confidence(
                 examples,
-                teacher,
+                sure,
                 config.confidence,
                 seed=derive_seed(seed, "probe"),
-                logit_scale=cache.logit_scale,
+                logit_scale=said_by.logit_scale,
                 path=folder / CONFIDENCE,
             )
     objective = Objective(

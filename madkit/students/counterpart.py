@@ -33,8 +33,8 @@ def clip_vil_family(family: Family, student: str) -> Family:
             return other
     able = [name for name in FAMILIES.names() if family_of(name).visual == "regions"]
     raise UsageProblem(
-        f"The student {student} ({family.name}) sees the pixels themselves, so a teacher's tokens cannot take the place "
-        "of its regions.",
+        f"The student {student} ({family.name}) sees the pixels themselves, so a teacher's tokens cannot take the "
+        "place of its regions.",
         hint=f"take a student of regions: {', '.join(able)}",
     )
 

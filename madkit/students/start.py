@@ -262,6 +262,10 @@ def assemble(
     head: HeadSpec | None,
     seed: int,
 ) -> Beginning:
+    """A student of a family with the weights that were read, and the rest drawn from `seed`.
+
+    Raises DataError where weights have no place in it or another shape.
+    """
     config: Any = weights.config
     if region_dim is not None and region_dim != config.region_dim:
         config = replace(config, region_dim=region_dim)

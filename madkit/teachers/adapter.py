@@ -66,7 +66,7 @@ class Adapter:
 
 def adapters_folder(workspace: Workspace) -> Path:
     """Where a workspace keeps its adaptation runs."""
-    return workspace.root / "adapters"
+    return workspace.adapters
 
 
 def find_adapter(folder: Path, run: str) -> Path:

@@ -3,15 +3,27 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
+import yaml
 
 from madkit.core.errors import ConfigError, NotFoundError, UsageProblem
-from madkit.distill.arms import FOLDER, arm_names, arm_path, load_arm, parse_overrides
+from madkit.core.files import read_jsonl
+from madkit.distill.arms import FOLDER, ORDER, arm_names, arm_path, load_arm, parse_overrides
 from madkit.distill.config import resolve
+from madkit.distill.stage import distill
+
+torch.set_num_threads(1)
 
 
 def test_the_shipped_arms_are_those_of_the_comparison():
-    assert arm_names() == ["finetune", "kd-global", "kd-all", "mad", "affinity", "mad-affinity"]
+    assert set(arm_names()) >= {
+        "finetune", "finetune-long", "kd-global", "kd-all", "mad", "mad-no-selection", "mad-no-confidence",
+        "mad-no-adaptation", "affinity", "mad-affinity", "clip-vil",
+    }  # fmt: skip
+    assert arm_names() == list(dict.fromkeys(arm_names()))
+    assert set(arm_names()) <= set(ORDER), "a new arm: say where comparisons list it"
 
 
 @pytest.mark.parametrize("name", arm_names())
@@ -19,9 +31,76 @@ def test_a_shipped_arm_is_called_as_its_file(name):
     config = load_arm(name)
     assert config.arm == name
     assert config.description
-    assert config.needs_cache == (name != "finetune")
+    assert config.needs_cache == ("finetune" not in name)
+    assert config.distils == (config.needs_cache and name != "clip-vil")
     assert (config.pre_phase is not None) == ("affinity" in name)
-    assert (config.mad is not None) == (name in ("kd-global", "kd-all", "mad", "mad-affinity"))
+    assert (config.mad is not None) == name.startswith(("kd", "mad"))
+
+
+@pytest.mark.parametrize(
+    ("arm", "of", "key", "value"),
+    [
+        ("mad-no-selection", "mad", "mad.tokens", "all"),
+        ("mad-no-confidence", "mad", "mad.weighting", "uniform"),
+        ("mad-no-adaptation", "mad", "adaptation", "never"),
+        ("finetune-long", "finetune", "optim.extra_steps", 1000),
+        ("clip-vil", "finetune", "visual_input", "teacher"),
+    ],
+)
+def test_an_ablation_differs_in_exactly_one_thing(arm, of, key, value):
+    """In the files as they are read, and in everything that these leave to the defaults."""
+
+    def flat(values, prefix=""):
+        for name, one in values.items():
+            yield from flat(one, f"{prefix}{name}.") if isinstance(one, dict) else [(prefix + name, one)]
+
+    def told(values):
+        return {name: one for name, one in flat(values) if name not in ("arm", "description")}
+
+    files = [told(yaml.safe_load(arm_path(name).read_text())) for name in (arm, of)]
+    resolved = [told(load_arm(name).model_dump(mode="json")) for name in (arm, of)]
+    for mine, other in (files, resolved):
+        assert {name for name in {*mine, *other} if mine.get(name) != other.get(name)} == {key}
+        assert mine[key] == value
+
+
+def test_the_long_baseline_has_as_many_updates_as_the_longest_arm():
+    before = [load_arm(name).pre_phase for name in arm_names()]
+    longest = max(phase.steps for phase in before if phase is not None)
+    usual, long = (
+        resolve(load_arm(name), task="snli-ve", n_examples=800, seed=0).optim for name in ("finetune", "finetune-long")
+    )
+    assert usual.steps is not None
+    assert long.steps == usual.steps + longest
+    again = resolve(load_arm("finetune", {"optim": long.model_dump()}), task="snli-ve", n_examples=800, seed=0)
+    assert again.optim.steps == long.steps, "what a run writes down is not made longer again"
+
+
+def test_the_control_is_called_by_another_name():
+    config = load_arm("mad", {"permute_teacher": True})
+    for _ in range(2):
+        config = resolve(config, task="vcr", n_examples=40, seed=0)
+        assert config.arm == "mad-permuted"
+    for arm in ("finetune", "finetune-long", "clip-vil"):
+        with pytest.raises(ConfigError, match="nothing to permute"):
+            load_arm(arm, {"permute_teacher": True})
+
+
+@pytest.mark.parametrize("name", arm_names())
+def test_every_arm_runs(workspace, student, name):
+    config = load_arm(name)
+    settings = {"optim.steps": 2, "optim.batch_size": 4, "eval.limit": 4}
+    if config.pre_phase is not None:
+        settings |= {"pre_phase.steps": 2, "pre_phase.batch_size": 4, "pre_phase.eval_every": 2, "pre_phase.pool": 12}
+    if config.optim.extra_steps:
+        settings["optim.extra_steps"] = 1
+    done = distill(workspace, task="snli-ve", shots="8", arm=name, student=student, config_overrides=settings)
+    rows = [row for row in read_jsonl(done.path / "metrics.jsonl") if "loss" in row]
+    assert len(rows) == (3 if name == "finetune-long" else 2)
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert any(set(row["terms"]) - {"task"} for row in rows) == (config.mad is not None)
+    assert done.manifest["teacher"] == ("random" if config.needs_cache else None)
+    assert done.manifest["arm"] == name
 
 
 def test_combined_arms_are_made_of_the_single_ones():
