@@ -9,30 +9,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from madkit.core.errors import RunError
+from madkit.distill.config import DivergenceConfig
 
 _BEGINNING = 10  # steps whose median says where training began
 
 
-@dataclass(frozen=True, slots=True)
-class DivergenceSettings:
-    """See `config.DivergenceConfig` for the meaning of each."""
-
-    factor: float
-    steps: int
-    window: int
-
-
 class DivergenceWatch:
-    """Sees every loss of a run in order. None watches nothing."""
+    """Sees every loss of a run in order. Without settings, or with 0 steps, it watches nothing."""
 
-    def __init__(self, settings: DivergenceSettings | None) -> None:
-        self.settings = settings
-        self._recent: deque[float] = deque(maxlen=settings.window if settings is not None else 1)
+    def __init__(self, settings: DivergenceConfig | None) -> None:
+        self.settings = settings if settings is not None and settings.steps else None
+        self._recent: deque[float] = deque(maxlen=1 if self.settings is None else self.settings.window)
         self._first: list[float] = []
         self._high = 0
         self._began: tuple[int, list[str]] = (0, [])

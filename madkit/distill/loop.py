@@ -65,7 +65,7 @@ def run_loop(
     look: Callable[[int], Look] | None = None,
     fresh: Callable[[str], bool] = lambda name: False,
     adversary: Attack | None = None,
-    weights: WeightMean | None = None,
+    weights: Sequence[WeightMean] = (),
     progress: Progress | None = None,
 ) -> LoopResult:
     """Train `module` for `settings.steps` steps in `folder`, going on from its last checkpoint where there is one.
@@ -85,7 +85,7 @@ def run_loop(
         fresh: names of parameters that take `fresh_rate` times the learning rate.
         adversary: makes several passes of each micro-batch, whose losses are differentiated one after the other, in
             place of the one that `module` makes; see `adversarial.Adversary`.
-        weights: what `module` asks for the mean weight of the global batch, where it weighs examples.
+        weights: whom `module` asks for the mean weight of the global batch, where it weighs examples.
         progress: advanced by one per step.
 
     Raises:

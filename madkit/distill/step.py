@@ -5,7 +5,7 @@ What a step does depends on the seed, the step's number and the weights, and on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -50,7 +50,7 @@ class Stepper:
         sequences: Indices,
         *,
         adversary: Attack | None = None,
-        weights: WeightMean | None = None,
+        weights: Sequence[WeightMean] = (),
     ) -> None:
         self.module = module
         self.wrapped = wrapped
@@ -77,8 +77,8 @@ class Stepper:
         self._seed(index)
         self.wrapped.train()
         pieces = self._pieces(batch)
-        if self.weights is not None:
-            self._open_weights(self.weights, index, batch, pieces)
+        if self.weights:
+            self._open_weights(index, batch, pieces)
         total = torch.zeros((), device=accelerator.device)
         terms: dict[str, Tensor] = {}
         for number, (piece, part) in enumerate(pieces):
@@ -92,8 +92,8 @@ class Stepper:
                 total += out.loss.detach() * part
                 for name, value in out.terms.items():
                     terms[name] = terms.get(name, 0.0) + value.detach() * part
-        if self.weights is not None:
-            self.weights.close()
+        for mean in self.weights:
+            mean.close()
         if self.adversary is not None and accelerator.num_processes > 1:
             self._average_gradients()
         if settings.clip:
@@ -118,21 +118,21 @@ class Stepper:
         cut = micro_batches(share, self.lengths, self.sequences, self.settings.micro_tokens)
         return [(piece, len(piece) / len(batch)) for piece in cut]
 
-    def _open_weights(
-        self, weights: WeightMean, index: int, batch: Indices, pieces: list[tuple[Indices, float]]
-    ) -> None:
+    def _open_weights(self, index: int, batch: Indices, pieces: list[tuple[Indices, float]]) -> None:
         """Say what the weights of this step are divided by; see `weight_mean`."""
         # asked of the global batch and not of the shares: the answer must be the same on every number of processes
         whole = len(micro_batches(batch, self.lengths, self.sequences, self.settings.micro_tokens)) == 1
-        weights.silence(pieces[0][1] == 0)
-        if not whole and not weights.known:
-            weights.open(whole=False)
+        for mean in self.weights:
+            mean.silence(pieces[0][1] == 0)
+            mean.open(whole=whole)
+        if not whole and not all(mean.known for mean in self.weights):
             with torch.no_grad(), self.accelerator.autocast():
                 for piece, _ in pieces:
                     self.module(self.batches(piece, index).to(self.accelerator.device))
-            weights.close()
+            for mean in self.weights:
+                mean.close()
+                mean.open(whole=whole)
             self._seed(index)
-        weights.open(whole=whole)
 
     def _passes(self, inputs: Any, last: bool) -> Iterator[tuple[StepLoss, bool]]:
         """The passes of a micro-batch: one, or an adversary's. Gradients are exchanged after the last of a step."""

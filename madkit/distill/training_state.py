@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class TrainingState:
         optimizer: torch.optim.Optimizer,
         settings: LoopSettings,
         accelerator: Accelerator,
-        weights: WeightMean | None,
+        weights: Sequence[WeightMean],
     ) -> None:
         self.root = folder / "checkpoints"
         self.module = module
@@ -114,7 +114,7 @@ class TrainingState:
                 "best": {"score": self.best_score, "step": self.best_step, "since": self.since_best},
                 "stopped_early": result.stopped_early,
                 "average": None if self.average is None else self.average.state(),
-                "weights": None if self.weights is None else self.weights.state(),
+                "weights": [mean.state() for mean in self.weights],
                 "watch": self.watch.state(),
                 "rng": torch.get_rng_state(),
                 "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -146,8 +146,8 @@ class TrainingState:
         self.best_score, self.best_step, self.since_best = best["score"], best["step"], best["since"]
         if self.average is not None:
             self.average.load(state["average"])
-        if self.weights is not None and state.get("weights") is not None:
-            self.weights.load(state["weights"])
+        for mean, kept in zip(self.weights, state.get("weights", ()), strict=False):
+            mean.load(kept)
         if state.get("watch") is not None:
             self.watch.load(state["watch"])
         torch.set_rng_state(state["rng"].cpu())

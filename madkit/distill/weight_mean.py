@@ -14,10 +14,23 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+
+from madkit.mad.criterion import MADCriterion
 
 MOMENTUM = 0.9
 _LEAST = 1e-3  # of the largest raw weight: a first batch that the teacher knows nothing of must not blow up the second
+
+
+def weight_means(module: nn.Module, accelerator: Accelerator) -> list[WeightMean]:
+    """One for each criterion in `module` that weighs examples by confidence, which asks it from now on."""
+    found: list[WeightMean] = []
+    for part in module.modules():
+        if isinstance(part, MADCriterion) and part.config.weighting != "uniform" and part.config.term_weights:
+            mean = WeightMean(accelerator, part.config.w_max)
+            part.whole_batch = mean
+            found.append(mean)
+    return found
 
 
 class WeightMean:
@@ -57,13 +70,15 @@ class WeightMean:
         part = torch.stack([total, count]).to(self._seen)
         if self._silent:
             part = torch.zeros_like(part)
-        self._seen += part
+        if not self._whole or self._accelerator.num_processes == 1:
+            self._seen += part
         if not self._whole:
             return None if self._running is None else (self._running[0] / self._running[1]).clamp_min(self._floor)
         if self._accelerator.num_processes == 1:
             return None
-        self._seen = self._sum(part)
-        return self._seen[0] / self._seen[1].clamp_min(1)
+        summed = self._sum(part)
+        self._seen += summed
+        return summed[0] / summed[1].clamp_min(1)
 
     def close(self) -> None:
         """End a step: its mean goes into the running one."""
