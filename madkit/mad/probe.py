@@ -8,7 +8,7 @@ questions), so that two examples of one picture never stand on both sides.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -121,6 +121,75 @@ def cross_fit_probe(
     Raises:
         DataError: fewer than two groups, or no labelled examples outside of some fold.
     """
+    fitted = fit_cross_probe(
+        features, targets, groups=groups, n_classes=n_classes, folds=folds, kind=kind, l2=l2, iterations=iterations,
+        fit_limit=fit_limit, seed=seed,
+    )  # fmt: skip
+    features, targets = features.detach().float().cpu(), targets.detach().cpu()
+    probabilities = torch.zeros(features.shape[0], fitted.n_outputs)
+    for number, score in enumerate(fitted.heads):
+        rows = torch.nonzero(fitted.fold == number).flatten()
+        probabilities[rows] = score(features[rows]).softmax(-1)
+    confidence = gold_probability(probabilities.clamp_min(1e-30).log(), targets)
+    return CrossFit(confidence, probabilities, fitted.fold, fitted.l2)
+
+
+@dataclass(frozen=True, slots=True)
+class CrossFitProbe:
+    """One head per part of the labelled examples, fitted on all the other parts.
+
+    Attributes:
+        heads: from features to logits; number k saw no example of fold k.
+        fold: [N] long: the fold of each example of the fit.
+        fold_of: the fold of each group.
+        l2: per head, the penalty that was chosen.
+        n_outputs: K classes or answers, or C candidates.
+    """
+
+    heads: tuple[Callable[[Tensor], Tensor], ...]
+    fold: Tensor
+    fold_of: Mapping[Hashable, int]
+    l2: tuple[float, ...]
+    n_outputs: int
+
+    def probabilities(self, features: Tensor, groups: Sequence[Hashable]) -> Tensor:
+        """What the probe says of examples, whether or not they or their groups were in the fit.
+
+        An example of a group of the fit is scored by the one head that has not seen that group; any other by the mean
+        of all heads' probabilities, none of which has seen it.
+
+        Args:
+            features: [n, F], or [n, C, F] for multiple choice.
+            groups: n image or question ids.
+
+        Returns:
+            [n, K] float32 over classes or answers, or [n, C] over candidates.
+        """
+        features = features.detach().float().cpu()
+        found = torch.zeros(len(groups), self.n_outputs)
+        fold = torch.tensor([self.fold_of.get(group, -1) for group in groups], dtype=torch.long)
+        for number, score in enumerate(self.heads):
+            rows = torch.nonzero((fold == number) | (fold < 0)).flatten()
+            if rows.numel():
+                share = torch.where(fold[rows] < 0, 1.0 / len(self.heads), 1.0)
+                found[rows] += share.unsqueeze(1) * score(features[rows]).softmax(-1)
+        return found
+
+
+def fit_cross_probe(
+    features: Tensor,
+    targets: Tensor,
+    *,
+    groups: Sequence[Hashable] | Tensor | None = None,
+    n_classes: int | None = None,
+    folds: int = 5,
+    kind: ProbeKind = "linear",
+    l2: float | Sequence[float] = DEFAULT_L2,
+    iterations: int = 30,
+    fit_limit: int = 20000,
+    seed: int = 0,
+) -> CrossFitProbe:
+    """Fit the heads of a cross-fitted probe. Arguments and errors are those of `cross_fit_probe`."""
     features, targets = features.detach().float().cpu(), targets.detach().cpu()
     N = features.shape[0]
     if groups is None:
@@ -135,9 +204,9 @@ def cross_fit_probe(
         n_classes = targets.shape[1]
     elif n_classes is None:
         n_classes = int(targets.max()) + 1
-    probabilities = torch.zeros(N, n_classes)
     penalties = (float(l2),) if isinstance(l2, (int, float)) else tuple(l2)
     chosen = []
+    heads = []
     # No fit starts from another's solution: that one has seen the examples this one will score.
     for held_out in range(int(fold.max()) + 1):
         fit = torch.nonzero(labelled & (fold != held_out)).flatten()
@@ -148,13 +217,11 @@ def cross_fit_probe(
         if len(penalties) > 1:
             penalty = _best_penalty(features, targets, groups, fit, penalties, n_classes, kind, iterations, seed)
         chosen.append(penalty)
-        score = fit_probe(
-            features[fit], targets[fit], n_classes, kind=kind, l2=penalty, iterations=iterations, seed=seed
+        heads.append(
+            fit_probe(features[fit], targets[fit], n_classes, kind=kind, l2=penalty, iterations=iterations, seed=seed)
         )
-        rows = torch.nonzero(fold == held_out).flatten()
-        probabilities[rows] = score(features[rows]).softmax(-1)
-    confidence = gold_probability(probabilities.clamp_min(1e-30).log(), targets)
-    return CrossFit(confidence, probabilities, fold, tuple(chosen))
+    fold_of = dict(zip(groups, fold.tolist(), strict=True))
+    return CrossFitProbe(tuple(heads), fold, fold_of, tuple(chosen), n_classes)
 
 
 def fit_probe(
