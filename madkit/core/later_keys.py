@@ -11,7 +11,7 @@ from typing import Any
 
 # What does not change the numbers of a run: part of no digest, and no setting that sets runs apart. (`adaptation` chooses
 # the cache, and the cache is part of a run's identity.)
-OUTSIDE: tuple[str, ...] = ("checkpoint", "description", "adaptation")
+OUTSIDE: tuple[str, ...] = ("checkpoint", "description", "adaptation", "divergence", "trackers")
 
 # Dotted key -> default. Every new key of `distill.config` and of the schemas below it goes in here; a schema that is
 # used in two places (`mad` and `pre_phase.objective`) has its keys here twice.
@@ -25,6 +25,8 @@ LATER: dict[str, Any] = {
     "pool": None,
     "visual_input": "own",
     "confidence.teacher": "unadapted",
+    "eval.patience": 0,
+    "optim.ema": None,
     "optim.warmup_steps": None,
     "optim.extra_steps": 0,
     "optim.schedule": "linear",

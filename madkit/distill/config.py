@@ -59,6 +59,9 @@ class OptimConfig(StrictModel):
     vqa_loss: Literal["bce", "softmax"] = Field(
         "softmax", description="VQA only; bce is UNITER's, softmax VisualBERT's"
     )
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of a moving average of the weights, which is looked at and exported"
+    )
     head_rate: float | None = Field(
         None, gt=0, description="factor on the rate of freshly drawn weights (heads); none: HEAD_RATES of the task"
     )
@@ -70,7 +73,14 @@ class EvalConfig(StrictModel):
     every: int = Field(0, ge=0, description="steps between two looks at the development split; 0: only at the end")
     limit: int = Field(1000, ge=0, description="development examples that are scored; 0: all")
     keep: Literal["last", "best"] = "last"
+    patience: int = Field(0, ge=0, description="looks without a gain after which the run stops; 0: never early")
     tokens: int = Field(16384, ge=1, description="padded tokens per forward pass")
+
+    @model_validator(mode="after")
+    def _looks_to_wait_for(self) -> EvalConfig:
+        if self.patience and not self.every:
+            raise ValueError("patience counts looks at the development split, so it needs eval.every as well")
+        return self
 
 
 class CheckpointConfig(StrictModel):
@@ -78,6 +88,14 @@ class CheckpointConfig(StrictModel):
 
     every: int = Field(100, ge=1, description="steps between two checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints that stay on disk")
+
+
+class DivergenceConfig(StrictModel):
+    """When a loss counts as run away (`madkit.distill.divergence`), which stops the run. It changes no number."""
+
+    factor: float = Field(5.0, gt=1, description="times the running median, and above where training began")
+    steps: int = Field(25, ge=0, description="for so many steps in a row; 0: never stop")
+    window: int = Field(200, ge=10, description="steps whose losses the median is taken of")
 
 
 class ConfidenceConfig(StrictModel):
@@ -140,6 +158,7 @@ class DistillConfig(StrictModel):
     optim: OptimConfig = Field(default_factory=OptimConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    divergence: DivergenceConfig = Field(default_factory=DivergenceConfig)
     mad: MADConfig | None = None
     teachers: dict[str, TeacherSettings] = Field(
         default_factory=dict,

@@ -206,6 +206,7 @@ def _train(
         look_every=phase.eval_every,
         keep="best",
         patience=phase.patience,
+        divergence=config.divergence,
     )
     with progress("Pre-phase", phase.steps, "steps") as shown:
         result = run_loop(

@@ -37,6 +37,7 @@ from madkit.distill.recipes import PAPER, load_recipe
 from madkit.distill.sight import Start, beginning, kept_start, regions_seen, sees_with, sight_of
 from madkit.distill.summary import summary_text
 from madkit.distill.teaching import lacks, make_teaching
+from madkit.distill.weight_mean import weight_means
 from madkit.students.heads import HeadSpec
 from madkit.students.load import load_student, save_student, student_folder
 from madkit.students.start import check_start
@@ -313,6 +314,7 @@ class _Run:
                 look=look,
                 fresh=is_fresh,
                 adversary=adversary,
+                weights=weight_means(objective, self.accelerator),
                 progress=shown,
             )
         manifest: dict[str, Any] = {}
@@ -349,7 +351,10 @@ class _Run:
             checkpoint_keep=checkpoint.keep,
             look_every=evaluation.every,
             keep=evaluation.keep,
+            patience=evaluation.patience,
             fresh_rate=optim.head_rate or 1.0,
+            ema=optim.ema,
+            divergence=self.config.divergence,
         )
 
     def _export(
