@@ -253,6 +253,11 @@ def find_baseline(group: Group, groups: Sequence[Group], arm: str) -> Group | No
     return max(candidates, key=closeness, default=None)
 
 
+def suites_of(group: Group, scores: Iterable[tuple[Run, str]]) -> list[str]:
+    """The suites on which some run of the group has scores, in the order of the data."""
+    return list(dict.fromkeys(suite for run, suite in scores if run in group.runs))
+
+
 def missing_cells(groups: Sequence[Group], protocol: Protocol) -> list[dict[str, Any]]:
     """Cells of the grid without a complete run, per source and student that the workspace holds.
 

@@ -8,7 +8,7 @@ one hypothesis; for VQA one question with its soft score in 0..1.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from sys import intern
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from madkit.core.errors import DataError
+from madkit.evaluate.calibration import confidences
 
 if TYPE_CHECKING:
     from madkit.evaluate.vqa_metric import VqaRule
@@ -34,7 +35,9 @@ class Scores:
     """Scores of one metric on one suite.
 
     `units` are the ids of the scored questions, `images` the image id of each (questions that share one are not
-    independent), `values` [n] their scores in 0..1, `forms` the kind of each ("" where the benchmark names none).
+    independent), `values` [n] their scores in 0..1, `forms` the kind of each ("" where the benchmark names none),
+    `answers` what was answered (a pair of choices where two are joined). `confidence` [n] and `brier` [n] are the
+    probability of the answer given and the Brier score (see `calibration`), None where the rows do not tell them.
     """
 
     metric: str
@@ -42,6 +45,9 @@ class Scores:
     images: tuple[str, ...]
     values: FloatArray
     forms: tuple[str, ...] = ()
+    answers: tuple[Hashable, ...] = ()
+    confidence: FloatArray | None = None
+    brier: FloatArray | None = None
 
     @property
     def percent(self) -> float:
@@ -165,12 +171,14 @@ def _joined(spec: TaskSpec, rows: Sequence[Mapping[str, Any]]) -> dict[str, Scor
     answers, rationales = halves[first], halves[second]
     both = dict(zip(rationales.units, rationales.values, strict=True))
     kept = [index for index, unit in enumerate(answers.units) if unit in both]
+    reasons = dict(zip(rationales.units, rationales.answers, strict=True))
     joint = Scores(
         "Q->AR",
         tuple(answers.units[index] for index in kept),
         tuple(answers.images[index] for index in kept),
         np.array([answers.values[index] * both[answers.units[index]] for index in kept], dtype=np.float64),
         tuple(answers.forms[index] for index in kept),
+        tuple((answers.answers[index], reasons[answers.units[index]]) for index in kept),
     )
     found = {"Q->A": replace(answers, metric="Q->A"), "QA->R": replace(rationales, metric="QA->R"), "Q->AR": joint}
     found = {name: scores for name, scores in found.items() if len(scores.units)}
@@ -186,5 +194,12 @@ def _collect(metric: str, rows: Sequence[Mapping[str, Any]], key: str = "score")
         twice = next(unit for position, unit in enumerate(units[1:]) if unit == units[position])
         raise DataError(f"Question {twice!r} is in the suite twice, so its score would count twice.")
     values = np.array([float(row[key]) for row in rows], dtype=np.float64)
-    forms = tuple(intern(str(row.get("form") or "")) for row in rows)
-    return Scores(metric, units, tuple(intern(str(row["image"])) for row in rows), values, forms)
+    return Scores(
+        metric,
+        units,
+        tuple(intern(str(row["image"])) for row in rows),
+        values,
+        forms=tuple(intern(str(row.get("form") or "")) for row in rows),
+        answers=tuple(intern(one) if isinstance(one := row.get("prediction"), str) else one for row in rows),
+        **confidences(rows, values),
+    )

@@ -127,7 +127,8 @@ def _row(student: Student, spec: TaskSpec, example: Example, values: torch.Tenso
     if head.kind == "vqa":
         best = values.topk(min(TOP_ANSWERS, len(values)))  # NaN sorts first, so it cannot hide
         answers = [head.outputs[position] for position in best.indices.tolist()]
-        return {**prediction_row(example, best.values.tolist(), answers[0]), "top": answers}
+        sure = round(float(values.softmax(dim=0).max()), 6)  # the other logits are not kept: told now or never
+        return {**prediction_row(example, best.values.tolist(), answers[0]), "top": answers, "confidence": sure}
     if head.kind == "classification":
         values = values[[head.outputs.index(label) for label in spec.labels]]  # the student's order may be another
     return prediction_row(example, values.tolist(), int(values.argmax()))

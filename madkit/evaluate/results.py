@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -16,7 +17,10 @@ class Difference:
     """Arm minus baseline in points, over the same seeds and examples (see statistics.PairedDifference).
 
     `p_holm` is `p` after Holm's correction over all comparisons of one source, student, number of labels and metric.
-    `seeds` are those that both arms have.
+    `seeds` are those that both arms have. `variance`: of the mean, by its sources (statistics.VarianceParts).
+    `n_comparisons`: how many Holm's correction counted. `seeds_needed`: how many seeds would show this difference with
+    power 0.8 at the level 0.05 / `n_comparisons` (power.seeds_needed); None where it is shown, where there is nothing
+    to go by (one seed, no difference), or where 1,000 seeds would not do, because the test set is too small.
     """
 
     baseline: str
@@ -33,11 +37,20 @@ class Difference:
     n_seeds: int
     n_examples: int
     n_images: int
+    variance: dict[str, float] | None = None
+    n_comparisons: int | None = None
+    seeds_needed: int | None = None
 
     @property
     def significant(self) -> bool:
         """Whether the corrected p value is below 0.05."""
         return self.p_holm is not None and self.p_holm < SIGNIFICANT
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether no number of seeds would show this difference: not on so few images."""
+        known = self.n_comparisons is not None and not self.significant and self.mean != 0
+        return known and self.seeds_needed is None
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,124 @@ class Breakdown:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How well the probabilities of an experiment's answers to a suite fit its scores (see calibration.py).
+
+    `ece` is in points, `brier` as it is; both are means over seeds with Student's interval. `brier_of` says which
+    probabilities are compared. `confidence` and `score` are the mean probability and the mean score of the answers in
+    percent, `bins` the reliability diagram over all seeds (calibration.Bin, 0..1).
+    """
+
+    task: str
+    source: str
+    revision: str
+    student: str
+    arm: str
+    label: str
+    shots: str
+    suite: str
+    metric: str
+    seeds: tuple[int, ...]
+    n_examples: int
+    ece: float
+    ece_low: float | None
+    ece_high: float | None
+    ece_per_seed: tuple[float, ...]
+    brier: float
+    brier_low: float | None
+    brier_high: float | None
+    brier_per_seed: tuple[float, ...]
+    brier_of: str
+    confidence: float
+    score: float
+    n_bins: int
+    bins: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """What an experiment loses under a shift, and whether that is more or less than its in-domain score lets expect.
+
+    `gap` is the score on `suite` minus that on `in_domain`, in points, over seeds. `effective` is the effective
+    robustness (robustness.py): the score on `suite` minus what the line of the `baseline` arm's runs foretells from the
+    in-domain score; None without a line. `line` holds `slope`, `intercept` (of logits), `n_runs`, `shots` and `r2`;
+    `beyond`: the in-domain score lies outside those of the line's runs. `gap_difference` is `gap` minus the baseline's
+    over common seeds, paired.
+    """
+
+    task: str
+    source: str
+    revision: str
+    student: str
+    arm: str
+    label: str
+    shots: str
+    suite: str
+    in_domain: str
+    metric: str
+    baseline: str
+    seeds: tuple[int, ...]
+    in_domain_score: float
+    shifted_score: float
+    gap: float
+    gap_low: float | None
+    gap_high: float | None
+    gap_difference: float | None
+    gap_difference_low: float | None
+    gap_difference_high: float | None
+    effective: float | None
+    effective_low: float | None
+    effective_high: float | None
+    effective_per_seed: tuple[float, ...]
+    line: dict[str, Any] | None
+    beyond: bool
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often two experiments give the same answer to a question, in percent, over common seeds.
+
+    `first_better` and `second_better` are the shares of questions on which one scores more than the other. Where
+    `first` and `second` are the same experiment, its seeds are compared with each other, and there is no interval.
+    """
+
+    task: str
+    source: str
+    revision: str
+    student: str
+    shots: str
+    suite: str
+    metric: str
+    first: str
+    second: str
+    seeds: tuple[int, ...]
+    n_examples: int
+    mean: float
+    low: float | None
+    high: float | None
+    first_better: float
+    second_better: float
+
+
+@dataclass(frozen=True)
+class Published:
+    """A result quoted from a publication or its code, in percent; nothing that madkit measured.
+
+    `split` is the split it is for, `metrics` name the values. `source` says where the figure was read, `url` where that
+    is.
+    """
+
+    task: str
+    data: str
+    model: str
+    split: str
+    metrics: dict[str, float]
+    source: str
+    url: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Source:
     """Where the examples of a table come from. `part` names a part of the embedded benchmark, "" for all of it."""
 
@@ -131,6 +262,10 @@ class Results:
     unfinished: int = 0
     metric_version: int = 0
     breakdowns: tuple[Breakdown, ...] = ()
+    calibrations: tuple[Calibration, ...] = ()
+    robustness: tuple[Robustness, ...] = ()
+    agreements: tuple[Agreement, ...] = ()
+    published: tuple[Published, ...] = ()
     schema: str = SCHEMA
 
     def document(self) -> dict[str, Any]:
@@ -145,13 +280,12 @@ class Results:
             found = document.get("schema") if isinstance(document, dict) else None
             raise DataError(f"{where} has schema {found!r}; this madkit reads {SCHEMA!r}.", hint="madkit evaluate")
         try:
-            later: dict[str, Any] = {"breakdowns": []}  # what documents of an earlier madkit lack
+            later: dict[str, Any] = {name: [] for name in _PARTS}  # what documents of an earlier madkit lack
             values = {item.name: {**later, **document}[item.name] for item in fields(cls)}
             values["rows"] = tuple(_row(row) for row in values["rows"])
-            values["breakdowns"] = tuple(
-                Breakdown(**{**one, "seeds": tuple(one["seeds"])}) for one in values["breakdowns"]
-            )
-            values["sources"] = tuple(Source(**{**one, "suites": tuple(one["suites"])}) for one in values["sources"])
+            for name, made in _PARTS.items():
+                values[name] = tuple(made(**_tuples(one)) for one in values[name])
+            values["sources"] = tuple(Source(**_tuples(one)) for one in values["sources"])
             for name in ("missing", "problems", "runs"):
                 values[name] = tuple(values[name])
             return cls(**values)
@@ -159,6 +293,19 @@ class Results:
             raise DataError(
                 f"{where} is damaged ({type(error).__name__}: {error}).", hint="run madkit evaluate again"
             ) from None
+
+
+_PARTS: dict[str, Callable[..., Any]] = {
+    "breakdowns": Breakdown,
+    "calibrations": Calibration,
+    "robustness": Robustness,
+    "agreements": Agreement,
+    "published": Published,
+}
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _row(values: dict[str, Any]) -> Row:

@@ -21,16 +21,21 @@ from typing import TYPE_CHECKING, Any
 
 from madkit.core.console import progress
 from madkit.core.environment import environment
-from madkit.core.errors import DataError, MadkitError, NotFoundError, RunError, UsageProblem
+from madkit.core.errors import MadkitError, NotFoundError, RunError, UsageProblem
 from madkit.core.files import FileLock, append_jsonl, digest_of, read_jsonl, sha256_file, write_text_atomic
 from madkit.core.interrupts import StopSignals
-from madkit.evaluate.grid import Problem, Run, find_runs, group_runs, missing_cells
+from madkit.evaluate.agreement import build_agreements
+from madkit.evaluate.calibration import build_calibrations
+from madkit.evaluate.contents import about_run, sources_of
+from madkit.evaluate.contents import student_digest as student_digest
+from madkit.evaluate.grid import Problem, Run, find_runs, group_runs, missing_cells, suites_of
 from madkit.evaluate.metrics import METRIC_VERSION, Scores, prediction_row, score
 from madkit.evaluate.origin import find_data, spec_of, warn_of_other_regions
 from madkit.evaluate.protocol import Protocol, load_protocol
-from madkit.evaluate.results import Results, Source
+from madkit.evaluate.results import Results
+from madkit.evaluate.robustness import build_robustness
 from madkit.evaluate.sight import regions_of_run
-from madkit.evaluate.table import build_breakdowns, build_rows, suites_of
+from madkit.evaluate.table import build_breakdowns, build_rows
 
 if TYPE_CHECKING:
     from madkit.core.workspace import Workspace
@@ -131,10 +136,13 @@ def evaluate(
         settings=wanted.model_dump(mode="json"),
         rows=tuple(rows),
         breakdowns=tuple(build_breakdowns(known, scores, spec_of=spec_of_run, vqa_rule=vqa_rule)),
-        sources=_sources(runs, scores, data, specs),
+        calibrations=tuple(build_calibrations(known, scores, spec_of=spec_of_run)),
+        robustness=tuple(build_robustness(known, scores, spec_of=spec_of_run, baseline=wanted.baseline)),
+        agreements=tuple(build_agreements(known, scores)),
+        sources=sources_of(runs, scores, data, specs),
         missing=tuple(missing_cells(groups, wanted)),
         problems=tuple(problem.as_dict() for problem in problems),
-        runs=tuple(_about(run, workspace) for run in runs),
+        runs=tuple(about_run(run, workspace) for run in runs),
         environment=environment(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         unfinished=unfinished,
@@ -186,14 +194,6 @@ def _score_all(
                 problems.append(Problem(cell.place, f"{type(error).__name__}: {text}", hint))
             bar.advance()
     return scores, problems
-
-
-def student_digest(run: Path) -> str:
-    """16 hex digits over the exported student of a run. Raises RunError where there is none."""
-    files = sorted(path for path in (run / "student").glob("*") if path.is_file())
-    if not files:
-        raise RunError(f"The run {run.name} holds no exported student.", hint="remove the folder and train again")
-    return digest_of({path.name: sha256_file(path) for path in files})
 
 
 def suite_digest(run: Run, suite: str, data: TaskData) -> str:
@@ -343,44 +343,3 @@ def _default_scorer(device: str) -> Scorer:
         return predict(student, examples, regions, spec=spec, device=device)
 
     return scorer
-
-
-def _sources(
-    runs: Sequence[Run],
-    scores: Mapping[tuple[Run, str], Any],
-    data: Mapping[tuple[str, str], TaskData | None],
-    specs: Mapping[tuple[str, str], TaskSpec],
-) -> tuple[Source, ...]:
-    found: dict[tuple[str, str], Source] = {}
-    for run in runs:
-        if run.table not in found and run.table in specs:
-            held = data[run.table]
-            part = str(held.manifest.get("part", "")) if held is not None else ""
-            found[run.table] = Source(
-                name=run.source,
-                task=run.task,
-                title=specs[run.table].title,
-                is_mini=run.is_mini,
-                revision=run.revision,
-                suites=tuple(dict.fromkeys(suite for other, suite in scores if other.table == run.table)),
-                part="" if part == "full" else part,
-            )
-    return tuple(found.values())
-
-
-def _about(run: Run, workspace: Workspace) -> dict[str, Any]:
-    try:
-        digest: str | None = student_digest(run.path)
-    except (RunError, DataError):
-        digest = None
-    return {
-        "path": str(run.path.relative_to(workspace.root)),
-        "source": run.source,
-        "student": run.student,
-        "arm": run.arm,
-        "shots": run.shots,
-        "seed": run.seed,
-        "teacher": run.teacher,
-        "experiment": run.experiment,
-        "student_digest": digest,
-    }

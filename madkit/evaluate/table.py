@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from madkit.core.errors import DataError
-from madkit.evaluate.grid import Group, Run, find_baseline
+from madkit.evaluate.grid import Group, Run, find_baseline, suites_of
 from madkit.evaluate.metrics import FloatArray, Scores
-from madkit.evaluate.results import Breakdown, Difference, Row
-from madkit.evaluate.statistics import holm, mean_interval, paired_difference
+from madkit.evaluate.power import seeds_needed
+from madkit.evaluate.results import SIGNIFICANT, Breakdown, Difference, Row
+from madkit.evaluate.statistics import VarianceParts, holm, mean_interval, paired_difference
 
 if TYPE_CHECKING:
     from madkit.evaluate.vqa_metric import VqaRule
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # (run, suite) -> scores by metric; absent where the cell failed
 ScoreTable = Mapping[tuple[Run, str], Mapping[str, Scores]]
+
+_PARTS = ("seeds", "images", "both")
 
 
 def build_rows(
@@ -95,11 +98,6 @@ def build_breakdowns(
                     )
                 )
     return found
-
-
-def suites_of(group: Group, scores: ScoreTable) -> list[str]:
-    """The suites on which some run of the group has scores, in the order of the data."""
-    return list(dict.fromkeys(suite for run, suite in scores if run in group.runs))
 
 
 def _row(group: Group, spec: TaskSpec, suite: str, metric: str, scores: Mapping[int, Scores]) -> Row:
@@ -177,6 +175,7 @@ def _difference(
         n_seeds=found.n_seeds,
         n_examples=found.n_examples,
         n_images=found.n_images,
+        variance=None if found.parts is None else {name: getattr(found.parts, name) for name in _PARTS},
     )
 
 
@@ -195,5 +194,14 @@ def _correct(rows: Sequence[Row]) -> list[Row]:
         differences = [difference for index in members if (difference := rows[index].difference) is not None]
         adjusted = holm([difference.p for difference in differences if difference.p is not None])
         for index, difference, p in zip(members, differences, adjusted, strict=True):
-            corrected[index] = replace(rows[index], difference=replace(difference, p_holm=p))
+            made = replace(difference, p_holm=p, n_comparisons=len(members))
+            corrected[index] = replace(rows[index], difference=replace(made, seeds_needed=_needed(made)))
     return corrected
+
+
+def _needed(gap: Difference) -> int | None:
+    """How many seeds would show a difference that is not shown; at Holm's strictest level, which suffices."""
+    if gap.significant or gap.variance is None or gap.n_comparisons is None:
+        return None
+    parts = VarianceParts(**gap.variance, n_seeds=gap.n_seeds, n_images=gap.n_images)
+    return seeds_needed(gap.mean, parts, alpha=SIGNIFICANT / gap.n_comparisons)

@@ -10,11 +10,12 @@ from scipy import stats
 
 from madkit.evaluate.statistics import (
     cluster_sums,
-    crossed_variance,
     hierarchical_bootstrap,
     holm,
+    image_difference,
     mean_interval,
     paired_difference,
+    variance_parts,
 )
 
 
@@ -80,7 +81,7 @@ def test_standard_error_is_that_of_the_bootstrap_parts():
     inner = residual - residual.mean(0) - residual.mean(1, keepdims=True) + residual.mean()
     cells = (inner**2).sum() * n_seeds * n_images / ((n_seeds - 1) * (n_images - 1))
     expected = np.var(by_seeds) * n_seeds / (n_seeds - 1) + np.var(by_images) * n_images / (n_images - 1) - cells
-    assert crossed_variance(table, sizes)[0] == pytest.approx(expected, rel=0.06)
+    assert variance_parts(table, sizes).total()[0] == pytest.approx(expected, rel=0.06)
 
 
 def test_hierarchical_bootstrap_draws_seeds_and_images_as_plain_loops_do():
@@ -158,3 +159,33 @@ def test_pairing_that_does_not_fit_is_refused():
 def test_equal_data_give_equal_intervals():
     arm, baseline, images = made_up_arms()
     assert paired_difference(arm, baseline, images) == paired_difference(arm, baseline, images)
+
+
+def test_two_students_with_one_question_per_image_are_scipys_paired_t_test():
+    random = np.random.default_rng(4)
+    first, second = (random.integers(0, 2, 80) * 100.0 for _ in range(2))
+    found = image_difference(first, second, [str(index) for index in range(80)])
+    expected = stats.ttest_rel(first, second)
+    interval = expected.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.p == pytest.approx(expected.pvalue)
+
+
+def test_the_flips_of_two_students_are_mcnemars_exact_test():
+    """Right or wrong on 40 questions of 40 images: sign flips over the discordant ones are the binomial test."""
+    first, second = np.zeros(40), np.zeros(40)
+    first[:8] = 100.0
+    second[8] = 100.0
+    found = image_difference(first, second, [str(index) for index in range(40)])
+    assert found.p_images == pytest.approx(stats.binomtest(8, 9).pvalue)
+
+
+def test_questions_about_one_image_are_one_cluster():
+    """Where all images have equally many questions, it is scipy's t-test of the means of the images."""
+    random = np.random.default_rng(6)
+    gaps = np.repeat(random.normal(1, 5, 30), 4) + random.normal(0, 1, 120)
+    found = image_difference(gaps, np.zeros(120), [str(index // 4) for index in range(120)])
+    interval = stats.ttest_1samp(gaps.reshape(30, 4).mean(axis=1), 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.n_images == 30
+    assert image_difference(gaps[:4], np.zeros(4), ["one"] * 4).low is None
