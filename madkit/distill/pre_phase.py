@@ -31,12 +31,11 @@ from madkit.distill.loop import Look, LoopSettings, StepLoss, run_loop
 from madkit.distill.objective import BatchMaker, Objective, TeacherSide, is_fresh, make_criterion
 from madkit.distill.optimizer import OptimizerSettings
 from madkit.distill.order import BucketOrder, PlainOrder
-from madkit.distill.pool import split_held_out, unlabelled_pairs
+from madkit.distill.pool import known_to, split_held_out, unlabelled_pairs
 from madkit.distill.sight import regions_seen
 from madkit.students.load import save_student
 from madkit.students.student import Student
 from madkit.tasks.data import TaskData
-from madkit.tasks.example import Example
 
 WAIT_S = 1.0
 
@@ -165,7 +164,7 @@ def _train(
     began = time.monotonic()
     draws = phase.steps * phase.batch_size
     pairs = unlabelled_pairs(data.examples("train"), draws=draws, limit=phase.pool, seed=seed)
-    pairs, left_out = _known_to(cache, pairs)
+    pairs, left_out = known_to(cache, pairs)
     if left_out:
         info(f"{left_out:,} of {left_out + len(pairs):,} pairs are left out: the cache has no values for their items.")
     train, held = split_held_out(pairs, phase.held_out, seed)
@@ -239,21 +238,3 @@ def _train(
         "seconds": round(time.monotonic() - began, 2),
         "device": str(accelerator.device),
     }
-
-
-def _known_to(cache: TokenCache, pairs: list[Example]) -> tuple[list[Example], int]:
-    """The pairs whose image and texts the cache has values for, and how many others there are."""
-    if not cache.images.absent and not cache.texts.absent:
-        return pairs, 0
-    images = cache.images.present([pair.image.id for pair in pairs])
-    kept = [
-        pair
-        for pair, there in zip(pairs, images.tolist(), strict=True)
-        if there and cache.texts.present(pair.texts()).all()
-    ]
-    if not kept:
-        raise RunError(
-            f"The cache {cache.path.name} has no values for any image of the unlabelled pool.",
-            hint="see what is absent: madkit cache info",
-        )
-    return kept, len(pairs) - len(kept)
