@@ -31,6 +31,7 @@ BELOW: dict[str, set[str]] = {
     "evaluate": {"core", "cache", "regions", "students", "tasks"},
 }
 BELOW["look"] = {"core", "cache", "mad", "tasks"}
+BELOW["share"] = {"core", "evaluate", "students", "tasks", "teachers"}  # of teachers what is known by name alone
 BELOW["bench"] = set(BELOW)
 BELOW["demo"] = set(BELOW)
 BELOW["cli"] = set(BELOW)

@@ -38,11 +38,17 @@ COMMANDS: dict[str, CommandLine] = {
         "madkit.cli.predict:predict", "Write a trained student's answers, in official formats.", PIPELINE
     ),
     "score": CommandLine("madkit.cli.score:score", "Score anyone's answers with the official metrics.", PIPELINE),
+    "export": CommandLine(
+        "madkit.cli.export:export", "A trained student as a folder to share, or on the hub.", PIPELINE
+    ),
     "report": CommandLine("madkit.cli.report:report", "Print an evaluation's table in another format.", INSPECT),
     "data": CommandLine("madkit.cli.data:app", "Import benchmarks and your own questions; list, show, check.", INSPECT),
     "teachers": CommandLine("madkit.cli.teachers:app", "List and describe teachers.", INSPECT),
     "students": CommandLine("madkit.cli.students:app", "List, describe, convert and export students.", INSPECT),
     "cache": CommandLine("madkit.cli.cache:app", "List, inspect, verify, repair and remove token caches.", INSPECT),
     "bench": CommandLine("madkit.cli.bench:app", "Measure madkit on this machine, against peers.", INSPECT),
+    "config": CommandLine(
+        "madkit.cli.config:app", "Read, copy out and check configurations: arms, recipes, protocols.", INSPECT
+    ),
     "env": CommandLine("madkit.cli.env:env", "Print versions and hardware, ready to paste into an issue.", INSPECT),
 }

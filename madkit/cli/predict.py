@@ -15,6 +15,7 @@ EXAMPLES = """
 madkit predict mini-uniter-mad-1pct-s0-8a31ed01
 madkit predict mini-uniter-mad-1pct-s0-8a31ed01 --split submission -o vcr.csv
 madkit predict runs/vqa/uniter-finetune-full-s0-153a8755 --format vqa-json
+madkit predict my-student --task my-questions -o answers.jsonl
 """
 
 
@@ -29,7 +30,11 @@ class Format(StrEnum):
 
 
 def predict(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name in the workspace.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or name, or an exported student's folder.")],
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="TASK", help="The data to answer.", show_default="what it was trained on"),
+    ] = None,
     split: Annotated[
         str, typer.Option("--split", metavar="NAME", help="test, dev, submission, or a test suite.")
     ] = "test",
@@ -67,6 +72,7 @@ def predict(
         Workspace.at(workspace),
         run,
         split,
+        task=task,
         format_=format_.value if format_ else None,
         output=output,
         raw=raw,

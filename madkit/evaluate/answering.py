@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from madkit.core.errors import NotFoundError, UsageProblem
 from madkit.core.registry import suggest
-from madkit.evaluate.origin import find_data, find_run, spec_of, warn_of_other_regions
+from madkit.evaluate.origin import find_data, find_run, spec_of, student_of, warn_of_other_regions
 from madkit.evaluate.sight import regions_of_run
 from madkit.evaluate.submission import check_format, conditioned, official_format, suffix, write_submission
+from madkit.tasks.data import open_task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +39,7 @@ def answer(
     run: str,
     split: str = "test",
     *,
+    task: str | None = None,
     format_: str | None = None,
     output: Path | None = None,
     raw: bool = False,
@@ -47,27 +49,34 @@ def answer(
 
     Args:
         workspace: holds the run and its data; neither teacher nor cache is read.
-        run: its folder, or its name in the workspace.
+        run: its folder, or its name in the workspace; or the folder of an exported student.
+        task: the data set to answer; None: the one that the run was trained on, in that very revision.
         split: a split, a suite, or an official test set without labels ("submission").
         format_: one of `submission.FORMATS`; None: the task's official one for official test sets, else "jsonl".
-        output: the file; None: `submissions/<split>` in the run's folder.
+        output: the file; None: `submissions/<split>` in the run's folder, which an exported student's is not.
         raw: the student's scores as they are, in place of softmax probabilities.
         device: where the student runs.
 
     Raises:
         NotFoundError: no such run, or its data is gone.
-        UsageProblem: a split that the data lacks, or a format of another task.
+        UsageProblem: a split that the data lacks, a format of another task, or no file for an exported student.
         DataError, RunError: answers that do not fit the question set, or are not finite; nothing is written.
     """
     found = find_run(workspace, run)
-    data = find_data(workspace, found)
+    student = student_of(found)
+    if output is None and student == found.path:
+        raise UsageProblem(
+            f"{run} is an exported student, whose folder stays as it is.", hint=f"say where to: -o {split}.jsonl"
+        )
+    data = open_task(workspace, task) if task is not None else find_data(workspace, found)
     if data is None:
         raise NotFoundError(
             f"The workspace does not hold revision {found.revision} of {found.source}, on which {found.path.name} was "
             "trained.",
-            hint="put that data back, or train again on the data that is there",
+            hint="name the data to answer: --task NAME (madkit data list)",
         )
-    warn_of_other_regions(found, data)
+    if task is None:
+        warn_of_other_regions(found, data)
     spec = spec_of(found, data)
     check_split(data, split)
     form = format_ or (official_format(spec) if split in data.submissions() else "jsonl")
@@ -81,9 +90,9 @@ def answer(
 
     from madkit.evaluate.predict import predict  # torch: only where there is something to answer
 
-    key, folder = str(found.config.get("cache_key")), found.path / "student"
-    with regions_of_run(workspace, folder, key, data, split) as regions:
-        rows = predict(folder, examples, regions, spec=spec, device=device)
+    key = str(found.config.get("cache_key"))
+    with regions_of_run(workspace, student, key, data, split) as regions:
+        rows = predict(student, examples, regions, spec=spec, device=device)
     where = f"The answers of {found.path.name} on {data.source} {split}"
     n = write_submission(path, rows, examples, spec, form, raw=raw, where=where)
     return Answered(path, form, found.path, spec.name, data.source, split, n)

@@ -63,8 +63,16 @@ def spec_of(run: Run, data: TaskData | None) -> TaskSpec:
     return run.spec
 
 
+def student_of(run: Run) -> Path:
+    """The folder with the student of a run; of an exported student (`madkit export`) that is the folder itself."""
+    inside = run.path / "student"
+    return run.path if not inside.is_dir() and (run.path / "config.json").is_file() else inside
+
+
 def find_run(workspace: Workspace, name: str) -> Run:
     """The complete run in a folder, or of that name in the workspace ("<run>" or "<source>/<run>").
+
+    An exported student's folder counts as its run's.
 
     Raises NotFoundError with the nearest name, UsageProblem for a name that two sources use, and RunError for a run
     that is not finished or cannot be read.

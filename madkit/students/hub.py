@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from madkit.core.console import info
 from madkit.core.errors import NotFoundError
+from madkit.core.hub import SWITCHED_OFF, why_unreachable
 
 _SMALL = ["config.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"]
 _WEIGHTS = (["*.safetensors", "*.safetensors.index.json"], ["pytorch_model.bin"])  # the first kind that there is
-_CONNECT_TIMEOUT_S = 4.0
 
 
 def hub_checkpoint(name: str, *, complete: Callable[[Path], bool]) -> Path:
@@ -31,7 +28,7 @@ def hub_checkpoint(name: str, *, complete: Callable[[Path], bool]) -> Path:
             return folder
     except Exception:  # the hub's client raises several unrelated families of exceptions
         pass
-    reason = "the hub is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else _why_not(constants.ENDPOINT)
+    reason = SWITCHED_OFF if constants.HF_HUB_OFFLINE else why_unreachable(constants.ENDPOINT)
     if reason is None:
         try:
             for patterns in _WEIGHTS:
@@ -46,18 +43,3 @@ def hub_checkpoint(name: str, *, complete: Callable[[Path], bool]) -> Path:
         f"There is no folder {name!r} and no checkpoint of that name on this machine, and {reason}.",
         hint="--init FOLDER with config.json, weights and vocab.txt or tokenizer.json",
     )
-
-
-def _why_not(endpoint: str) -> str | None:
-    """Why the hub cannot be reached, or None. Behind a proxy only a real request can tell."""
-    if any(name.lower() in ("https_proxy", "http_proxy", "all_proxy") and value for name, value in os.environ.items()):
-        return None
-    parts = urlsplit(endpoint)
-    host = parts.hostname or endpoint
-    try:
-        with socket.create_connection(
-            (host, parts.port or (80 if parts.scheme == "http" else 443)), _CONNECT_TIMEOUT_S
-        ):
-            return None
-    except OSError:
-        return f"{host} cannot be reached from here"

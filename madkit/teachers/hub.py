@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from madkit.core.console import info
 from madkit.core.errors import NotFoundError
-
-CONNECT_TIMEOUT_S = 4.0
-_PROXIES = ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
+from madkit.core.hub import SWITCHED_OFF, why_unreachable
 
 
 def hub_file(repository: str, names: Sequence[str], *, wanted: str, hint: str, revision: str | None = None) -> Path:
@@ -36,8 +31,7 @@ def hub_file(repository: str, names: Sequence[str], *, wanted: str, hint: str, r
         cached = try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
-    switched_off = "the hub is switched off (HF_HUB_OFFLINE)"
-    reason = switched_off if constants.HF_HUB_OFFLINE else _why_not(constants.ENDPOINT)
+    reason = SWITCHED_OFF if constants.HF_HUB_OFFLINE else why_unreachable(constants.ENDPOINT)
     if reason is None:
         for name in names:
             try:
@@ -80,7 +74,7 @@ def hub_folder(
             return cached
     except Exception:
         pass
-    reason = "the hub is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else _why_not(constants.ENDPOINT)
+    reason = SWITCHED_OFF if constants.HF_HUB_OFFLINE else why_unreachable(constants.ENDPOINT)
     if reason is None:
         try:
             for patterns in weights:
@@ -92,16 +86,3 @@ def hub_folder(
         except Exception as error:
             reason = f"{repository} could not be fetched ({type(error).__name__})"
     raise NotFoundError(f"{wanted} are not on this machine, and {reason}.", hint=hint)
-
-
-def _why_not(endpoint: str) -> str | None:
-    """Say why the hub cannot be reached, or None. Behind a proxy only a real request can tell."""
-    if any(os.environ.get(name) for name in _PROXIES):
-        return None
-    parts = urlsplit(endpoint)
-    host = parts.hostname or endpoint
-    try:
-        with socket.create_connection((host, parts.port or (80 if parts.scheme == "http" else 443)), CONNECT_TIMEOUT_S):
-            return None
-    except OSError:
-        return f"{host} cannot be reached from here"

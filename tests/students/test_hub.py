@@ -38,7 +38,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     (tmp_path / "files").mkdir()
     made = Hub(tmp_path / "files", tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", made.snapshot_download)
-    monkeypatch.setattr(hub, "_why_not", lambda endpoint: None)
+    monkeypatch.setattr(hub, "why_unreachable", lambda endpoint: None)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     return made
 
@@ -65,7 +65,7 @@ def test_why_there_is_none_is_said(stand_in: Hub, monkeypatch: pytest.MonkeyPatc
     (stand_in.files / "config.json").write_text("{}")
     with pytest.raises(NotFoundError, match="under that name holds no weights"):
         init_folder("some/bert")
-    monkeypatch.setattr(hub, "_why_not", lambda endpoint: "hub.example cannot be reached from here")
+    monkeypatch.setattr(hub, "why_unreachable", lambda endpoint: "hub.example cannot be reached from here")
     with pytest.raises(NotFoundError, match=r"no folder 'some/bert' .* hub\.example cannot be reached"):
         init_folder("some/bert")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -76,4 +76,4 @@ def test_why_there_is_none_is_said(stand_in: Hub, monkeypatch: pytest.MonkeyPatc
 def test_an_endpoint_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("https_proxy", "http_proxy", "all_proxy", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    assert "127.0.0.1 cannot be reached" in str(hub._why_not("http://127.0.0.1:9"))
+    assert "127.0.0.1 cannot be reached" in str(hub.why_unreachable("http://127.0.0.1:9"))

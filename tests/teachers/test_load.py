@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from madkit.core import hub
 from madkit.core.errors import DataError, NotFoundError, UsageProblem
-from madkit.teachers import hub
 from madkit.teachers.digest import weights_digest
 from madkit.teachers.known import KNOWN, parse_teacher_name
 from madkit.teachers.load import MINI_FOLDER, load_teacher
@@ -137,7 +137,7 @@ def test_a_hub_out_of_reach_is_found_out_quickly(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    for name in hub._PROXIES:
+    for name in hub.PROXIES:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(NotFoundError, match=r"127\.0\.0\.1 cannot be reached from here") as found:
         load_teacher("clip-vit-l14")
