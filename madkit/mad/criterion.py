@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from madkit.core.errors import ConfigError, DataError
-from madkit.mad import losses
 from madkit.mad.affinity import AffinityHead, affinity_loss
-from madkit.mad.choice import choose_regions, choose_tags, choose_text, choose_words, shares_space
+from madkit.mad.choice import choose_words, shares_space
 from madkit.mad.config import MADConfig
 from madkit.mad.heads import ProjectionHead
 from madkit.mad.schedule import schedule_factor
-from madkit.mad.targets import ChannelStats, TeacherTargets
+from madkit.mad.targets import TeacherTargets
+from madkit.mad.terms import last_token, take, terms_of
+from madkit.mad.token_loss import token_loss
 from madkit.mad.weigh import WholeBatch, confidence_weights
 
 __all__ = ["CriterionOutput", "MADConfig", "MADCriterion"]
@@ -39,18 +40,6 @@ class CriterionOutput:
     loss: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
     weights: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Term:
-    """One kind of target: N sequences x K tokens at student positions, with what they are compared to."""
-
-    name: str
-    positions: Tensor  # [N, K] in the student's sequence (text first, then regions)
-    valid: Tensor  # [N, K] bool
-    target: Tensor  # [N, K, D]
-    identity: Tensor | None  # [N, K]: equal numbers are the same target
-    stats: ChannelStats | None
 
 
 class MADCriterion(nn.Module):
@@ -148,26 +137,27 @@ class MADCriterion(nn.Module):
 
         if len(self.heads) > 0:
             S = text_mask.shape[0]
-            rows, share = self._taught_rows(S, label, n_candidates)
+            rows, share = self._taught_rows(S, targets, label, n_candidates)
             weights = self._weights(S // n_candidates, label, labelled, teacher_confidence, student_confidence, targets)
             with torch.no_grad():
-                parts = self._terms(
-                    rows, targets, text_mask, region_mask, tag_regions, query_index, global_index, step=step
-                )
+                parts = terms_of(
+                    config, targets, rows, text_mask=text_mask, region_mask=region_mask, tag_regions=tag_regions,
+                    query_index=query_index, global_index=global_index, step=step,
+                )  # fmt: skip
                 sequence_weight = share * (weights if rows.shape[0] != S else weights.repeat_interleave(n_candidates))
                 sequence_weight = sequence_weight / (S // n_candidates)
                 if targets.taught is not None:
                     sequence_weight = sequence_weight * targets.taught[rows]
                     parts = [replace(part, valid=part.valid & targets.taught[rows].unsqueeze(1)) for part in parts]
-            token_loss = torch.zeros((), device=text_mask.device)
+            token_part = torch.zeros((), device=text_mask.device)
             for layer, heads in zip(config.layers, self.heads, strict=True):
                 assert isinstance(heads, nn.ModuleDict)
                 hidden = student_hidden[layer]
-                value, found = self._layer_loss(hidden, heads, rows, parts, sequence_weight, text_mask)
-                token_loss = token_loss + value / len(self.heads)
+                value, found = token_loss(config, heads, hidden, rows, parts, sequence_weight, text_mask)
+                token_part = token_part + value / len(self.heads)
                 suffix = "" if len(self.heads) == 1 else f"@{layer}"
                 terms.update({f"{name}{suffix}": term for name, term in found.items()})
-            loss = loss + config.weight * factor * token_loss
+            loss = loss + config.weight * factor * token_part
 
         if len(self.affinity) > 0:
             scale = factor if config.affinity_scheduled else 1.0
@@ -178,10 +168,18 @@ class MADCriterion(nn.Module):
                 loss = loss + config.affinity_weight * scale * value
         return CriterionOutput(loss, terms, weights)
 
-    def _taught_rows(self, S: int, label: Tensor | None, n_candidates: int) -> tuple[Tensor, Tensor | float]:
+    def _taught_rows(
+        self, S: int, targets: TeacherTargets, label: Tensor | None, n_candidates: int
+    ) -> tuple[Tensor, Tensor | float]:
         """Rows [N] of the sequences that are taught, and the share of its example that each stands for."""
         device = self._device()
-        if n_candidates > 1 and self.config.candidates == "gold" and label is not None:
+        gold = n_candidates > 1 and self.config.candidates == "gold" and label is not None
+        if targets.chosen is not None:
+            if gold != targets.chosen.gold:
+                raise DataError("The tokens were chosen with labels and are compared without, or the other way round.")
+            share = 1.0 / n_candidates if label is None or not gold else (label >= 0).float()
+            return targets.chosen.sequences, share
+        if gold and label is not None:
             base = torch.arange(S // n_candidates, device=device) * n_candidates
             return base + label.clamp(0, n_candidates - 1), (label >= 0).float()
         return torch.arange(S, device=device), 1.0 / n_candidates
@@ -217,106 +215,6 @@ class MADCriterion(nn.Module):
             whole=self.whole_batch,
         )
 
-    def _terms(
-        self,
-        rows: Tensor,
-        targets: TeacherTargets,
-        text_mask: Tensor,
-        region_mask: Tensor,
-        tag_regions: Tensor | None,
-        query_index: Tensor | None,
-        global_index: Tensor | None,
-        *,
-        step: int,
-    ) -> list[_Term]:
-        config, active = self.config, self.config.term_weights
-        T, R = text_mask.shape[1], region_mask.shape[1]
-        image = targets.image_index[rows]
-        tags = tag_regions[rows] if tag_regions is not None and config.tag_targets else None
-        parts = []
-        if "global_image" in active or "global_text" in active:
-            if config.global_source == "query":
-                where = last_token(text_mask)[rows] if query_index is None else query_index[rows]
-            else:
-                where = torch.zeros_like(rows) if global_index is None else global_index[rows]
-            place, always = where.unsqueeze(1), torch.ones_like(where, dtype=torch.bool).unsqueeze(1)
-            if "global_image" in active:
-                target = targets.image_global[image].unsqueeze(1)
-                stats = targets.vision_global_stats or targets.vision_stats
-                parts.append(_Term("global_image", place, always, target, image.unsqueeze(1), stats))
-            if "global_text" in active:
-                target = targets.text_global[rows].unsqueeze(1)
-                parts.append(
-                    _Term("global_text", place, always, target, None, targets.text_global_stats or targets.text_stats)
-                )
-        if "token_text" in active:
-            index, valid = choose_text(config, targets, rows, tags, step)
-            target = _take(targets.text_tokens, rows.unsqueeze(1), index)
-            valid = valid & text_mask[rows].gather(1, index)
-            parts.append(_Term("token_text", index, valid, target, None, targets.text_stats))
-        if "token_region" in active:
-            index, valid = choose_regions(config, targets, rows, region_mask[rows], step)
-            target = _take(targets.regions, image.unsqueeze(1), index)
-            identity = image.unsqueeze(1) * R + index
-            parts.append(_Term("token_region", index + T, valid, target, identity, targets.vision_stats))
-        if "token_tag" in active and tags is not None and R > 0:
-            embeddings, index, kept = choose_tags(config, targets, rows, tags, text_mask[rows], region_mask[rows], step)
-            target = embeddings.gather(1, index.unsqueeze(-1).expand(-1, -1, embeddings.shape[-1]))
-            identity = image.unsqueeze(1) * R + tags.gather(1, index)
-            parts.append(_Term("token_tag", index, kept, target, identity, targets.vision_stats))
-        return parts
-
-    def _layer_loss(
-        self,
-        hidden: Tensor,
-        heads: nn.ModuleDict,
-        rows: Tensor,
-        parts: list[_Term],
-        sequence_weight: Tensor,
-        text_mask: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        config = self.config
-        found: dict[str, Tensor] = {}
-        if not parts:  # tags alone are taught, and this batch has none
-            return torch.zeros((), device=hidden.device), found
-        # One gather for all terms: its backward fills one buffer of the hidden states' size instead of one per term.
-        places = torch.cat([part.positions for part in parts], 1)
-        states = _take(hidden, rows.unsqueeze(1), places).to(next(heads.parameters()).dtype)
-        pieces = torch.split(states, [part.positions.shape[1] for part in parts], 1)
-        total = present = torch.zeros_like(sequence_weight)
-        for part, piece in zip(parts, pieces, strict=True):
-            if config.global_source == "mean" and part.name.startswith("global"):
-                piece = _mean_state(hidden, text_mask).to(piece.dtype)[rows].unsqueeze(1)
-            head = heads["vision" if part.name in ("token_region", "token_tag") else part.name]
-            prediction = head(piece)
-            with torch.autocast(prediction.device.type, enabled=False):
-                means = losses.masked_mean(self._distance(prediction, part), part.valid)
-                coefficient = config.term_weights[part.name] * part.valid.any(1)
-                total = total + coefficient * means
-                present = present + coefficient
-                found[part.name] = (means.detach() * sequence_weight).sum()
-        return (sequence_weight * total / present.clamp_min(1e-12)).sum(), found
-
-    def _distance(self, prediction: Tensor, part: _Term) -> Tensor:
-        config, target = self.config, part.target.detach().float()
-        if config.standardised:
-            if part.stats is None:
-                raise ConfigError(
-                    f"distance: {config.distance} compares standardised targets, but no channel statistics were given.",
-                    hint="pass the cache's mean and variance in TeacherTargets, or set standardise: never.",
-                )
-            target = part.stats.standardise(target)
-        if config.distance == "cosine":
-            return losses.cosine_distance(prediction, target)
-        if config.distance == "smooth-l1":
-            return losses.smooth_l1_distance(prediction, target, config.smooth_l1_beta)
-        if config.distance == "mse":
-            return losses.mse_distance(prediction, target)
-        return losses.info_nce(
-            prediction, target, part.valid, identity=part.identity,
-            temperature=config.temperature, max_negatives=config.negatives,
-        )  # fmt: skip
-
     def _affinity(
         self,
         student_hidden: Sequence[Tensor],
@@ -344,8 +242,8 @@ class MADCriterion(nn.Module):
                     tags = tag_regions if config.tag_targets else None
                     place, valid = choose_words(config, targets, tags)
                     valid = valid & text_mask.gather(1, place)
-                text = _take(targets.text_tokens, rows.unsqueeze(1), place)
-            query = _take(hidden, rows.unsqueeze(1), place).to(dtype)
+                text = take(targets.text_tokens, rows.unsqueeze(1), place)
+            query = take(hidden, rows.unsqueeze(1), place).to(dtype)
             each = affinity_loss(
                 head, query, regions, text, targets.regions, region_mask, tau=config.affinity_tau,
                 image_index=targets.image_index, query_mask=valid,
@@ -370,11 +268,13 @@ class MADCriterion(nn.Module):
         expected = {
             "the student's hidden states": (hidden[-1].shape, (S, T + R, H)),
             "text_mask": (text_mask.shape, (S, T)),
-            "the text targets": (targets.text_tokens.shape, (S, T, Dl)),
             "the text globals": (targets.text_global.shape, (S, Dl)),
-            "the region targets": (targets.regions.shape, (targets.image_global.shape[0], R, Dv)),
             "the image globals": (targets.image_global.shape[1:], (Dv,)),
         }
+        if targets.chosen is None or "word" in self.affinity:
+            expected["the text targets"] = (targets.text_tokens.shape, (S, T, Dl))
+        if targets.chosen is None or len(self.affinity) > 0:
+            expected["the region targets"] = (targets.regions.shape, (targets.image_global.shape[0], R, Dv))
         for name, (given, wanted) in expected.items():
             if tuple(given) != wanted:
                 raise DataError(f"The distillation criterion expected {name} as {wanted}, and got {tuple(given)}.")
@@ -402,27 +302,6 @@ def separate_spaces(affinity: bool) -> ConfigError:
     )
 
 
-def last_token(text_mask: Tensor) -> Tensor:
-    """[S] position of the last real text token of text_mask [S, T]."""
-    positions = torch.arange(text_mask.shape[1], device=text_mask.device)
-    return torch.where(text_mask, positions, 0).amax(-1)
-
-
 def middle_layer(n_hidden: int) -> int:
     """Index of the middle layer's output among `n_hidden` hidden states (embeddings first): 2 of 3, 6 of 12."""
     return n_hidden // 2
-
-
-def _take(table: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Vectors [N, K, D] of table [M, L, D] at (rows [N, 1], columns [N, K]).
-
-    index_select, whose backward is one index_add; indexing by tensors would sort the indices in its backward.
-    """
-    flat = rows * table.shape[1] + columns
-    return table.flatten(0, 1).index_select(0, flat.flatten()).view(*columns.shape, table.shape[-1])
-
-
-def _mean_state(hidden: Tensor, text_mask: Tensor) -> Tensor:
-    """[S, H] mean of the text states."""
-    kept = text_mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden[:, : text_mask.shape[1]] * kept).sum(1) / kept.sum(1).clamp_min(1)

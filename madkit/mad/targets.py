@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from madkit.mad.chosen import ChosenTokens, Lookup
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,9 @@ class TeacherTargets:
         text_global_stats, vision_global_stats: likewise for the globals; None takes the tokens'.
         taught: [S] bool: sequences that the teacher says anything about; the others add nothing to any term. None: all.
         example_key: [S] long: a number that names the example whatever the batch; needed by random selection only.
+        chosen: the token part, chosen beforehand. `text_tokens` [S, 0, Dl] and `regions` [B, 0, Dv] may then be empty
+            where no affinity reads them.
+        lookups: fields, by name, that `to` reads out of tables on its way.
     """
 
     text_tokens: Tensor
@@ -72,16 +78,29 @@ class TeacherTargets:
     vision_global_stats: ChannelStats | None = None
     taught: Tensor | None = None
     example_key: Tensor | None = None
+    chosen: ChosenTokens | None = None
+    lookups: Mapping[str, Lookup] | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TeacherTargets:
-        """The same on another device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        """The same on another device, with nothing left to be looked up."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)} | dict(self.lookups or {})
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=non_blocking)
             for name, value in values.items()
-            if isinstance(value, (Tensor, ChannelStats))
+            if isinstance(value, (Tensor, ChannelStats, ChosenTokens, Lookup))
         }
-        return replace(self, **moved)
+        return replace(self, lookups=None, **moved)
+
+    def pin(self) -> TeacherTargets:
+        """The same in page-locked memory, which a GPU copies while the CPU goes on. Statistics stay where they are."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        pinned: dict[str, Any] = {
+            name: value.pin_memory() if isinstance(value, Tensor) else value.pin()
+            for name, value in values.items()
+            if isinstance(value, (Tensor, ChosenTokens))
+        }
+        lookups = None if self.lookups is None else {name: value.pin() for name, value in self.lookups.items()}
+        return replace(self, lookups=lookups, **pinned)
 
     @property
     def selectable_text(self) -> Tensor:

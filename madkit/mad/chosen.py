@@ -1,0 +1,105 @@
+"""Tokens of a batch that were chosen before the step: what stays of a teacher's side when only those are compared.
+
+Relevance, and with it the choice, depends on the example and the teachers alone, not on the student or the step. Who
+trains for more than one epoch therefore chooses once (`madkit.distill.choices`) and hands each step the few targets
+that it compares, not every token of every sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Rows of a table that may lie on another device; `to` makes them a tensor there.
+
+    Attributes:
+        table: [n, D].
+        rows: [...] long.
+        mask: [...] bool: the others become zeros. None: all count.
+    """
+
+    table: Tensor
+    rows: Tensor
+    mask: Tensor | None = None
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Tensor:
+        """[..., D] on `device`, read where the table is."""
+        rows = self.rows.to(self.table.device, non_blocking=non_blocking)
+        found = self.table.index_select(0, rows.flatten()).view(*rows.shape, self.table.shape[1])
+        if self.mask is not None:
+            found = found * self.mask.to(self.table.device, non_blocking=non_blocking).unsqueeze(-1)
+        return found.to(device, non_blocking=non_blocking)
+
+    def pin(self) -> Lookup:
+        """The same with page-locked rows, which a GPU copies while the CPU goes on."""
+        return replace(self, rows=self.rows.pin_memory(), mask=None if self.mask is None else self.mask.pin_memory())
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenKind:
+    """Chosen tokens of one kind in N sequences, K each.
+
+    Attributes:
+        index: [N, K] text positions, or regions of the image.
+        valid: [N, K] bool.
+        target: [N, K, D] their embeddings; anything where not valid.
+        region: [N, K] region that a tag stands for; None for words and regions.
+    """
+
+    index: Tensor
+    valid: Tensor
+    target: Tensor | Lookup
+    region: Tensor | None = None
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ChosenKind:
+        """The same on another device; a `Lookup` is looked up."""
+        return ChosenKind(
+            self.index.to(device, non_blocking=non_blocking),
+            self.valid.to(device, non_blocking=non_blocking),
+            self.target.to(device, non_blocking=non_blocking),
+            None if self.region is None else self.region.to(device, non_blocking=non_blocking),
+        )
+
+    def pin(self) -> ChosenKind:
+        """The same in page-locked memory."""
+        target = self.target.pin() if isinstance(self.target, Lookup) else self.target.pin_memory()
+        region = None if self.region is None else self.region.pin_memory()
+        return ChosenKind(self.index.pin_memory(), self.valid.pin_memory(), target, region)
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenTokens:
+    """The token part of a batch's targets.
+
+    Attributes:
+        sequences: [N] the sequences that are taught.
+        gold: they are the gold candidates' alone, one per example, and the criterion is to be given the labels.
+        text, region, tag: what is compared of each kind; None where the configuration has no such term.
+    """
+
+    sequences: Tensor
+    gold: bool
+    text: ChosenKind | None = None
+    region: ChosenKind | None = None
+    tag: ChosenKind | None = None
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ChosenTokens:
+        """The same on another device."""
+        moved = {
+            name: None if kind is None else kind.to(device, non_blocking=non_blocking)
+            for name, kind in (("text", self.text), ("region", self.region), ("tag", self.tag))
+        }
+        return replace(self, sequences=self.sequences.to(device, non_blocking=non_blocking), **moved)
+
+    def pin(self) -> ChosenTokens:
+        """The same in page-locked memory."""
+        pinned = {
+            name: None if kind is None else kind.pin()
+            for name, kind in (("text", self.text), ("region", self.region), ("tag", self.tag))
+        }
+        return replace(self, sequences=self.sequences.pin_memory(), **pinned)
