@@ -71,15 +71,15 @@ def check_teachers(teachers: Mapping[str, TeacherSettings], mad: MADConfig | Non
     """Raise ValueError, with every problem, for entries that do not go together or with the arm's `mad`."""
     problems = []
     if teachers and all(settings.weight == 0 for settings in teachers.values()):
-        problems.append("all weights are 0, so nobody would teach")
+        problems.append("teachers: all weights are 0, so nobody would teach")
     for name, settings in teachers.items():
         if settings.mad and mad is None:
-            problems.append(f"{name}.mad: there is no mad in this configuration that could differ")
+            problems.append(f"teachers.{name}.mad: there is no mad in this configuration that could differ")
         elif mad is not None and settings.weight > 0:
             try:
                 settings.applied(mad)
             except ValueError as error:
-                problems.append(f"{name}.mad: {error}")
+                problems.append(f"teachers.{name}.mad: {error}")
     if problems:
         raise ValueError("; ".join(problems))
 

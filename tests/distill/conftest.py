@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from madkit.cache.layout import image_layout, store_folder, text_layout
-from madkit.cache.plan import StorePlan
+from madkit.cache.plan import NO_IMAGES, NO_TEXTS, StorePlan
 from madkit.cache.writer import StoreWriter
 from madkit.core.errors import RunError
 from madkit.core.files import FileLock
@@ -38,29 +38,39 @@ def word_spans(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
 
 
-def write_cache(workspace: Workspace, data: TaskData, splits=("train", "dev"), **changes: object) -> Path:
-    """A store of a made-up teacher: every vector is a function of the image's id or the text's words."""
+def write_cache(
+    workspace: Workspace,
+    data: TaskData,
+    splits=("train", "dev"),
+    parts=("images", "texts"),
+    dim=DIM,
+    salt: tuple[object, ...] = (),
+    **changes: object,
+) -> Path:
+    """A store of a made-up teacher: every vector is a function of the image's id or the text's words (and `salt`)."""
     examples = [example for split in splits for example in data.examples(split)]
-    ids = list(dict.fromkeys(example.image.id for example in examples))
-    texts = list(dict.fromkeys(text for example in examples for text in example.texts()))
+    ids = list(dict.fromkeys(example.image.id for example in examples)) if "images" in parts else []
+    texts = list(dict.fromkeys(text for example in examples for text in example.texts())) if "texts" in parts else []
     spans = [word_spans(text) for text in texts]
     lengths = np.asarray([len(found) for found in spans], dtype=np.int64)
-    layout = text_layout(lengths, DIM, 1.0)
+    layout = text_layout(lengths, dim, 1.0) if texts else NO_TEXTS
+    pictures = image_layout(len(ids), GRID, dim, 1.0) if ids else NO_IMAGES
     identity = {
         "teacher": "random", "task": data.spec.name, "source": data.source, "revision": data.revision,
         "shared_space": True, "logit_scale": 10.0, **changes,
     }  # fmt: skip
-    plan = StorePlan(identity, ids, {}, texts, lengths, image_layout(len(ids), GRID, DIM, 1.0), layout, {})
-    folder = store_folder(workspace.cache, "random", data.source, identity)
+    plan = StorePlan(identity, ids, {}, texts, lengths, pictures, layout, {})
+    folder = store_folder(workspace.cache, str(identity["teacher"]), data.source, identity)
     with StoreWriter(folder, plan) as writer:
         for unit in writer.pending("images"):
             rows = plan.items("images", unit)
-            tokens = np.stack([noise("patch", ids[row], shape=(9, DIM)) for row in rows])
+            tokens = np.stack([noise("patch", *salt, ids[row], shape=(9, dim)) for row in rows])
             writer.write_unit("images", unit, {"tokens": tokens, "globals": tokens.mean(1).astype(np.float16)})
         for unit in writer.pending("texts"):
             rows = plan.items("texts", unit)
             words = [
-                np.stack([noise("word", texts[row][a:b].lower(), shape=(DIM,)) for a, b in spans[row]]) for row in rows
+                np.stack([noise("word", *salt, texts[row][a:b].lower(), shape=(dim,)) for a, b in spans[row]])
+                for row in rows
             ]
             writer.write_unit(
                 "texts",
