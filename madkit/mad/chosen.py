@@ -90,16 +90,17 @@ class ChosenTokens:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ChosenTokens:
         """The same on another device."""
-        moved = {
-            name: None if kind is None else kind.to(device, non_blocking=non_blocking)
-            for name, kind in (("text", self.text), ("region", self.region), ("tag", self.tag))
-        }
-        return replace(self, sequences=self.sequences.to(device, non_blocking=non_blocking), **moved)
+
+        def one(kind: ChosenKind | None) -> ChosenKind | None:
+            return None if kind is None else kind.to(device, non_blocking=non_blocking)
+
+        sequences = self.sequences.to(device, non_blocking=non_blocking)
+        return ChosenTokens(sequences, self.gold, one(self.text), one(self.region), one(self.tag))
 
     def pin(self) -> ChosenTokens:
         """The same in page-locked memory."""
-        pinned = {
-            name: None if kind is None else kind.pin()
-            for name, kind in (("text", self.text), ("region", self.region), ("tag", self.tag))
-        }
-        return replace(self, sequences=self.sequences.pin_memory(), **pinned)
+
+        def one(kind: ChosenKind | None) -> ChosenKind | None:
+            return None if kind is None else kind.pin()
+
+        return ChosenTokens(self.sequences.pin_memory(), self.gold, one(self.text), one(self.region), one(self.tag))
