@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -110,16 +110,21 @@ class TeacherSide:
         threads: int = 2,
         permute_seed: int | None = None,
         whole: bool = True,
+        also: Sequence[MADConfig] = (),
     ) -> None:
-        """Read what `config` needs. `whole` refuses a cache of images or texts alone; else its other side is empty.
+        """Read what `config` needs, and what those of `also` need, which are taught from the same vectors.
+
+        `whole` refuses a cache of images or texts alone; else its other side is empty.
 
         Raises CacheError, which names missing images or texts and the command that extracts them, or ConfigError where
         `config` compares images with texts and the teacher's two encoders do not share a space.
         """
         self.examples = examples
-        self.shared_space = cache.shared_space
-        if compares_modalities(config) and not self.shared_space:  # said before anything is read
-            raise separate_spaces(config.affinity_weight > 0)
+        self.shared_space, self.logit_scale = cache.shared_space, cache.logit_scale
+        configs = (config, *also)
+        for one in configs:
+            if compares_modalities(one) and not self.shared_space:  # said before anything is read
+                raise separate_spaces(one.affinity_weight > 0)
         self.images: ImageBank
         if whole or "images" in cache.parts:
             self.images = image_bank(
@@ -128,11 +133,11 @@ class TeacherSide:
                 examples.region_boxes,
                 threads=threads,
                 permute_seed=permute_seed,
-                tokens=(whole and cache.images.has_tokens) or needs_regions(config),
+                tokens=(whole and cache.images.has_tokens) or any(map(needs_regions, configs)),
             )
         else:
             self.images = no_images(examples.region_boxes)
-        pairs = examples.token_pairs if needs_text_tokens(config) else None
+        pairs = examples.token_pairs if any(map(needs_text_tokens, configs)) else None
         self.texts: TextBank
         if whole or "texts" in cache.parts:
             self.texts = text_bank(cache, examples.texts, pairs, threads=threads)
@@ -141,7 +146,7 @@ class TeacherSide:
         self._texts_there = None if self.texts.present.all() else self.texts.present
         self._taught = self._find_taught()
         self._keys: Tensor | None = None
-        if config.tokens == "random":
+        if any(one.tokens == "random" for one in configs):
             names = examples.ids
             self._keys = torch.tensor([derive_seed("token choice", name) for name in names])
 
@@ -336,9 +341,13 @@ class Objective(nn.Module):
         """What the teacher adds: the criterion on the student's hidden states."""
         assert batch.teacher is not None
         inputs, kind = batch.inputs, self.student.head_spec.kind
-        student_confidence = None
-        if self.supervised and batch.confidence is not None:
-            assert batch.target is not None
+        student_confidence = labelled = None
+        if batch.target is None:
+            labelled = torch.zeros(
+                len(inputs.input_ids) // inputs.n_candidates, dtype=torch.bool, device=out.logits.device
+            )
+            student_confidence = batch.confidence  # of no account without a gold target
+        elif self.supervised and batch.confidence is not None:
             student_confidence = gold_probability(kind, out.logits, batch.target)
         distilled = criterion(
             out.hidden_states,
@@ -350,6 +359,7 @@ class Objective(nn.Module):
             query_index=batch.query_index,
             label=batch.target if self.supervised and kind != "vqa" else None,
             n_candidates=inputs.n_candidates,
+            labelled=labelled,
             teacher_confidence=batch.confidence,
             student_confidence=student_confidence,
             step=batch.step,
@@ -368,4 +378,4 @@ def make_criterion(config: MADConfig, student: Student, teacher: TeacherSide, se
 
 def is_fresh(name: str) -> bool:
     """Whether a parameter of an Objective was drawn for this run (task head, projections)."""
-    return name.startswith(("criterion.", "student.head."))
+    return name.startswith(("criterion.", "pool_criterion.", "student.head."))

@@ -26,6 +26,16 @@ class SoftTargets:
             (value for one in scores for value in one.values()), dtype=np.float32, count=int(self._starts[-1])
         )
 
+    @classmethod
+    def of_rows(cls, positions: Tensor, values: Tensor, answers: int) -> SoftTargets:
+        """The scores `values` [n, M] of the answers at `positions` [n, M], the same number for every question."""
+        n, most = positions.shape
+        made = cls([], answers)
+        made._starts = np.arange(n + 1, dtype=np.int64) * most
+        made._positions = positions.to(torch.int32).flatten().numpy()
+        made._values = values.float().flatten().numpy()
+        return made
+
     def __len__(self) -> int:
         return len(self._starts) - 1
 
@@ -39,7 +49,9 @@ class SoftTargets:
         places = np.repeat(starts - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts) + np.arange(total)
         dense = torch.zeros(len(chosen), self.answers)
         where = torch.from_numpy(np.repeat(np.arange(len(chosen)), counts))
-        dense[where, torch.from_numpy(self._positions[places])] = torch.from_numpy(self._values[places])
+        dense[where, torch.from_numpy(self._positions[places].astype(np.int64))] = torch.from_numpy(
+            self._values[places]
+        )
         return dense
 
     def dense(self) -> Tensor:
