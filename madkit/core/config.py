@@ -40,7 +40,7 @@ def load_config(
         NotFoundError: there is no such file.
         ConfigError: not YAML, a key twice, unknown keys or wrong values; the message lists all of them.
     """
-    values = _merged(below or {}, _read_yaml(path) if path is not None else {})
+    values = _merged(below or {}, read_yaml(path) if path is not None else {})
     for key, value in overrides.items():
         if value is not None:
             _put(values, key, value)
@@ -82,7 +82,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping of a YAML file; empty for an empty file. Raises NotFoundError or ConfigError as `load_config`."""
     try:
         values = yaml.load(path.read_bytes(), Loader=_UniqueKeyLoader)  # a SafeLoader: builds plain values only
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from madkit.core.config import load_config
-from madkit.core.errors import NotFoundError, UsageProblem
+from madkit.core.errors import ConfigError, NotFoundError, UsageProblem
 from madkit.core.registry import suggest
 
 if TYPE_CHECKING:
@@ -56,11 +57,18 @@ def load_arm(
 
     Raises UsageProblem, NotFoundError or ConfigError; the last lists every wrong key at once.
     """
-    from madkit.distill.config import DistillConfig
+    from madkit.distill.config import ARM_NAME, DistillConfig
 
     path = arm_path(arm)
     config = load_config(DistillConfig, path, dict(overrides or {}), below=below)
-    return config if config.arm else config.model_copy(update={"arm": path.stem})
+    if config.arm:
+        return config
+    if not re.fullmatch(ARM_NAME, path.stem):
+        raise ConfigError(
+            f"{path} names no arm, and '{path.stem}' cannot be the name of one.",
+            hint="write into it: arm: NAME, in small letters, digits and dashes",
+        )
+    return config.model_copy(update={"arm": path.stem})
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from madkit.distill.teacher_settings import TeacherSettings, check_teachers
 from madkit.mad.config import MADConfig
 
 Adaptation = Literal["named", "if-there", "required", "never"]
+ARM_NAME = r"[a-z0-9][a-z0-9-]*"
 PERMUTED = "-permuted"  # at the end of an arm's name: what the control is called in folders and tables
 
 # What a task's fine-tuning differs in where nothing is set. VQA's head decides between many answers and starts far from
@@ -39,8 +40,8 @@ class OptimConfig(StrictModel):
     learning_rate: float | None = Field(None, gt=0, description="none: LEARNING_RATES of the task, else LEARNING_RATE")
     steps: int | None = Field(None, ge=1, description="optimiser steps; none: from epochs, min_steps and max_steps")
     epochs: float = Field(20.0, gt=0, description="passes over the labelled examples, where steps is not given")
-    min_steps: int = Field(400, ge=1)
-    max_steps: int = Field(2000, ge=1)
+    min_steps: int = Field(400, ge=1, description="fewest steps that epochs come to")
+    max_steps: int = Field(2000, ge=1, description="most steps that epochs come to, but no fewer than min_steps")
     extra_steps: int = Field(0, ge=0, description="added to the steps: a baseline with as many updates as another arm")
     batch_size: int = Field(32, ge=1, description="examples per step, where token_budget is not given")
     token_budget: int | None = Field(None, ge=1, description="padded tokens per step, from length-sorted buckets")
@@ -50,9 +51,9 @@ class OptimConfig(StrictModel):
     warmup_steps: int | None = Field(None, ge=0, description="the same in steps, at most a tenth of them; goes first")
     schedule: Shape = Field("linear", description="how the rate goes on after the warm-up: down to 0, or by steps")
     milestones: tuple[float, ...] = Field((), description="schedule: steps; where the rate falls to a tenth, in shares")
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="what makes steps of gradients")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, description="of all weights but biases and norms")
     betas: tuple[float, float] = Field((0.9, 0.98), description="of adamw")
     clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
     dropout: float | None = Field(None, ge=0, lt=1, description="none: as the student's own config says")
@@ -72,7 +73,7 @@ class EvalConfig(StrictModel):
 
     every: int = Field(0, ge=0, description="steps between two looks at the development split; 0: only at the end")
     limit: int = Field(1000, ge=0, description="development examples that are scored; 0: all")
-    keep: Literal["last", "best"] = "last"
+    keep: Literal["last", "best"] = Field("last", description="whose weights are exported: the last or the best look's")
     patience: int = Field(0, ge=0, description="looks without a gain after which the run stops; 0: never early")
     tokens: int = Field(16384, ge=1, description="padded tokens per forward pass")
 
@@ -101,8 +102,10 @@ class DivergenceConfig(StrictModel):
 class ConfidenceConfig(StrictModel):
     """Where the teacher's confidence in the gold target comes from (method.md, confidence weighting)."""
 
-    source: Literal["probe", "zero-shot"] = "probe"
-    folds: int = Field(5, ge=2)
+    source: Literal["probe", "zero-shot"] = Field(
+        "probe", description="a cross-fitted head on the global embeddings, or the cosine of image and candidates"
+    )
+    folds: int = Field(5, ge=2, description="parts of the labelled subset; nobody scores an image it was fitted on")
     teacher: Literal["unadapted", "same"] = Field(
         "unadapted",
         description="of an adapted teacher: who is asked, the teacher before its adaptation, which has not seen the "
@@ -130,31 +133,31 @@ class PrePhaseConfig(StrictModel):
     differ in one thing only; a number shares one pre-phase between runs of several seeds.
     """
 
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(1000, ge=1, description="optimiser steps at most")
     batch_size: int = Field(96, ge=1, description="sequences per step: image and text pairs")
-    learning_rate: float = Field(3e-4, gt=0)
-    micro_tokens: int = Field(32768, ge=1)
-    warmup: float = Field(0.1, ge=0, le=1)
-    weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
-    clip: float = Field(1.0, ge=0)
-    dropout: float | None = Field(None, ge=0, lt=1)
+    learning_rate: float = Field(3e-4, gt=0, description="of adamw")
+    micro_tokens: int = Field(32768, ge=1, description="padded tokens per forward pass; more are accumulated")
+    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps over which the rate rises from 0")
+    weight_decay: float = Field(0.01, ge=0, description="of all weights but biases and norms")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="of adamw")
+    clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
+    dropout: float | None = Field(None, ge=0, lt=1, description="none: as the student's own config says")
     objective: MADConfig = Field(
         default_factory=lambda: MADConfig(weight=0.0, affinity_weight=1.0, weighting="uniform"),
         description="what is distilled: the affinity of sentence and regions at the middle layer",
     )
     pool: int = Field(0, ge=0, description="questions of the pool that are used; 0: all")
     held_out: float = Field(0.02, gt=0, lt=0.5, description="share of the pool's images on which to stop")
-    eval_every: int = Field(100, ge=1)
+    eval_every: int = Field(100, ge=1, description="steps between two looks at the held-out images")
     patience: int = Field(3, ge=1, description="looks at the held-out KL without a gain after which it stops")
-    seed: int | None = None
+    seed: int | None = Field(None, description="of pool, order and dropout; none: the run's own")
 
 
 class DistillConfig(StrictModel):
     """Everything that a run can be told beside its task, shots, student, teacher and seed."""
 
-    arm: str = Field("", pattern=r"^[a-z0-9][a-z0-9-]*$|^$", description="its name in run folders and tables")
-    description: str = ""
+    arm: str = Field("", pattern=rf"^({ARM_NAME})?$", description="its name in run folders and tables")
+    description: str = Field("", description="a line about it, for people")
     optim: OptimConfig = Field(default_factory=OptimConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)

@@ -20,7 +20,7 @@ class SoftLabelConfig(StrictModel):
     threshold: float = Field(
         0.0, ge=0, le=1, description="an example counts if the probe's best guess is at least this probable"
     )
-    probe: Literal["linear", "mlp"] = "linear"
+    probe: Literal["linear", "mlp"] = Field("linear", description="form of the probe")
     folds: int = Field(5, ge=2, description="parts of the labelled subset; nobody scores an image it was fitted on")
     answers: int = Field(32, ge=1, description="VQA only: the probe's most probable answers that are kept")
 

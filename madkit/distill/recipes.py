@@ -26,23 +26,23 @@ class Batch(StrictModel):
     492 tokens for a VCR question (four candidates of 80 text tokens, 43 regions each), 56 for SNLI-VE, 48 for VQA.
     """
 
-    samples: int = Field(gt=0)
-    tokens: int = Field(gt=0)
+    samples: int = Field(gt=0, description="questions, or pairs of image and text")
+    tokens: int = Field(gt=0, description="text tokens and regions, about")
 
 
 class Recipe(StrictModel):
     """One paper's settings for one student and task. `settings` of `DistillConfig` by name, checked when merged."""
 
-    recipe: str
-    student: str
-    task: str
-    source: str
-    published: str
+    recipe: str = Field(description="its name")
+    student: str = Field(description="whose it is")
+    task: str = Field(description="kind of task")
+    source: str = Field(description="where it was read")
+    published: str = Field(description="the batch as its authors state it")
     batch: Batch
-    optim: dict[str, Any]
-    choice_loss: str | None = None
-    class_loss: str | None = None
-    adversarial: dict[str, Any] | None = None
+    optim: dict[str, Any] = Field(description="keys of an arm's `optim`")
+    choice_loss: str | None = Field(None, description="an arm's `choice_loss`")
+    class_loss: str | None = Field(None, description="an arm's `class_loss`")
+    adversarial: dict[str, Any] | None = Field(None, description="keys of an arm's `adversarial`")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -46,7 +46,10 @@ class MADConfig(StrictModel):
     tag_targets: bool = Field(True, description="object tags take the embedding of their region")
 
     # How much each example counts
-    weighting: Weighting = "teacher-student"
+    weighting: Weighting = Field(
+        "teacher-student",
+        description="by the teacher's confidence over the student's, by the teacher's alone, or alike",
+    )
     gamma: float = Field(1.0, ge=0, description="exponent of the confidence ratio")
     w_max: float = Field(3.0, gt=0, description="largest weight of an example, before the batch's mean becomes 1")
     probe_threshold: float = Field(
@@ -54,14 +57,14 @@ class MADConfig(StrictModel):
     )
 
     # What is compared, where
-    distance: Distance = "cosine"
+    distance: Distance = Field("cosine", description="between a projected state and its target")
     standardise: Literal["auto", "always", "never"] = Field(
         "auto", description="targets scaled to mean 0, variance 1 per channel; auto: for smooth-l1 and mse only"
     )
     smooth_l1_beta: float = Field(1.0, gt=0, description="where smooth-l1 turns from a square to a line")
     temperature: float = Field(0.07, gt=0, description="of info-nce")
     negatives: int = Field(256, ge=1, description="most tokens of the batch that one info-nce token is told apart from")
-    head: Literal["linear", "mlp"] = "linear"
+    head: Literal["linear", "mlp"] = Field("linear", description="what projects student states to the teacher's width")
     layer: int | tuple[int, ...] = Field(
         -1, description="student layer(s) to distil into: 0 is the embedding layer's output, -1 the last layer's"
     )
@@ -72,21 +75,23 @@ class MADConfig(StrictModel):
     )
 
     # Coefficients of the terms inside the token part
-    text_weight: _Coefficient = 1.0
-    region_weight: _Coefficient = 1.0
-    tag_weight: _Coefficient = 1.0
-    global_image_weight: _Coefficient = 1.0
-    global_text_weight: _Coefficient = 1.0
+    text_weight: _Coefficient = Field(1.0, description="share of text tokens in an example's mean")
+    region_weight: _Coefficient = Field(1.0, description="the same of regions")
+    tag_weight: _Coefficient = Field(1.0, description="the same of object tags")
+    global_image_weight: _Coefficient = Field(1.0, description="the same of the image's global embedding")
+    global_text_weight: _Coefficient = Field(1.0, description="the same of the text's global embedding")
 
     # lambda over training
     weight: float = Field(0.1, ge=0, description="lambda: factor of the token part")
-    schedule: Schedule = "constant"
+    schedule: Schedule = Field("constant", description="how lambda goes on after its warm-up")
     warmup: float = Field(0.0, ge=0, le=1, description="share of training over which lambda rises from 0")
     final: float = Field(0.0, ge=0, le=1, description="share of lambda that is left at the end (linear, cosine)")
 
     # Affinity distillation
     affinity_weight: float = Field(0.0, ge=0, description="factor of the affinity part; 0 is off")
-    affinity_form: Literal["sentence", "word", "both"] = "sentence"
+    affinity_form: Literal["sentence", "word", "both"] = Field(
+        "sentence", description="what is set against the regions: the whole sentence, its words, or both"
+    )
     affinity_layer: int | None = Field(None, description="student layer of the affinity; none: the middle one")
     affinity_tau: float = Field(
         20.0, gt=0, le=1000, description="factor of the teacher's cosines before its softmax over regions"
