@@ -6,81 +6,16 @@ import json
 import math
 import os
 import signal
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from madkit.core.errors import RunError, StoppedResumable
 from madkit.distill.checkpoint import list_checkpoints
-from madkit.distill.loop import Look, LoopSettings, StepLoss, make_accelerator, run_loop
-from madkit.distill.optimizer import OptimizerSettings
+from madkit.distill.loop import Look
 from madkit.distill.order import BucketOrder, PlainOrder
-
-N = 40
-LENGTHS = np.random.default_rng(3).integers(4, 12, N)
-SEQUENCES = np.ones(N, dtype=np.int64)
-SETTINGS = LoopSettings(
-    steps=24,
-    learning_rate=0.05,
-    warmup=0.1,
-    optimizer=OptimizerSettings(weight_decay=0.01, betas=(0.9, 0.98)),
-    clip=1.0,
-    micro_tokens=10_000,
-    seed=5,
-    checkpoint_every=4,
-    checkpoint_keep=2,
-)
-
-
-@dataclass
-class Batch:
-    x: torch.Tensor
-    y: torch.Tensor
-    step: int
-
-    def to(self, device):
-        return self
-
-
-class Toy(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 3))
-
-    def forward(self, batch: Batch) -> StepLoss:
-        loss = nn.functional.cross_entropy(self.net(batch.x), batch.y)
-        return StepLoss(loss, {"task": loss, "step": torch.tensor(float(batch.step))})
-
-
-GENERATOR = torch.Generator().manual_seed(1)
-X = torch.randn(N, 6, generator=GENERATOR)
-Y = torch.randint(0, 3, (N,), generator=GENERATOR)
-IDS = [f"sample-{i}" for i in range(N)]
-
-
-def make_batch(indices, step) -> Batch:
-    rows = torch.from_numpy(np.asarray(indices))
-    return Batch(X[rows], Y[rows], step)
-
-
-def train(folder, *, module=None, settings=SETTINGS, batch=make_batch, order=None, **more):
-    torch.set_num_threads(1)
-    module = module or Toy()
-    order = order or PlainOrder(N, 8, "toy", settings.seed)
-    result = run_loop(folder, module, order, batch, IDS, LENGTHS, SEQUENCES, settings, make_accelerator("fp32"), **more)
-    return module, result
-
-
-def lines(folder):
-    return (folder / "metrics.jsonl").read_text().splitlines()
-
-
-class Killed(Exception):
-    pass
+from tests.distill.toy_loop import LENGTHS, SETTINGS, Killed, N, Toy, dying_after, lines, make_batch, train
 
 
 @pytest.mark.parametrize("kind", ["plain", "buckets"])
@@ -92,17 +27,8 @@ def test_a_killed_loop_repeats_the_uninterrupted_one_bit_for_bit(tmp_path, at, k
         return BucketOrder(LENGTHS.tolist(), [1] * N, 60, 16, "toy", 5)
 
     whole, _ = train(tmp_path / "whole", order=order())
-    calls = 0
-
-    def dying(indices, step):
-        nonlocal calls
-        calls += 1
-        if calls > at:
-            raise Killed
-        return make_batch(indices, step)
-
     with pytest.raises(Killed):
-        train(tmp_path / "killed", batch=dying, order=order())
+        train(tmp_path / "killed", batch=dying_after(at), order=order())
     torch.manual_seed(at)  # whatever state the new process has
     resumed, result = train(tmp_path / "killed", order=order())
     assert result.resumed_from == at - at % 4
@@ -123,13 +49,8 @@ def test_every_step_has_a_line_with_loss_terms_rate_and_a_digest_of_its_samples(
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path):
-    class NoDropout(Toy):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net[2] = nn.Identity()
-
-    train(tmp_path / "a", module=NoDropout())
-    train(tmp_path / "b", module=NoDropout(), settings=replace(SETTINGS, micro_tokens=30))
+    train(tmp_path / "a", module=Toy(dropout=0.0))
+    train(tmp_path / "b", module=Toy(dropout=0.0), settings=replace(SETTINGS, micro_tokens=30))
     first = [json.loads(line) for line in lines(tmp_path / "a")]
     second = [json.loads(line) for line in lines(tmp_path / "b")]
     assert [row["ids"] for row in first] == [row["ids"] for row in second]
@@ -216,3 +137,39 @@ def test_a_checkpoint_of_another_seed_is_refused(tmp_path):
     train(tmp_path)
     with pytest.raises(RunError, match="seed 5, not 6"):
         train(tmp_path, settings=replace(SETTINGS, seed=6))
+
+
+def test_patience_counts_on_through_a_kill(tmp_path):
+    scores = {4: 0.1, 8: 0.7, 12: 0.3, 16: 0.2}
+    settings = replace(SETTINGS, look_every=4, keep="best", patience=2)
+    with pytest.raises(Killed):  # after the look without gain at 12, before the one at 16
+        train(tmp_path, settings=settings, batch=dying_after(14), look=lambda step: Look(scores[step], {}))
+    _, result = train(tmp_path, settings=settings, look=lambda step: Look(scores[step], {}))
+    assert result.resumed_from == 12
+    assert (result.step, result.kept_step, result.stopped_early) == (16, 8, True)
+
+
+def test_the_best_weights_of_the_last_checkpoint_outlive_newer_ones(tmp_path):
+    scores = {2: 0.5, 4: 0.3, 6: 0.9}
+    settings = replace(SETTINGS, steps=8, look_every=2, keep="best")
+    whole, _ = train(
+        tmp_path / "whole", settings=settings, look=lambda step: Look({**scores, 6: 0.4, 8: 0.1}[step], {})
+    )
+    with pytest.raises(Killed):  # the look at 6 finds better ones, which no checkpoint knows of
+        train(tmp_path / "a", settings=settings, batch=dying_after(6), look=lambda step: Look(scores[step], {}))
+    assert {path.name for path in (tmp_path / "a" / "checkpoints").glob("best-*")} == {
+        "best-000002.pt", "best-000006.pt",
+    }  # fmt: skip
+    # another machine, whose numbers differ a little, finds nothing at 6
+    resumed, result = train(tmp_path / "a", settings=settings, look=lambda step: Look({6: 0.4, 8: 0.1}[step], {}))
+    assert result.kept_step == 2
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_best_weights_that_somebody_removed_are_named(tmp_path):
+    settings = replace(SETTINGS, steps=8, look_every=4, keep="best")
+    train(tmp_path, settings=settings, look=lambda step: Look(-step, {}))
+    (tmp_path / "checkpoints" / "best-000004.pt").unlink()
+    with pytest.raises(RunError, match=r"weights of step 4, the best of this run, are gone"):
+        train(tmp_path, settings=settings)
