@@ -44,8 +44,10 @@ class Weighted(Toy):
 
 
 def run(folder, *, world: int = 1, settings=SETTINGS, **more):
+    modules = [Weighted() for _ in range(world)]  # here, where no other thread draws random numbers
+
     def work(accelerator):
-        module = Weighted()
+        module = modules[accelerator.process_index]
         module.whole = mean = WeightMean(accelerator, 3.0)
         train(folder, module=module, settings=settings, accelerator=accelerator, weights=[mean], **more)
         return module
