@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from madkit.distill.divergence import DivergenceSettings
+from madkit.distill.config import DivergenceConfig
 from madkit.distill.optimizer import OptimizerSettings
 from madkit.distill.schedule import Shape, rate_factor
 
@@ -33,7 +33,7 @@ class LoopSettings:
     schedule: Shape = "linear"
     milestones: tuple[float, ...] = ()
     ema: float | None = None
-    divergence: DivergenceSettings | None = None
+    divergence: DivergenceConfig | None = None
 
     def rate(self, step: int) -> float:
         """Factor on the learning rate in a step counted from 0."""
