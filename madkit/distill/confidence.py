@@ -12,18 +12,19 @@ from madkit.core.errors import ConfigError
 from madkit.core.files import read_json, write_json_atomic
 from madkit.distill.config import ConfidenceConfig
 from madkit.distill.examples import ExampleSet
-from madkit.distill.objective import TeacherSide
 from madkit.distill.soft_targets import SoftTargets
-from madkit.mad.probe import cross_fit_probe, probe_features
-from madkit.mad.weigh import zero_shot_confidence
+from madkit.distill.teacher_sides import AnySide, probe_features_of, zero_shot_of
+from madkit.mad.probe import cross_fit_probe
 
 FILE = "confidence.json"
 
 
 def teacher_confidence(
-    examples: ExampleSet, teacher: TeacherSide, config: ConfidenceConfig, *, seed: int, logit_scale: float, path: Path
+    examples: ExampleSet, teacher: AnySide, config: ConfidenceConfig, *, seed: int, path: Path
 ) -> Tensor:
     """c_T [n] of the labelled examples, out of fold for the probe; also written to `path`.
+
+    Several teachers have one confidence: what they know together (docs/method.md says why).
 
     Raises ConfigError where `zero-shot` is asked for and the task or the teacher has none.
     """
@@ -35,20 +36,17 @@ def teacher_confidence(
     target = examples.target.dense() if isinstance(examples.target, SoftTargets) else examples.target
     n, C = len(examples), examples.n_candidates
     rows = examples.teacher_rows(np.arange(n))
-    image = teacher.images.globals[rows.images]
     if config.source == "zero-shot":
-        if C == 1 or not teacher.shared_space:
+        found = zero_shot_of(teacher, rows, target) if C > 1 else None
+        if found is None:
             raise ConfigError(
                 "Zero-shot confidence needs a task with candidates and a teacher with one space for images and texts.",
                 hint="--set confidence.source=probe",
             )
-        last = (rows.texts >= 0).sum(1) - 1  # the candidate is the last text of its sequence
-        candidate = teacher.texts.globals[rows.texts.gather(1, last[:, None]).squeeze(1)].view(n, C, -1)
-        confidence = zero_shot_confidence(image, candidate, target, logit_scale=logit_scale)
+        confidence = found
         facts: dict[str, object] = {"source": "zero-shot"}
     else:
-        text = teacher.text_globals(rows.texts)
-        features = probe_features(image, text.view(n, C, -1) if C > 1 else text)
+        features = probe_features_of(teacher, rows, C)
         groups = [example.image.id for example in examples.examples]
         fit = cross_fit_probe(features, target, groups=groups, folds=config.folds, seed=seed)
         confidence = fit.confidence

@@ -96,13 +96,18 @@ def known_to(cache: TokenCache, examples: Sequence[Example]) -> tuple[list[Examp
 
     Raises RunError where there is none.
     """
-    if not cache.images.absent and not cache.texts.absent:
+    # one of several teachers may have a cache of images or texts alone
+    images = cache.images if "images" in cache.parts else None
+    texts = cache.texts if "texts" in cache.parts else None
+    if not (images is not None and images.absent) and not (texts is not None and texts.absent):
         return list(examples), 0
-    images = cache.images.present([example.image.id for example in examples])
+    seen = [True] * len(examples)
+    if images is not None:
+        seen = images.present([example.image.id for example in examples]).tolist()
     kept = [
         example
-        for example, there in zip(examples, images.tolist(), strict=True)
-        if there and cache.texts.present(example.texts()).all()
+        for example, there in zip(examples, seen, strict=True)
+        if there and (texts is None or texts.present(example.texts()).all())
     ]
     if not kept:
         raise RunError(

@@ -28,11 +28,13 @@ from madkit.distill.config import DistillConfig, PrePhaseConfig
 from madkit.distill.examples import ExampleSet
 from madkit.distill.folder import MANIFEST
 from madkit.distill.loop import Look, LoopSettings, StepLoss, run_loop
-from madkit.distill.objective import BatchMaker, Objective, TeacherSide, is_fresh, make_criterion
+from madkit.distill.objective import BatchMaker, Objective, is_fresh
 from madkit.distill.optimizer import OptimizerSettings
 from madkit.distill.order import BucketOrder, PlainOrder
 from madkit.distill.pool import known_to, split_held_out, unlabelled_pairs
 from madkit.distill.sight import regions_seen
+from madkit.distill.teacher_sides import criterion_of, side_of
+from madkit.distill.teachers import Teachers
 from madkit.students.load import save_student
 from madkit.students.student import Student
 from madkit.tasks.data import TaskData
@@ -54,12 +56,12 @@ def pre_phase(
     workspace: Workspace,
     data: TaskData,
     student: Student,
-    cache: TokenCache,
-    cache_key: str,
+    teachers: Teachers,
     config: DistillConfig,
     accelerator: Accelerator,
     *,
     threads: int,
+    eyes: TokenCache | None = None,
 ) -> PrePhaseResult:
     """Make the pre-phase's student, or find it made.
 
@@ -67,23 +69,25 @@ def pre_phase(
         workspace: where it goes.
         data: the task; only its train split is read, and no label of it.
         student: the pretrained student; changed in place.
-        cache: the teacher's cache.
-        cache_key: its key.
+        teachers: the teachers; of several those take part who can teach what the phase distils.
         config: resolved configuration with a `pre_phase`.
         accelerator: device, precision and processes.
         threads: readers.
+        eyes: the cache that the student sees with, where it sees with a teacher's tokens.
 
     Raises:
-        CacheError: the cache lacks images or texts of the train split.
+        CacheError: a cache lacks images or texts of the train split.
         RunError, StoppedResumable, KeyboardInterrupt: see `loop.run_loop`.
     """
     phase = config.pre_phase
     assert phase is not None
     assert phase.seed is not None
+    if not teachers.one:
+        teachers = teachers.only(teachers.shares(phase.objective, own=False))
     identity = {
         "student": student.identity.weights,
         "tokenizer": student.tokenizer.digest,
-        "cache": cache_key,
+        "cache": teachers.phase_key,
         "source": data.source,
         "revision": data.revision,
         **({} if (regions := data.region_digest()) is None else {"regions": regions}),
@@ -101,7 +105,7 @@ def pre_phase(
             return PrePhaseResult(path, path / "student", True, manifest)
         if main:
             write_json_atomic(path / MANIFEST, {"schema": 1, "kind": "pre-phase", "status": "running", **identity})
-        facts = _train(path, data, student, cache, config, phase, accelerator, threads)
+        facts = _train(path, data, student, teachers, eyes, config, phase, accelerator, threads)
         manifest = {
             "schema": 1,
             "kind": "pre-phase",
@@ -153,7 +157,8 @@ def _train(
     path: Path,
     data: TaskData,
     student: Student,
-    cache: TokenCache,
+    teachers: Teachers,
+    eyes: TokenCache | None,
     config: DistillConfig,
     phase: PrePhaseConfig,
     accelerator: Accelerator,
@@ -164,20 +169,23 @@ def _train(
     began = time.monotonic()
     draws = phase.steps * phase.batch_size
     pairs = unlabelled_pairs(data.examples("train"), draws=draws, limit=phase.pool, seed=seed)
-    pairs, left_out = known_to(cache, pairs)
+    left_out = 0
+    for teacher_cache in (member.cache for member in teachers):
+        pairs, unknown = known_to(teacher_cache, pairs)
+        left_out += unknown
     if left_out:
         info(f"{left_out:,} of {left_out + len(pairs):,} pairs are left out: the cache has no values for their items.")
     train, held = split_held_out(pairs, phase.held_out, seed)
     with progress("Reading the unlabelled pool", len(pairs), "pairs") as shown:
-        regions = regions_seen(student.family.visual, data, cache)
+        regions = regions_seen(student.family.visual, data, eyes)
         pool = ExampleSet(train, student, regions, threads=threads, labelled=False, progress=shown)
         rest = ExampleSet(held, student, regions, threads=threads, labelled=False, progress=shown)
     permute = derive_seed(seed, "permute") if config.permute_teacher else None
     teacher, held_teacher = (
-        TeacherSide(examples, cache, phase.objective, threads=threads, permute_seed=permute)
+        side_of(examples, teachers, phase.objective, own=False, threads=threads, permute_seed=permute)
         for examples in (pool, rest)
     )
-    criterion = make_criterion(phase.objective, student, teacher, seed)
+    criterion = criterion_of(teacher, phase.objective, student, seed)
     objective = Objective(student, criterion, supervised=False)
     batches = BatchMaker(pool, phase.steps, teacher=teacher, one_text=True)
     held_batches = BatchMaker(rest, 1, teacher=held_teacher, one_text=True)

@@ -13,13 +13,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from madkit.cache import TokenCache, choose_cache
-from madkit.cache.reader import adapter_name
 from madkit.core.console import info, progress, warn
 from madkit.core.errors import RunError, UsageProblem
 from madkit.core.files import FileLock, digest_of, sha256_file, write_json_atomic, write_text_atomic
 from madkit.core.seeds import derive_seed
 from madkit.core.workspace import Workspace
-from madkit.distill.adaptation import TeacherPick, asked_cache, pick_teacher
 from madkit.distill.adversarial import Adversary
 from madkit.distill.answers import head_for
 from madkit.distill.arms import load_arm
@@ -34,9 +32,11 @@ from madkit.distill.optimizer import OptimizerSettings
 from madkit.distill.order import BucketOrder, Order, PlainOrder
 from madkit.distill.pre_phase import PrePhaseResult, pre_phase
 from madkit.distill.recipes import PAPER, load_recipe
+from madkit.distill.run_teachers import Named, check_phases, name_teachers, open_teachers, with_teachers
 from madkit.distill.sight import Start, beginning, kept_start, regions_seen, sees_with, sight_of
 from madkit.distill.summary import summary_text
-from madkit.distill.teaching import lacks, make_teaching
+from madkit.distill.teachers import teacher_name
+from madkit.distill.teaching import make_teaching
 from madkit.distill.weight_mean import weight_means
 from madkit.students.heads import HeadSpec
 from madkit.students.load import load_student, save_student, student_folder
@@ -75,7 +75,7 @@ def distill(
     student: str | Path | None = None,
     init: str | None = None,
     recipe: str | None = None,
-    teacher: str | None = None,
+    teacher: str | Sequence[str] | None = None,
     seed: int = 0,
     config_overrides: Mapping[str, Any] | None = None,
     threads: int = 0,
@@ -91,7 +91,8 @@ def distill(
         student: name or folder; None: "mini-uniter" where the data is the embedded benchmark.
         init: what a student without weights of its own begins with (`students.start.new_student`).
         recipe: name or path of a paper's settings, which lie below the arm's; "paper" for that of student and task.
-        teacher: name of the cache's teacher; None: the workspace's only cache for this data.
+        teacher: name of the cache's teacher, or names of several; None: those of the configuration, else the
+            workspace's only cache for this data.
         seed: of the subset, the task head, the order of samples and dropout; equal seeds pair the arms.
         config_overrides: dotted keys of `DistillConfig` to values.
         threads: compute threads of torch and readers of files; 0 leaves torch's own choice.
@@ -131,12 +132,12 @@ def distill(
             f"{found.batch.tokens:,} tokens a step)."
         )
     labelled = labelled_examples(data, shots, seed)
-    pick = TeacherPick(teacher)
-    if config.needs_cache or sees_with(str(student)) == "teacher":
-        pick = pick_teacher(workspace, data, teacher, config.adaptation, labelled, shots=shots, seed=seed)
+    named = name_teachers(
+        workspace, data, teacher, config, labelled, sees=sees_with(str(student)) == "teacher", shots=shots, seed=seed
+    )
     with accelerator.main_process_first():  # its first weights are put together by one process
-        start = beginning(workspace, str(student), init, data, pick.store, config.visual_input)
-    run = _Run(workspace, data, shots, labelled, start, pick, seed, config, threads or 2, accelerator)
+        start = beginning(workspace, str(student), init, data, named.first.store, config.visual_input)
+    run = _Run(workspace, data, shots, labelled, start, named, seed, config, threads or 2, accelerator)
     try:
         return run.go()
     finally:
@@ -153,7 +154,7 @@ class _Run:
         shots: str,
         labelled: Sequence[Example],
         start: Start,
-        pick: TeacherPick,
+        named: Named,
         seed: int,
         config: DistillConfig,
         threads: int,
@@ -167,20 +168,22 @@ class _Run:
         self.accelerator = accelerator
         self.train: Sequence[Example] = data.examples("train")
         self.labelled = labelled
-        self.pick = pick
-        self.config = resolve(config, task=data.spec.kind, n_examples=len(self.labelled), seed=seed)
+        self.named = named
+        config = resolve(config, task=data.spec.kind, n_examples=len(self.labelled), seed=seed)
+        self.teachers = open_teachers(workspace, data, named, config) if config.needs_cache else None
+        self.config = with_teachers(config, self.teachers)
         head = head_for(data.spec, self.train, answers=Path(config.answers) if config.answers else None)
         binary = head.kind == "multiple-choice" and config.choice_loss == "binary"
         self.head: HeadSpec = replace(head, binary=True) if binary else head
-        teacher = pick.store
-        self.cache: TokenCache | None = choose_cache(workspace, data, teacher) if self.config.needs_cache else None
-        self.asked = asked_cache(workspace, data, pick, self.config)
         folder = student_folder(start.source)
         self.sight = sight_of(folder)
         self.eyes: TokenCache | None = None
         if self.sight == "teacher":  # the cache of an arm without a teacher, too
-            self.eyes = self.cache if self.cache is not None else choose_cache(workspace, data, teacher)
-        known = self.cache if self.cache is not None else self.eyes
+            self.eyes = choose_cache(workspace, data, named.first.store)
+        known = [] if self.teachers is None else self.teachers.keys
+        if self.eyes is not None:  # goes first: evaluation needs it
+            known = list(dict.fromkeys([self.eyes.path.name, *known]))
+        taught_by = None if self.eyes is None else teacher_name(self.eyes)
         self.identity = RunIdentity(
             task=data.spec.name,
             source=data.source,
@@ -191,21 +194,21 @@ class _Run:
             arm=self.config.arm,
             shots=shots,
             seed=seed,
-            teacher=None if known is None else adapter_name(known.identity) or known.teacher,
-            cache_key=None if known is None else known.path.name,
+            teacher=taught_by if self.teachers is None else self.teachers.label,
+            cache_key=", ".join(known) or None,
             examples=digest_of([example.id for example in self.labelled]),
             regions=data.region_digest(),
-            confidence_cache=None if self.asked is None else self.asked.path.name,
+            confidence_cache=None if self.teachers is None else self.teachers.asked,
         )
         self.folder = RunFolder.of(workspace, self.identity, self.config, data.spec.to_dict())
         self.pre_phase: PrePhaseResult | None = None
         self.untaught = 0
 
     def close(self) -> None:
-        """Let go of the cache."""
-        for cache in (self.cache, self.eyes, self.asked):
-            if cache is not None:
-                cache.close()
+        """Let go of the caches."""
+        for opened in (self.teachers, self.eyes):
+            if opened is not None:
+                opened.close()
 
     # -- the way of a run -------------------------------------------------------------------------------------------
 
@@ -214,13 +217,15 @@ class _Run:
         if done is not None:
             return RunResult(self.folder.path, True, done)
         self._check_room()
-        if self.pick.said:
-            (info if self.pick.fair else warn)(self.pick.said)
+        for pick in (pick for pick in self.named.picks if pick.said):
+            (info if pick.fair else warn)(pick.said)
+        for line in check_phases(self.teachers, self.config):
+            info(line)
         info(
             f"{self.data.source}, {self.identity.shots}: {len(self.labelled)} labelled examples, arm "
             f"{self.identity.arm}, student {self.identity.student}, seed {self.seed}"
-            + (f", teacher {self.identity.teacher}" if self.identity.teacher else "")
-            + (f" ({absent})" if (absent := lacks(self.cache)) else "")
+            + (f", teacher{'s' * self.named.several} {self.identity.teacher}" if self.identity.teacher else "")
+            + (f" ({self.teachers.lacks})" if self.teachers is not None and self.teachers.lacks else "")
         )
         lock = FileLock(self.folder.path / ".lock", error=RunError, what=f"the run {self.folder.path.name}")
         if self.accelerator.is_main_process:
@@ -244,17 +249,17 @@ class _Run:
     def _student(self) -> Student:
         source: str | Path = self.student_source
         config = self.config
-        if config.pre_phase is not None and self.cache is not None:
+        if config.pre_phase is not None and self.teachers is not None:
             first = self._load(source, config.pre_phase.dropout)
             self.pre_phase = pre_phase(
                 self.workspace,
                 self.data,
                 first,
-                self.cache,
-                self.cache.path.name,
+                self.teachers,
                 config,
                 self.accelerator,
                 threads=self.threads,
+                eyes=self.eyes,
             )
             if self.pre_phase.skipped:
                 info(f"The pre-phase {self.pre_phase.path.name} had been made.")
@@ -286,7 +291,7 @@ class _Run:
         if examples.shortened:
             info(f"{examples.shortened} text tokens did not fit the student and were left out.")
         taught = make_teaching(
-            config, examples, student, self.cache, seed=self.seed, threads=self.threads, folder=folder, asked=self.asked
+            config, examples, student, self.teachers, seed=self.seed, threads=self.threads, folder=folder
         )
         self.untaught, objective = taught.untaught, taught.objective
         development = Development(self.data.spec, held, config.eval.tokens)
@@ -379,7 +384,8 @@ class _Run:
             "device": str(self.accelerator.device),
             "processes": self.accelerator.num_processes,
             "pre_phase": None if self.pre_phase is None else self.pre_phase.path.name,
-            "adapted": None if self.pick.adapted is None else self.pick.adapted.as_dict(),
+            "adapted": None if (adapted := self.named.adapted) is None else adapted.as_dict(),
+            "teachers": None if self.teachers is None or self.teachers.one else self.teachers.as_rows(),
             "teacher_at_inference": self.sight == "teacher",
             "dev": scores[-1] if scores else {},
         }

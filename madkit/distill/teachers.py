@@ -13,6 +13,7 @@ from madkit.cache import TokenCache
 from madkit.cache.reader import adapter_name
 from madkit.core.errors import ConfigError, UsageProblem
 from madkit.core.registry import suggest
+from madkit.distill.adaptation import AdaptedTeacher
 from madkit.distill.teacher_settings import TeacherSettings
 from madkit.mad.config import MADConfig
 from madkit.mad.criterion import separate_spaces
@@ -27,11 +28,15 @@ class Teacher:
         name: as the cache knows it; an adapted teacher goes by its adaptation's name.
         cache: its cache, which may be of images or texts alone where there are several teachers.
         settings: its weight, and where its `mad` differs.
+        asked: another cache that its confidence comes from (`adaptation.asked_cache`); None: `cache`.
+        adapted: what it has seen of the labels; None for a teacher as its publisher made it.
     """
 
     name: str
     cache: TokenCache
     settings: TeacherSettings = field(default_factory=TeacherSettings)
+    asked: TokenCache | None = None
+    adapted: AdaptedTeacher | None = None
 
     @property
     def weight(self) -> float:
@@ -50,14 +55,17 @@ class Teacher:
 
 
 class Teachers:
-    """Several teachers, by name.
+    """The teachers of a run, by name: one or several, each with a name of its own.
 
-    Args:
-        members: at least two, with different names.
+    Attributes:
+        members: sorted by name.
+        one: whether there is one teacher, as an arm describes it: terms then go by their own names, and a cache without
+            images or without texts is refused.
     """
 
     def __init__(self, members: Iterable[Teacher]) -> None:
         self.members = tuple(sorted(members, key=lambda member: member.name))
+        self.one = len(self.members) == 1 and self.members[0].settings.plain
 
     def __iter__(self) -> Iterator[Teacher]:
         return iter(self.members)
@@ -68,16 +76,50 @@ class Teachers:
         return ", ".join(member.name for member in self.members)
 
     @property
-    def keys(self) -> str:
+    def keys(self) -> list[str]:
         """All caches' names, in the order of the teachers."""
-        return ", ".join(member.cache.path.name for member in self.members)
+        return [member.cache.path.name for member in self.members]
+
+    @property
+    def phase_key(self) -> str | list[list[str | float]]:
+        """What stands for them in a pre-phase's identity: the cache's name, or caches and weights of several."""
+        if self.one:
+            return self.keys[0]
+        return [[member.cache.path.name, member.weight] for member in self.members]
+
+    def only(self, names: Iterable[str]) -> Teachers:
+        """Those of them with these names."""
+        kept = set(names)
+        return Teachers(member for member in self.members if member.name in kept)
+
+    @property
+    def asked(self) -> str | None:
+        """Names of the other caches that confidence comes from; None where there are none."""
+        return ", ".join(member.asked.path.name for member in self.members if member.asked is not None) or None
 
     def as_rows(self) -> list[dict[str, object]]:
         """What a manifest says of each."""
         return [
-            {"name": member.name, "cache": member.cache.path.name, **member.settings.model_dump(mode="json")}
+            {
+                "name": member.name,
+                "cache": member.cache.path.name,
+                **member.settings.model_dump(mode="json"),
+                "adapted": None if member.adapted is None else member.adapted.as_dict(),
+            }
             for member in self.members
         ]
+
+    @property
+    def lacks(self) -> str:
+        """What the caches have no values for, as a clause; empty where they have all."""
+        said = []
+        for member in self.members:
+            parts = [(part, len(getattr(member.cache, part).absent)) for part in member.cache.parts]
+            if any(count for _, count in parts):
+                whose = "the cache" if len(self.members) == 1 else f"the cache of {member.name}"
+                without = " and ".join(f"{count:,} {part}" for part, count in parts)
+                said.append(f"{whose} was completed without {without}")
+        return "; ".join(said)
 
     def shares(self, config: MADConfig, *, own: bool) -> dict[str, MADConfig]:
         """What each teacher teaches of `config`, by name; who can teach none of it is left out.
@@ -111,10 +153,13 @@ class Teachers:
             phases: settings of each phase; the teachers' own apply to the one called "mad".
 
         Raises:
-            ConfigError: a teacher could teach nothing in any phase.
+            ConfigError: a teacher could teach nothing in any phase, or a phase would have no teacher.
         """
         said = []
         shares = {phase: self.shares(config, own=phase == "mad") for phase, config in phases.items()}
+        for phase, config in phases.items():
+            if not shares[phase]:
+                raise separate_spaces(config.affinity_weight > 0)
         for member in self.members:
             found = [
                 member.can(member.settings.applied(config) if phase == "mad" else config)
@@ -139,6 +184,8 @@ class Teachers:
         """Let go of the caches."""
         for member in self.members:
             member.cache.close()
+            if member.asked is not None:
+                member.asked.close()
 
 
 def wanted_teachers(

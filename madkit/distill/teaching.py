@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from madkit.cache import TokenCache
 from madkit.core.console import info
 from madkit.core.seeds import derive_seed
 from madkit.distill.confidence import FILE as CONFIDENCE
 from madkit.distill.confidence import teacher_confidence
 from madkit.distill.config import DistillConfig
 from madkit.distill.examples import ExampleSet
-from madkit.distill.objective import BatchMaker, Objective, TeacherSide, make_criterion
-from madkit.mad.config import MADConfig
+from madkit.distill.objective import BatchMaker, Criterion, Objective
+from madkit.distill.teacher_sides import asked_side, criterion_of, side_of
+from madkit.distill.teachers import Teachers
 from madkit.mad.criterion import MADCriterion
 from madkit.students.student import Student
 
@@ -25,7 +25,7 @@ class Teaching:
     Attributes:
         objective: student and criterion as one module.
         batches: cuts micro-batches out of the labelled examples.
-        untaught: labelled examples that the teacher says nothing about, because the cache lacks their image or texts.
+        untaught: labelled examples that no teacher says anything about, because caches lack their image or texts.
     """
 
     objective: Objective
@@ -37,12 +37,11 @@ def make_teaching(
     config: DistillConfig,
     examples: ExampleSet,
     student: Student,
-    cache: TokenCache | None,
+    teachers: Teachers | None,
     *,
     seed: int,
     threads: int,
     folder: Path,
-    asked: TokenCache | None = None,
 ) -> Teaching:
     """Bring together what a run learns from.
 
@@ -50,40 +49,32 @@ def make_teaching(
         config: resolved configuration.
         examples: the labelled examples.
         student: the student, with its head.
-        cache: the teacher's cache; None for arms without a teacher.
+        teachers: the teachers; None for arms without one.
         seed: the run's seed.
         threads: readers.
-        folder: the run's folder, where the teacher's confidence is written.
-        asked: the cache that the teacher's confidence comes from (`adaptation.asked_cache`); None: `cache`.
+        folder: the run's folder, where the teachers' confidence is written.
 
     Raises:
-        CacheError: the cache lacks images or texts; the hint is the command that extracts them.
-        ConfigError: terms or weights that this teacher or task cannot have.
+        CacheError: a cache lacks images or texts; the hint is the command that extracts them.
+        ConfigError: terms or weights that these teachers or this task cannot have.
     """
     mad, steps = config.mad, config.optim.steps
     assert steps is not None
     teacher = confidence = None
-    criterion: MADCriterion | None = None
+    criterion: Criterion | None = None
     untaught = 0
-    if mad is not None and cache is not None:
+    if mad is not None and teachers is not None:
         permute = derive_seed(seed, "permute") if config.permute_teacher else None
-        teacher = TeacherSide(examples, cache, mad, threads=threads, permute_seed=permute)
+        teacher = side_of(examples, teachers, mad, threads=threads, permute_seed=permute)
         untaught = teacher.untaught
         if untaught:
-            info(f"{untaught} of {len(examples)} examples learn from their labels alone: {lacks(cache)}.")
-        criterion = make_criterion(mad, student, teacher, seed)
-        if mad.weighting != "uniform" and mad.term_weights:
-            sure, said_by = teacher, cache
-            if asked is not None:
-                globals_only = MADConfig(tokens="global", weighting="uniform")
-                sure, said_by = TeacherSide(examples, asked, globals_only, threads=threads, permute_seed=permute), asked
+            info(f"{untaught} of {len(examples)} examples learn from their labels alone: {teachers.lacks}.")
+        criterion = criterion_of(teacher, mad, student, seed)
+        if weighs_by_confidence(criterion):
+            sure = asked_side(teacher, examples, teachers, threads=threads, permute_seed=permute)
+            path = folder / CONFIDENCE
             confidence = teacher_confidence(
-                examples,
-                sure,
-                config.confidence,
-                seed=derive_seed(seed, "probe"),
-                logit_scale=said_by.logit_scale,
-                path=folder / CONFIDENCE,
+                examples, sure, config.confidence, seed=derive_seed(seed, "probe"), path=path
             )
     objective = Objective(
         student,
@@ -95,9 +86,7 @@ def make_teaching(
     return Teaching(objective, BatchMaker(examples, steps, teacher=teacher, confidence=confidence), untaught)
 
 
-def lacks(cache: TokenCache | None) -> str:
-    """What the cache has no values for, as a clause; empty where it has all."""
-    if cache is None or not (cache.images.absent or cache.texts.absent):
-        return ""
-    images, texts = len(cache.images.absent), len(cache.texts.absent)
-    return f"the cache was completed without {images:,} images and {texts:,} texts"
+def weighs_by_confidence(criterion: Criterion) -> bool:
+    """Whether a weight of a criterion, or of one of several, asks for the teachers' confidence."""
+    parts = (part for part in criterion.modules() if isinstance(part, MADCriterion))
+    return any(part.config.weighting != "uniform" and bool(part.config.term_weights) for part in parts)

@@ -83,7 +83,7 @@ def test_a_batch_has_the_targets_that_a_run_has(loaded):
 def test_confidence_is_that_of_a_run(loaded, tmp_path):
     cache, model, examples = loaded
     side, config = TeacherSide(examples, cache, MADConfig(tokens="global")), ConfidenceConfig(folds=3)
-    want = teacher_confidence(examples, side, config, seed=4, logit_scale=1.0, path=tmp_path / "confidence.json")
+    want = teacher_confidence(examples, side, config, seed=4, path=tmp_path / "confidence.json")
     everything = np.arange(len(examples))
     said = asked(model, examples, everything, examples.inputs(everything))
     target = examples.target if isinstance(examples.target, torch.Tensor) else examples.target.dense()

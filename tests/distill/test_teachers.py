@@ -13,7 +13,7 @@ from madkit.distill.arms import load_arm
 from madkit.distill.examples import ExampleSet
 from madkit.distill.objective import TeacherSide
 from madkit.distill.teacher_settings import TeacherSettings
-from madkit.distill.teacher_sides import TeacherSides
+from madkit.distill.teacher_sides import TeacherSides, probe_features_of, side_of
 from madkit.distill.teachers import Teacher, Teachers, name_apart, wanted_teachers
 from madkit.mad.config import MADConfig
 from madkit.mad.probe import probe_features
@@ -208,7 +208,7 @@ def test_the_probe_reads_all_of_them(caches, examples):
 
     def features(*names):
         several = teachers_of({name: opened[name] for name in names})
-        return TeacherSides(held, several, several.shares(MADConfig(), own=True)).probe_features(rows, C)
+        return probe_features_of(side_of(held, several, MADConfig()), rows, C)
 
     side = TeacherSide(held, opened["pair"], MADConfig())
     image, text = side.images.globals[rows.images], side.text_globals(rows.texts).view(len(held), C, -1)
