@@ -64,14 +64,6 @@ class TeacherSides:
         """The same with the token parts chosen already (`TeacherSide.chosen`)."""
         return {name: side.chosen(rows, indices, inputs, label=label, step=step) for name, side in self.members.items()}
 
-    def chosen(
-        self, rows: TeacherRows, indices: Indices, inputs: StudentInputs, *, label: Tensor | None, step: int
-    ) -> dict[str, TeacherTargets]:
-        """The same with each teacher's tokens chosen already (`TeacherSide.chosen`)."""
-        return {
-            name: side.chosen(rows, indices, inputs, label=label, step=step) for name, side in self.members.items()
-        }
-
     @property
     def untaught(self) -> int:
         """Examples that no teacher says anything about, because the caches lack their images or texts."""
