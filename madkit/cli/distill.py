@@ -17,6 +17,7 @@ EXAMPLES = """
 madkit distill --task vcr --shots 1pct
 madkit distill --task snli-ve --shots 200 --arm affinity --seed 1
 madkit distill --task vcr --student uniter-base --init bert-base-cased --recipe paper
+madkit distill --task vcr --teacher clip-vit-l14 --teacher dinov2-vit-l14+roberta-base
 madkit distill --task vqa --arm mad --set mad.weight=0.3 --set optim.learning_rate=2e-4
 """
 
@@ -64,8 +65,13 @@ def distill(
         bool, typer.Option("--adversarial", help="Attack words (and regions) while training, as VILLA does.")
     ] = False,
     teacher: Annotated[
-        str | None,
-        typer.Option("--teacher", metavar="NAME", help="Whose cache to read.", show_default="the only cache"),
+        list[str] | None,
+        typer.Option(
+            "--teacher",
+            metavar="NAME",
+            help="Whose cache to read; repeated, several teach at once.",
+            show_default="the only cache",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Equal seeds pair the arms.")] = 0,
     steps: Annotated[
@@ -96,7 +102,6 @@ def distill(
     from madkit.distill.arms import parse_overrides
     from madkit.distill.stage import DEFAULT_ARM
     from madkit.distill.stage import distill as train
-    from madkit.teachers.known import canonical_name
 
     if config is not None and arm is not None:
         raise UsageProblem("--arm and --config both name a configuration.", hint="give one of them.")
@@ -113,7 +118,7 @@ def distill(
         student=student,
         init=init,
         recipe=recipe,
-        teacher=canonical_name(teacher) if teacher else None,
+        teacher=teacher,
         seed=seed,
         config_overrides=overrides,
         threads=threads,
@@ -122,7 +127,19 @@ def distill(
 
 
 def _document(result: RunResult) -> dict[str, Any]:
-    names = ("task", "source", "student", "arm", "shots", "seed", "teacher", "steps", "kept_step", "seconds")
+    names = (
+        "task",
+        "source",
+        "student",
+        "arm",
+        "shots",
+        "seed",
+        "teacher",
+        "teachers",
+        "steps",
+        "kept_step",
+        "seconds",
+    )
     untaught = result.manifest.get("examples_without_teacher", 0)
     return {
         "run": str(result.path),
