@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from madkit.core.environment import environment
+from madkit.core.errors import RunError
 from madkit.core.files import digest_of, read_json, sha256_file, write_json_atomic, write_text_atomic
 from madkit.core.later_keys import OUTSIDE, without_later
 from madkit.core.workspace import Workspace
@@ -19,6 +20,10 @@ from madkit.distill.config import DistillConfig
 SCHEMA = 1
 MANIFEST = "manifest.json"
 # Keys that came later than the first runs stand in madkit.core.later_keys.LATER, with the default that means as before.
+
+
+class RunBusy(RunError):
+    """Another process trains this run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from madkit.distill.config import LEARNING_RATE, DistillConfig, resolve
 from madkit.distill.development import Development, sample_questions
 from madkit.distill.effective_batch import EffectiveBatch, effective_batch
 from madkit.distill.examples import ExampleSet
-from madkit.distill.folder import RunFolder, RunIdentity
+from madkit.distill.folder import RunBusy, RunFolder, RunIdentity
 from madkit.distill.loop import Look, LoopResult, LoopSettings, make_accelerator, run_loop
 from madkit.distill.objective import is_fresh
 from madkit.distill.optimizer import OptimizerSettings
@@ -227,7 +227,7 @@ class _Run:
             + (f", teacher{'s' * self.named.several} {self.identity.teacher}" if self.identity.teacher else "")
             + (f" ({self.teachers.lacks})" if self.teachers is not None and self.teachers.lacks else "")
         )
-        lock = FileLock(self.folder.path / ".lock", error=RunError, what=f"the run {self.folder.path.name}")
+        lock = FileLock(self.folder.path / ".lock", error=RunBusy, what=f"the run {self.folder.path.name}")
         if self.accelerator.is_main_process:
             lock.acquire()
         try:
