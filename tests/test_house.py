@@ -32,7 +32,7 @@ BELOW: dict[str, set[str]] = {
 }
 BELOW["look"] = {"core", "cache", "mad", "tasks"}
 BELOW["share"] = {"core", "evaluate", "students", "tasks", "teachers"}  # of teachers what is known by name alone
-BELOW["doctor"] = {"core", "cache", "evaluate", "regions", "tasks"}
+BELOW["doctor"] = {"core", "cache", "evaluate", "regions", "tasks", "teachers"}
 BELOW["bench"] = set(BELOW)
 BELOW["demo"] = set(BELOW)
 BELOW["cli"] = set(BELOW)

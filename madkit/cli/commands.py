@@ -50,5 +50,6 @@ COMMANDS: dict[str, CommandLine] = {
     "config": CommandLine(
         "madkit.cli.config:app", "Read, copy out and check configurations: arms, recipes, protocols.", INSPECT
     ),
+    "doctor": CommandLine("madkit.cli.doctor:doctor", "Check this machine and a workspace; say what mends.", INSPECT),
     "env": CommandLine("madkit.cli.env:env", "Print versions and hardware, ready to paste into an issue.", INSPECT),
 }

@@ -33,7 +33,7 @@ def environment() -> dict[str, Any]:
     for package in PACKAGES:
         facts[package] = _version(package)
     facts["platform"] = platform.platform()
-    facts["cpus"] = _usable_cpus()
+    facts["cpus"] = usable_cpus()
     facts["gpu"] = _gpu()
     return facts
 
@@ -45,7 +45,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
+    """Processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

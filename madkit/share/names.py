@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
+from typing import Any
 
 from madkit.core.errors import UsageProblem
 from madkit.core.registry import suggest
@@ -39,12 +41,10 @@ def check_licence(name: str) -> str:
 
 def check_repository(name: str) -> str:
     """Return the name of a repository. Raises UsageProblem for anything but `ORG/NAME`, by the hub's own rules."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
-
+    library: Any = import_module("huggingface_hub.utils")  # it exports these without saying so to type checkers
     try:
-        validate_repo_id(name)
-    except HFValidationError as error:
+        library.validate_repo_id(name)
+    except library.HFValidationError as error:
         reason = str(error)
     else:
         if name.count("/") == 1 and not name.startswith("/"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from madkit.cli.main import main
 from madkit.core import hub
@@ -58,7 +59,7 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> Hub:
     made = Hub()
     monkeypatch.setattr(huggingface_hub, "HfApi", made)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_made_up")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(push, "why_unreachable", lambda endpoint: None)
     return made
 
@@ -114,12 +115,12 @@ def test_without_token_network_or_permission_it_ends_at_once(
         push_folder(out, "me/student")
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_made_up")
     monkeypatch.setattr(push, "why_unreachable", hub.why_unreachable)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     for name in hub.PROXIES:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(RunError, match=r"127\.0\.0\.1 cannot be reached"):
         push_folder(out, "me/student")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(RunError, match="switched off"):
         push_folder(out, "me/student")
     assert reached.calls == []
