@@ -41,6 +41,9 @@ COMMANDS: dict[str, CommandLine] = {
     "export": CommandLine(
         "madkit.cli.export:export", "A trained student as a folder to share, or on the hub.", PIPELINE
     ),
+    "compare": CommandLine(
+        "madkit.cli.compare:compare", "Two runs on the same questions: differences and where they differ.", INSPECT
+    ),
     "report": CommandLine("madkit.cli.report:report", "Print an evaluation's table in another format.", INSPECT),
     "data": CommandLine("madkit.cli.data:app", "Import benchmarks and your own questions; list, show, check.", INSPECT),
     "teachers": CommandLine("madkit.cli.teachers:app", "List and describe teachers.", INSPECT),

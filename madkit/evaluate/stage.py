@@ -113,7 +113,7 @@ def evaluate(
             cells.extend(Cell(run, suite) for suite in _suites(run, data[run.table], wanted))
         except MadkitError as error:
             problems.append(Problem(run.path.name, error.message, error.hint))
-    scores, failed = _score_all(workspace, cells, data, specs, scorer or _default_scorer(device), vqa_rule)
+    scores, failed = _score_all(workspace, cells, data, specs, scorer or default_scorer(device), vqa_rule)
     problems += failed
 
     def spec_of_run(run: Run) -> TaskSpec:
@@ -334,7 +334,9 @@ def _check(rows: Sequence[Mapping[str, Any]], n_examples: int) -> None:
         )
 
 
-def _default_scorer(device: str) -> Scorer:
+def default_scorer(device: str) -> Scorer:
+    """The students themselves, on a device ("auto": the GPU where there is one)."""
+
     def scorer(
         student: Path, examples: Sequence[Example], regions: RegionReader | None, spec: TaskSpec
     ) -> list[dict[str, Any]]:

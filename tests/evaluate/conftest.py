@@ -89,6 +89,12 @@ class MadeUpData:
     def suites(self) -> list[str]:
         return list(self.names)
 
+    def splits(self) -> list[str]:
+        return ["train", "dev", "test"]
+
+    def submissions(self) -> list[str]:
+        return []
+
     def examples(self, suite: str) -> list[Example]:
         self.read.append(suite)
         return make_examples(self.spec, suite, self.n)
