@@ -7,6 +7,7 @@ anew for every step. A run that is killed and resumed therefore repeats itself b
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -48,7 +49,9 @@ def make_accelerator(precision: Precision) -> Accelerator:
         AcceleratorState._reset_state()  # an earlier run of this process; Accelerate refuses to change its mind
     # heads of a student that a phase does not use get no gradient: DDP has to be told
     handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-    return Accelerator(mixed_precision=mixed, kwargs_handlers=handlers)
+    # on CPUs alone Accelerate joins the processes of `torchrun` only where it is told that CPUs are meant
+    several = not cuda and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return Accelerator(mixed_precision=mixed, cpu=several, kwargs_handlers=handlers)
 
 
 def run_loop(

@@ -1,14 +1,18 @@
 """A process that trains one run after another for `sweep.run_many`: a JSON line in, a JSON line out.
 
 Loading torch and its company takes longer than a small run, so a worker is asked again as long as there is work. Its
-stdout carries answers alone; what the rooms print goes to stderr.
+stdout carries answers alone; what the rooms print goes to stderr. It outlives nobody: when its stdin closes, because
+the sweep has ended or was killed, it saves the run under way as at a SIGTERM and ends.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,8 @@ from madkit.core.workspace import Workspace
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Train one run; expected failures become an answer with "error"."""
+    """Train one run; expected failures become an answer with "error", a run that another trains one with "busy"."""
+    from madkit.distill.folder import RunBusy
     from madkit.distill.stage import distill
 
     workspace = Workspace(Path(request.pop("workspace")), request.pop("cache", None))
@@ -25,6 +30,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         result = distill(workspace, **request)
     except StoppedResumable:
         raise
+    except RunBusy as error:
+        return {"busy": error.message}
     except MadkitError as error:
         return {"error": error.message, "hint": error.hint}
     except Exception as error:  # a failure of one run must not take the others with it
@@ -32,12 +39,37 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return {"run": str(result.path), "skipped": result.skipped, "dev": result.dev}
 
 
+class _Requests:
+    """Lines of stdin, read in a thread, so that its end is seen while a run is under way."""
+
+    def __init__(self) -> None:
+        self.busy = threading.Event()
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name="madkit-requests", daemon=True).start()
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            self._lines.put(line)
+        self._lines.put(None)
+        if self.busy.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def next(self) -> str | None:
+        """The next request, waited for; None where there will be none."""
+        self.busy.clear()
+        line = self._lines.get()
+        if line is not None:
+            self.busy.set()
+        return line
+
+
 def main() -> int:
     """Answer requests until stdin ends. Returns the exit code: 75 where a signal stopped a run after it was saved."""
     # whatever a library prints must not end up between the answers
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    for line in sys.stdin:
+    requests = _Requests()
+    while (line := requests.next()) is not None:
         try:
             reply = answer(json.loads(line))
         except StoppedResumable as stop:

@@ -4,7 +4,8 @@ import pytest
 
 from madkit.core.errors import ConfigError, RunError
 from madkit.core.workspace import Workspace
-from madkit.distill.sweep import RunSpec, _Plan, _Worker, run_many
+from madkit.distill.sweep import RunSpec, run_many
+from madkit.distill.worker_process import Plan, WorkerProcess
 
 QUICK = {"optim.steps": 3, "optim.batch_size": 4, "eval.limit": 8}
 
@@ -32,10 +33,10 @@ def test_a_wrong_spec_is_found_before_any_process_starts(workspace, student):
 
 
 def test_a_worker_that_dies_is_an_answer_and_no_hang(tmp_path):
-    worker = _Worker(1)
+    worker = WorkerProcess(1)
     worker._process.kill()
     worker._process.wait()
-    worker.ask(0, RunSpec("vcr", "finetune"), _Plan("mini-vcr", 0, 1), Workspace.at(tmp_path), "auto")
+    worker.ask(0, RunSpec("vcr", "finetune"), Plan("mini-vcr", 0, 1), Workspace.at(tmp_path), "auto")
     reply = worker.reply()
     assert reply is not None
     assert "ended with code -9" in reply["error"]
