@@ -19,19 +19,28 @@ madkit distill --task snli-ve --shots 200 --arm affinity --seed 1
 madkit distill --task vcr --student uniter-base --init bert-base-cased --recipe paper
 madkit distill --task vcr --teacher clip-vit-l14 --teacher dinov2-vit-l14+roberta-base
 madkit distill --task vqa --arm mad --set mad.weight=0.3 --set optim.learning_rate=2e-4
+madkit distill --sweep --task vcr --arm finetune --arm mad --shots 1pct --shots 5pct --seeds 0-4
 """
+
+SWEEP_PANEL = "Several runs"
 
 
 def distill(
     task: Annotated[
-        str,
+        list[str] | None,
         typer.Option("--task", metavar="TASK", help="vcr, snli-ve, vqa or an imported data set.", show_default=False),
-    ],
+    ] = None,
     shots: Annotated[
-        str, typer.Option("--shots", metavar="SHOTS", help="Labelled questions: 1pct, 5pct, 10pct, a number, or full.")
-    ] = "1pct",
+        list[str] | None,
+        typer.Option(
+            "--shots",
+            metavar="SHOTS",
+            help="Labelled questions: 1pct, 5pct, 10pct, a number, or full.",
+            show_default="1pct",
+        ),
+    ] = None,
     arm: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--arm",
             metavar="ARM",
@@ -40,7 +49,7 @@ def distill(
         ),
     ] = None,
     student: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option("--student", metavar="NAME", help="Name or folder.", show_default="mini-uniter on mini data"),
     ] = None,
     init: Annotated[
@@ -85,6 +94,41 @@ def distill(
     config: Annotated[
         Path | None, typer.Option("--config", metavar="PATH", help="A YAML file in place of a shipped arm.")
     ] = None,
+    sweep: Annotated[
+        bool,
+        typer.Option(
+            "--sweep",
+            help="Train every combination of --task, --arm, --shots, --student (each may be repeated) and --seeds.",
+            rich_help_panel=SWEEP_PANEL,
+        ),
+    ] = False,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--seeds", metavar="LIST", help="0-4, or 0,2,7.", show_default=False, rich_help_panel=SWEEP_PANEL
+        ),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            metavar="PATH",
+            help="A YAML file with the sweep, grids of settings included.",
+            show_default=False,
+            rich_help_panel=SWEEP_PANEL,
+        ),
+    ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--processes",
+            metavar="N",
+            min=0,
+            help="Runs side by side.",
+            show_default="one for each GPU, or what cores and memory bear",
+            rich_help_panel=SWEEP_PANEL,
+        ),
+    ] = 0,
     threads: Annotated[
         int, typer.Option("--threads", metavar="N", min=0, help="Compute threads.", show_default="all cores")
     ] = 0,
@@ -95,27 +139,48 @@ def distill(
     """Fine-tune a student on few or many labels, with or without a teacher's tokens.
 
     The run goes into a folder of the workspace. Stopped or killed, the same command goes on from the last checkpoint,
-    to the same losses; a finished run is left alone.
+    to the same losses; a finished run is left alone. So is a sweep.
     """
     from madkit.core.errors import UsageProblem
     from madkit.core.workspace import Workspace
     from madkit.distill.arms import parse_overrides
-    from madkit.distill.stage import DEFAULT_ARM
+    from madkit.distill.stage import DEFAULT_ARM, DEFAULT_SHOTS
     from madkit.distill.stage import distill as train
 
     if config is not None and arm is not None:
         raise UsageProblem("--arm and --config both name a configuration.", hint="give one of them.")
+    place = Workspace.at(workspace, cache=cache)
     overrides = parse_overrides(set_ or [])
     if steps is not None:
         overrides["optim.steps"] = steps
     if adversarial:
         overrides.setdefault("adversarial.steps", 3)
+    arms = [str(config)] if config is not None else arm or []
+    if sweep or plan is not None:
+        from madkit.cli.distill_sweep import sweep as run_sweep
+        from madkit.distill.sweep_plan import load_plan
+
+        dimensions: dict[str, Any] = {
+            "task": task, "arm": arms, "shots": shots, "student": student, "teacher": teacher,
+            "seeds": seeds if seeds is not None else seed or None, "init": init, "recipe": recipe,
+        }  # fmt: skip
+        given = {name: value for name, value in dimensions.items() if value not in (None, [])}
+        asked = load_plan(plan, given, overrides)
+        run_sweep(place, asked, processes=processes, threads=threads, json_=json_)
+        return
+    for name, values in (("--task", task), ("--arm", arms), ("--shots", shots), ("--student", student)):
+        if len(values or []) > 1:
+            raise UsageProblem(f"{name} was given {len(values or [])} times.", hint="add --sweep to train them all")
+    if seeds is not None or processes:
+        raise UsageProblem(f"{'--seeds' if seeds is not None else '--processes'} is for a sweep.", hint="add --sweep")
+    if not task:
+        raise UsageProblem("No task was named.", hint="add --task vcr, snli-ve, vqa or an imported data set")
     result = train(
-        Workspace.at(workspace, cache=cache),
-        task=task,
-        shots=shots,
-        arm=str(config) if config is not None else arm or DEFAULT_ARM,
-        student=student,
+        place,
+        task=task[0],
+        shots=shots[0] if shots else DEFAULT_SHOTS,
+        arm=arms[0] if arms else DEFAULT_ARM,
+        student=student[0] if student else None,
         init=init,
         recipe=recipe,
         teacher=teacher,
