@@ -104,9 +104,7 @@ def distill(
     ] = False,
     seeds: Annotated[
         str | None,
-        typer.Option(
-            "--seeds", metavar="LIST", help="0-4, or 0,2,7.", show_default=False, rich_help_panel=SWEEP_PANEL
-        ),
+        typer.Option("--seeds", metavar="LIST", help="0-4, or 0,2,7.", show_default=False, rich_help_panel=SWEEP_PANEL),
     ] = None,
     plan: Annotated[
         Path | None,
