@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from madkit.distill.config import DistillConfig
 
 FOLDER = Path(__file__).parent / "arms"
+PERMUTED = "-permuted"  # at the end of an arm's name: its control, as run folders and tables call it
 # Baselines, naive distillation, the method and its ablations, what goes beyond it, the teacher as the student's eyes.
 ORDER = (
     "finetune", "finetune-long", "kd-global", "kd-all", "mad", "mad-no-selection", "mad-no-confidence",
@@ -31,12 +32,12 @@ def arm_names() -> list[str]:
 
 
 def arm_path(arm: str) -> Path:
-    """The YAML file of an arm: a shipped name, or the path of a file.
+    """The YAML file of an arm: a shipped name, its control's ("mad-permuted"), or the path of a file.
 
     Raises UsageProblem, with the nearest name, for a name that is not shipped, NotFoundError for a missing file.
     """
-    if arm in arm_names():
-        return FOLDER / f"{arm}.yaml"
+    if (shipped := arm.removesuffix(PERMUTED)) in arm_names():
+        return FOLDER / f"{shipped}.yaml"
     path = Path(arm).expanduser()
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -53,14 +54,17 @@ def load_arm(
 ) -> DistillConfig:
     """The typed configuration of an arm with `overrides` (dotted keys) on top, and a recipe's settings `below` it.
 
-    A file of one's own that names no arm gets the stem of its name.
+    "mad-permuted" is `mad` with `permute_teacher`. A file of one's own that names no arm gets the stem of its name.
 
     Raises UsageProblem, NotFoundError or ConfigError; the last lists every wrong key at once.
     """
     from madkit.distill.config import ARM_NAME, DistillConfig
 
     path = arm_path(arm)
-    config = load_config(DistillConfig, path, dict(overrides or {}), below=below)
+    values = dict(overrides or {})
+    if arm == f"{path.stem}{PERMUTED}":
+        values["permute_teacher"] = True
+    config = load_config(DistillConfig, path, values, below=below)
     if config.arm:
         return config
     if not re.fullmatch(ARM_NAME, path.stem):

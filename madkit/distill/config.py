@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from madkit.core.config import StrictModel
+from madkit.distill.arms import PERMUTED
 from madkit.distill.pool_config import PoolConfig
 from madkit.distill.schedule import Shape
 from madkit.distill.teacher_settings import TeacherSettings, check_teachers
@@ -20,7 +21,6 @@ from madkit.mad.config import MADConfig
 
 Adaptation = Literal["named", "if-there", "required", "never"]
 ARM_NAME = r"[a-z0-9][a-z0-9-]*"
-PERMUTED = "-permuted"  # at the end of an arm's name: what the control is called in folders and tables
 
 # What a task's fine-tuning differs in where nothing is set. VQA's head decides between many answers and starts far from
 # anything useful: papers train it faster than the rest (UNITER ten times, `lr_mul`; METER fifty times). The factor and
@@ -196,7 +196,7 @@ class DistillConfig(StrictModel):
     @property
     def distils(self) -> bool:
         """Whether anything is learnt from a teacher."""
-        return self.mad is not None or self.pre_phase is not None
+        return self.mad is not None or self.pre_phase is not None or self.pool is not None
 
     @property
     def needs_cache(self) -> bool:
@@ -206,6 +206,12 @@ class DistillConfig(StrictModel):
     @model_validator(mode="after")
     def _teachers_that_can_be_meant(self) -> DistillConfig:
         check_teachers(self.teachers, self.mad)
+        return self
+
+    @model_validator(mode="after")
+    def _something_of_the_pool(self) -> DistillConfig:
+        if self.pool is not None and self.pool.soft_labels is None and self.pool.distilled(self.mad) is None:
+            raise ValueError("pool: nothing is learnt from it: give it an objective or soft_labels, or the run a mad")
         return self
 
     @model_validator(mode="after")

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from madkit.evaluate.protocol import Protocol
 
 RUN_SCHEMA = 1
-ARM_ORDER = ("finetune", "kd-global", "kd-all", "mad", "affinity", "mad-affinity")
+ARM_ORDER = (
+    "finetune", "finetune-long", "kd-global", "kd-all", "mad", "mad-no-selection", "mad-no-confidence",
+    "mad-no-adaptation", "affinity", "mad-affinity", "soft-labels", "clip-vil",
+)  # fmt: skip
+PERMUTED = "-permuted"  # at the end of an arm's name: its control
 
 # Differ between seeds of one and the same experiment, or change speed and disk only.
 _NOT_THE_EXPERIMENT = {"seed", "micro_tokens", "keep_checkpoints", "device", "workers", *OUTSIDE}
@@ -31,7 +35,8 @@ _NOT_THE_EXPERIMENT = {"seed", "micro_tokens", "keep_checkpoints", "device", "wo
 class Run:
     """A complete run, as its manifest tells. `config` is flat: dotted key to value. `spec` is None where neither the
     manifest nor madkit knows the task; the data may. Of the `labelled` examples the teacher's cache had no values for
-    `untaught`.
+    `untaught`. `adaptation` stands for the way in which the teacher was adapted on the run's own labels, which makes
+    another teacher of each seed's subset and one experiment of all; `note` is what nobody who compares it may miss.
     """
 
     path: Path
@@ -49,6 +54,8 @@ class Run:
     spec: TaskSpec | None = None
     labelled: int = 0
     untaught: int = 0
+    adaptation: str = ""
+    note: str = ""
 
     @property
     def table(self) -> tuple[str, str]:
@@ -58,7 +65,10 @@ class Run:
     @property
     def experiment(self) -> str:
         """Digest of everything that was chosen except the seed: runs of one experiment are averaged."""
-        return digest_of([*self.table, self.task, self.student, self.arm, self.shots, self.teacher, dict(self.config)])
+        settings = dict(self.config)
+        if self.adaptation:
+            settings |= {"cache_key": self.adaptation}
+        return digest_of([*self.table, self.task, self.student, self.arm, self.shots, self.teacher, settings])
 
 
 @dataclass(frozen=True)
@@ -146,6 +156,7 @@ def read_run(folder: Path) -> Run | None:
         flat = flatten(without_later(manifest["config"]))  # so that runs from before a key and since are one experiment
         flat |= {key: manifest.get(key) for key in ("student_digest", "cache_key", "regions")}
         pre_phase = flat.get("pre_phase.seed")
+        arm, teacher, adaptation, note = _told(manifest)
         return Run(
             path=folder,
             task=str(manifest["task"]),
@@ -154,20 +165,37 @@ def read_run(folder: Path) -> Run | None:
             revision=str(manifest["data_revision"]),
             is_mini=bool(manifest["is_mini"]),
             student=str(manifest["student"]),
-            arm=str(manifest["arm"]),
+            arm=arm,
             shots=str(manifest["shots"]),
             seed=int(manifest["seed"]),
-            teacher=None if manifest.get("teacher") is None else str(manifest["teacher"]),
+            teacher=teacher,
             config={key: value for key, value in flat.items() if not _NOT_THE_EXPERIMENT & set(key.split("."))},
             pre_phase_seed=None if pre_phase is None else int(pre_phase),
             labelled=int(manifest.get("examples_labelled", 0)),
             untaught=int(manifest.get("examples_without_teacher", 0)),
+            adaptation=adaptation,
+            note=note,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(
             f"{folder / 'manifest.json'} is damaged ({type(error).__name__}: {error}).",
             hint="remove the folder and train again",
         ) from None
+
+
+def _told(manifest: Mapping[str, Any]) -> tuple[str, str | None, str, str]:
+    """Arm, teacher, adaptation and note of a run."""
+    arm, config = str(manifest["arm"]), manifest["config"]
+    if config.get("permute_teacher") and not arm.endswith(PERMUTED):
+        arm += PERMUTED
+    teacher = None if manifest.get("teacher") is None else str(manifest["teacher"])
+    adapted = manifest.get("adapted") or {}
+    notes = ["teacher at inference"] if config.get("visual_input") == "teacher" else []
+    if adapted and adapted["outside"] != 0:
+        notes.append("teacher saw other labels")
+    if adapted.get("same_examples") and teacher == adapted["name"]:
+        return arm, f"{adapted['base']}, adapted ({adapted['train']})", str(adapted["kind"]), "; ".join(notes)
+    return arm, teacher, "", "; ".join(notes)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -196,18 +224,21 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
 
 def _labels(cell: Sequence[tuple[Run, ...]]) -> list[tuple[tuple[Run, ...], str]]:
-    """Name the experiments of one cell by the settings in which they differ, two at most."""
+    """Name the experiments of one cell by their notes, and by the settings in which they differ, two at most."""
     arm = cell[0][0].arm
-    if len(cell) == 1:
-        return [(cell[0], arm)]
+    plain = [f"{arm} ({members[0].note})" if members[0].note else arm for members in cell]
+    if len(set(plain)) == len(cell):
+        return list(zip(cell, plain, strict=True))
     settings = [{**members[0].config, "teacher": members[0].teacher} for members in cell]
     keys = sorted({key for one in settings for key in one})
     differing = [key for key in keys if len({repr(one.get(key)) for one in settings}) > 1]
+    if "teacher" in differing:  # says the same in better words
+        differing = [key for key in differing if key != "cache_key"]
     names = []
-    for one, members in zip(settings, cell, strict=True):
+    for one, members, name in zip(settings, cell, plain, strict=True):
         shown = ", ".join(f"{key.rpartition('.')[2]}={one.get(key, LATER.get(key))}" for key in differing[:2])
         more = f" #{members[0].experiment[:4]}" if len(differing) > 2 else ""
-        names.append(f"{arm} [{shown}{more}]")
+        names.append(f"{name} [{shown}{more}]")
     return list(zip(cell, names, strict=True))
 
 
@@ -218,7 +249,8 @@ def _order(group: Group) -> tuple[object, ...]:
 
 def arm_order(arm: str) -> tuple[int, str]:
     """Sort key: shipped arms as the documentation lists them, others after them by name."""
-    return (ARM_ORDER.index(arm) if arm in ARM_ORDER else len(ARM_ORDER), arm)
+    of = arm.removesuffix(PERMUTED)
+    return (ARM_ORDER.index(of) if of in ARM_ORDER else len(ARM_ORDER), arm)
 
 
 def shots_order(shots: str) -> tuple[int, float, str]:

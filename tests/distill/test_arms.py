@@ -81,6 +81,7 @@ def test_the_control_is_called_by_another_name():
     for _ in range(2):
         config = resolve(config, task="vcr", n_examples=40, seed=0)
         assert config.arm == "mad-permuted"
+    assert resolve(load_arm("mad-permuted"), task="vcr", n_examples=40, seed=0) == config
     for arm in ("finetune", "finetune-long", "clip-vil"):
         with pytest.raises(ConfigError, match="nothing to permute"):
             load_arm(arm, {"permute_teacher": True})

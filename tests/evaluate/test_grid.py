@@ -3,9 +3,13 @@ from __future__ import annotations
 import pytest
 
 from madkit.core.errors import NotFoundError
+from madkit.distill.arms import ORDER
+from madkit.distill.arms import PERMUTED as CONTROL
 from madkit.distill.config import DistillConfig
 from madkit.distill.folder import RunFolder, RunIdentity
 from madkit.evaluate.grid import (
+    ARM_ORDER,
+    PERMUTED,
     arm_order,
     find_baseline,
     find_runs,
@@ -123,7 +127,58 @@ def test_orders():
         "10pct",
         "full",
     ]
-    assert sorted(["mine", "mad", "finetune"], key=arm_order) == ["finetune", "mad", "mine"]
+    arms = ["mine", "mad-permuted", "mad-no-selection", "mad", "finetune"]
+    assert sorted(arms, key=arm_order) == ["finetune", "mad", "mad-permuted", "mad-no-selection", "mine"]
+    assert list(ARM_ORDER) == list(ORDER)
+    assert PERMUTED == CONTROL
+
+
+def adapted(name, **facts):
+    return {"name": name, "base": "mini", "train": "lora", "kind": "0a", "same_examples": True, "outside": 0, **facts}
+
+
+def test_teachers_adapted_on_each_seeds_own_subset_are_one_experiment(made_up):
+    for seed in (0, 1):
+        name = f"mini-s{seed}"
+        made_up.add_run("mad", seed, teacher=name, cache_key=f"{name}-key", adapted=adapted(name))
+        made_up.add_run("mad", seed, teacher="mini", cache_key="mini-key", tag="plain")
+    groups = groups_of(made_up)
+    assert [group.seeds for group in groups] == [(0, 1), (0, 1)]
+    assert {group.first.teacher for group in groups} == {"mini", "mini, adapted (lora)"}
+    assert {group.label for group in groups} == {"mad [teacher=mini]", "mad [teacher=mini, adapted (lora)]"}
+    assert {run.config["cache_key"] for group in groups for run in group.runs} == {
+        "mini-s0-key", "mini-s1-key", "mini-key",
+    }  # fmt: skip
+
+
+def test_another_way_of_adapting_is_another_experiment(made_up):
+    made_up.add_run("mad", 0, teacher="a", adapted=adapted("a"))
+    made_up.add_run("mad", 1, teacher="b", adapted=adapted("b", kind="1b"))
+    assert [group.seeds for group in groups_of(made_up)] == [(0,), (1,)]
+
+
+@pytest.mark.parametrize("outside", [34, None])
+def test_a_teacher_that_saw_other_labels_is_marked(made_up, outside):
+    made_up.add_run("mad", teacher="a", adapted=adapted("a", same_examples=False, outside=outside))
+    made_up.add_run("mad", teacher="mini", tag="plain")
+    assert {group.label for group in groups_of(made_up)} == {"mad", "mad (teacher saw other labels)"}
+
+
+def test_a_student_that_pays_its_teacher_is_marked(made_up):
+    made_up.add_run("clip-vil", config={"arm": "clip-vil", "visual_input": "teacher"}, teacher_at_inference=True)
+    (group,) = groups_of(made_up)
+    assert group.label == "clip-vil (teacher at inference)"
+
+
+def test_a_control_never_stands_for_the_arm(made_up):
+    """Whether or not the run's own name says so."""
+    made_up.add_run("finetune")
+    made_up.add_run("mad", 0, config={"arm": "mad", "permute_teacher": True})
+    made_up.add_run("mad-permuted", 1, config={"arm": "mad", "permute_teacher": True})
+    groups = groups_of(made_up)
+    assert {group.first.arm: group.seeds for group in groups} == {"finetune": (0,), "mad-permuted": (0, 1)}
+    protocol = Protocol(arms=["finetune", "mad"], seeds=[0])
+    assert {cell["arm"] for cell in missing_cells(groups, protocol)} == {"mad"}
 
 
 def test_the_manifest_of_a_run_describes_its_task_and_the_name_does_not_depend_on_it(made_up):
