@@ -282,6 +282,18 @@ class TextTokens(_Part):
         extents = self._extents[np.asarray(rows, dtype=np.int64)]
         return extents[:, 1] - extents[:, 0]
 
+    def spans(self, rows: npt.ArrayLike) -> npt.NDArray[np.int32]:
+        """Return the character spans of the tokens of rows, text after text: [sum of lengths, 2] int32.
+
+        Raises:
+            CacheError: an absent row, or a store of global vectors only.
+        """
+        self._refuse_absent(rows)
+        self._token_rows()
+        assert self._spans is not None  # they come with the tokens
+        extents = self._extents[np.asarray(rows, dtype=np.int64).reshape(-1)]
+        return self._spans.take_ranges(extents[:, 0], extents[:, 1])
+
     def tokens(self, rows: npt.ArrayLike) -> RaggedTokens:
         """Return tokens and character spans of rows (CacheError for an absent row)."""
         self._refuse_absent(rows)

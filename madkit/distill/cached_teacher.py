@@ -19,7 +19,7 @@ from madkit.cache import ImageTokens, TextTokens, TokenCache
 from madkit.core.errors import DataError
 from madkit.core.seeds import derive_seed
 from madkit.distill.student_places import check_boxes, places_of_tokens, rows_of_images
-from madkit.mad.align import align_text, boxes_in_view, pool_regions, pool_selected
+from madkit.mad.align import align_text, boxes_in_view, known_share, pool_regions, pool_selected
 from madkit.mad.probe import cross_fit_probe, probe_features
 from madkit.mad.select import function_word_mask_of_spans
 from madkit.mad.targets import ChannelStats, TeacherTargets
@@ -257,12 +257,7 @@ def pool_boxes(
         [n, R, Dv] float16, zero where a box has no target, and [n, R] bool: boxes with a target.
     """
     patches = _tensor(images.tokens(rows))
-    whole = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]) >= WHOLE
-    seen = torch.ones_like(whole)
-    views = images.views(rows)
-    if views is not None:
-        boxes, share = boxes_in_view(boxes, torch.from_numpy(views))
-        seen = whole | (share >= SEEN)
+    boxes, whole, seen = _in_view(images, rows, boxes)
     if images.selected is None:
         pooled = pool_regions(patches, boxes, images.grid, image_global=image_global, whole_image=whole)
     else:
@@ -270,6 +265,25 @@ def pool_boxes(
         pooled, known = pool_selected(patches, places, boxes, images.grid, image_global=image_global, whole_image=whole)
         seen = seen & known
     return (pooled * seen.unsqueeze(-1)).half(), seen
+
+
+def seen_boxes(images: ImageTokens, rows: NDArray[np.int64], boxes: Tensor) -> Tensor:
+    """Which boxes [n, R, 4] of images `rows` have a target: [n, R] bool, as `pool_boxes` says, without its reading."""
+    boxes, whole, seen = _in_view(images, rows, boxes)
+    if images.selected is None:
+        return seen
+    share = known_share(torch.from_numpy(np.array(images.positions(rows))), boxes, images.grid)
+    return seen & ((share > 0) | whole)
+
+
+def _in_view(images: ImageTokens, rows: NDArray[np.int64], boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes in the part of each image that the teacher saw, which hold the whole image, and which it saw enough of."""
+    whole = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]) >= WHOLE
+    views = images.views(rows)
+    if views is None:
+        return boxes, whole, torch.ones_like(whole)
+    boxes, share = boxes_in_view(boxes, torch.from_numpy(views))
+    return boxes, whole, whole | (share >= SEEN)
 
 
 def _stats(store: ImageTokens | TextTokens) -> tuple[ChannelStats, ChannelStats]:

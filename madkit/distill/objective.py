@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from madkit.cache import TokenCache
 from madkit.core.seeds import derive_seed
 from madkit.distill.absent_side import no_images, no_texts
+from madkit.distill.choices import Choices
 from madkit.distill.examples import ExampleSet, TeacherRows
 from madkit.distill.loop import StepLoss
 from madkit.distill.order import Indices
@@ -75,6 +76,11 @@ class Side(Protocol):
 
     def targets(self, rows: TeacherRows, indices: Indices, inputs: StudentInputs) -> Targets:
         """The teachers' side of a batch whose student tensors are `inputs`."""
+
+    def chosen(
+        self, rows: TeacherRows, indices: Indices, inputs: StudentInputs, *, label: Tensor | None, step: int
+    ) -> Targets:
+        """The same with the token part chosen already (`TeacherSide.chosen`)."""
 
     @property
     def untaught(self) -> int:
@@ -149,6 +155,8 @@ class TeacherSide:
         if any(one.tokens == "random" for one in configs):
             names = examples.ids
             self._keys = torch.tensor([derive_seed("token choice", name) for name in names])
+        # what several settings compare of the same vectors is chosen by their criteria, batch by batch
+        self._choices = None if also else Choices(config, examples, self.images, self.texts, keys=self._keys)
 
     def _find_taught(self) -> Tensor | None:
         """[n * C] bool: sequences whose image and at least one text the cache has; None where it has all."""
@@ -173,9 +181,17 @@ class TeacherSide:
 
     def targets(self, rows: TeacherRows, indices: Indices, inputs: StudentInputs) -> TeacherTargets:
         """The teacher's side of a batch whose student tensors are `inputs`."""
+        return self._said(rows, indices, inputs, words=True, regions=True)
+
+    def _said(
+        self, rows: TeacherRows, indices: Indices, inputs: StudentInputs, *, words: bool, regions: bool
+    ) -> TeacherTargets:
         T, R = inputs.input_ids.shape[1], inputs.region_mask.shape[1]
         S, Dl = len(rows.texts), self.texts.globals.shape[1]
-        if self.texts.tokens is not None and self.texts.has is not None and self.texts.content is not None:
+        if not words:
+            tokens, mask = torch.zeros(S, 0, Dl, dtype=torch.float16), torch.zeros(S, 0, dtype=torch.bool)
+            content = mask
+        elif self.texts.tokens is not None and self.texts.has is not None and self.texts.content is not None:
             there = rows.tokens >= 0
             place = rows.tokens.clamp_min(0)
             tokens = self.texts.tokens[place]
@@ -191,7 +207,7 @@ class TeacherSide:
             text_tokens=tokens,
             text_mask=mask,
             text_global=self.text_globals(rows.texts),
-            regions=self.images.regions[rows.images, :R],
+            regions=self.images.regions[rows.images, :R] if regions else self._no_regions(len(rows.images)),
             region_mask=inputs.region_mask
             if self.images.covered is None
             else inputs.region_mask & self.images.covered[rows.images, :R],
@@ -206,6 +222,34 @@ class TeacherSide:
             taught=self._taught_sequences(indices),
             example_key=keys,
         )
+
+    def chosen(
+        self, rows: TeacherRows, indices: Indices, inputs: StudentInputs, *, label: Tensor | None, step: int
+    ) -> TeacherTargets:
+        """`targets` with the token part chosen already, and without tensors that nothing else compares.
+
+        Args:
+            rows: where the teacher's vectors of the batch stand.
+            indices: its examples.
+            inputs: the student's tensors.
+            label: [B] labels that the criterion will be given; None: it gets none.
+            step: number of the step.
+        """
+        if self._choices is None:
+            return self.targets(rows, indices, inputs)
+        config = self._choices.config
+        taught = self._taught_sequences(indices)
+        chosen = self._choices.of(
+            rows, indices, inputs, label=label, taught=taught, step=step,
+            whole=lambda: self.targets(rows, indices, inputs),
+        )  # fmt: skip
+        words = config.affinity_weight > 0 and config.affinity_form != "sentence"
+        return replace(
+            self._said(rows, indices, inputs, words=words, regions=config.affinity_weight > 0), chosen=chosen
+        )
+
+    def _no_regions(self, B: int) -> Tensor:
+        return torch.zeros(B, 0, self.images.regions.shape[2], dtype=torch.float16)
 
     def _taught_sequences(self, indices: Indices) -> Tensor | None:
         if self._taught is None:
@@ -258,6 +302,7 @@ class BatchMaker:
         """The micro-batch of the examples `indices` in step `step`."""
         inputs = self.examples.inputs(indices)
         rows = torch.from_numpy(indices)
+        target = None if self.examples.target is None else self.examples.target[rows]
         targets = query = None
         if self.teacher is not None:
             where = self.examples.teacher_rows(indices)
@@ -265,10 +310,14 @@ class BatchMaker:
                 turn = (rows.repeat_interleave(self.examples.n_candidates) + step) % (where.texts >= 0).sum(1)
                 query = where.ends.gather(1, turn[:, None]).squeeze(1)
                 where = replace(where, texts=where.texts.gather(1, turn[:, None]))
-            targets = self.teacher.targets(where, indices, inputs)
+            if self.one_text:  # whose relevance changes from step to step
+                targets = self.teacher.targets(where, indices, inputs)
+            else:
+                label = target if target is not None and target.dim() == 1 else None
+                targets = self.teacher.chosen(where, indices, inputs, label=label, step=step)
         return Batch(
             inputs=inputs,
-            target=None if self.examples.target is None else self.examples.target[rows],
+            target=target,
             teacher=targets,
             query_index=query,
             confidence=None if self.confidence is None else self.confidence[rows],

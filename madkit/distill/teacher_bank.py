@@ -2,7 +2,9 @@
 
 Images: patch tokens are pooled into the boxes of the student's regions when they are read and then let go; what stays
 is one vector per region and image. Texts: teacher tokens are aligned to the student's tokens once per distinct text,
-because a text is cut the same way wherever it stands. Both are kept in float16, as the cache has them.
+because a text is cut the same way wherever it stands. Both are kept in float16, as the cache has them. A side that does
+not fit into memory is not gathered, but read when a batch asks for it (`streamed_bank`); which of the two is decided by
+whoever makes the bank (`bank_room`).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,14 +22,25 @@ from torch import Tensor
 from madkit.cache import ImageTokens, TextTokens, TokenCache
 from madkit.core.console import Progress
 from madkit.core.seeds import permutation
-from madkit.mad.align import align_text, boxes_in_view, pool_regions, pool_selected
+from madkit.distill.cached_teacher import pool_boxes, seen_boxes
+from madkit.distill.streamed_bank import StreamedGlobals, StreamedRegions, StreamedTexts
+from madkit.mad.align import align_spans, align_text
 from madkit.mad.select import function_word_mask_of_spans
 from madkit.mad.targets import ChannelStats
 
 CHUNK_IMAGES = 256
 CHUNK_TEXTS = 2048
-_WHOLE = 0.999  # a box that covers this share of the picture is the picture
-_SEEN = 0.5  # a box of which the teacher saw less than this has no target: its patches would describe something else
+
+
+class Vectors(Protocol):
+    """Vectors that are looked up by row: a tensor, or what reads them from the cache when it is asked."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """[rows, ..., D]."""
+
+    def __getitem__(self, key: Any, /) -> Tensor:
+        """The vectors of rows [...], as indexing a tensor gives them."""
 
 
 @dataclass(slots=True)
@@ -38,12 +52,17 @@ class ImageBank:
     saw a part of the images; None: all.
     """
 
-    regions: Tensor
-    globals: Tensor
+    regions: Vectors
+    globals: Vectors
     stats: ChannelStats
     global_stats: ChannelStats
     present: Tensor
     covered: Tensor | None = None
+
+    @property
+    def streamed(self) -> bool:
+        """Whether regions are read when they are asked for."""
+        return not isinstance(self.regions, Tensor)
 
 
 @dataclass(slots=True)
@@ -55,13 +74,18 @@ class TextBank:
     term compares text tokens. `present` [n] bool says which texts the cache has values for; the others are zeros.
     """
 
-    globals: Tensor
+    globals: Vectors
     stats: ChannelStats
     global_stats: ChannelStats
     present: Tensor
-    tokens: Tensor | None = None
+    tokens: Vectors | None = None
     has: Tensor | None = None
     content: Tensor | None = None
+
+    @property
+    def streamed(self) -> bool:
+        """Whether vectors are read when they are asked for."""
+        return not isinstance(self.globals, Tensor)
 
 
 def _stats(store: ImageTokens | TextTokens) -> tuple[ChannelStats, ChannelStats]:
@@ -79,6 +103,7 @@ def image_bank(
     permute_seed: int | None = None,
     progress: Progress | None = None,
     tokens: bool = True,
+    stream: bool = False,
 ) -> ImageBank:
     """Read and pool the images of a set.
 
@@ -90,6 +115,7 @@ def image_bank(
         permute_seed: control: every image is given the tokens of another one.
         progress: advanced by one per image.
         tokens: whether any term compares regions; without, they stay zeros, and a cache of global vectors will do.
+        stream: gather no vectors, but read those of a batch when they are asked for.
     """
     images = cache.images
     known = images.present(image_ids)
@@ -98,43 +124,35 @@ def image_bank(
     if permute_seed is not None:
         rows = rows[_derangement(len(rows), permute_seed)]
     n, R = boxes.shape[:2]
-    partly = images.selected is not None or images.has_views
-    covered = torch.zeros(n, R, dtype=torch.bool) if tokens and partly else None
-    regions = torch.zeros(n, R, images.dim, dtype=torch.float16)
-    global_ = torch.zeros(n, images.dim)
+    partly = tokens and (images.selected is not None or images.has_views)
+    covered = torch.zeros(n, R, dtype=torch.bool) if partly else None
+    regions: Vectors = torch.zeros(0 if stream else n, R, images.dim, dtype=torch.float16)
+    globals_: Vectors = torch.zeros(0 if stream else n, images.dim)
+    if stream:
+        all_rows = np.full(n, -1, dtype=np.int64)
+        all_rows[there] = rows
+        globals_ = StreamedGlobals(images, all_rows)
+        regions = StreamedRegions(images, all_rows if tokens else np.full(n, -1), boxes, globals_)
 
     def read(start: int) -> int:
         piece = rows[start : start + CHUNK_IMAGES]
         where = torch.from_numpy(there[start : start + CHUNK_IMAGES])
-        whole = torch.from_numpy(np.ascontiguousarray(images.globals(piece))).float()
-        global_[where] = whole
-        if not tokens:
-            return len(piece)
-        patches = torch.from_numpy(np.ascontiguousarray(images.tokens(piece)))
-        box = boxes[where].float()
-        picture = (box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1]) >= _WHOLE
-        seen = torch.ones_like(picture)
-        views = images.views(piece)
-        if views is not None:
-            box, share = boxes_in_view(box, torch.from_numpy(views))
-            seen = picture | (share >= _SEEN)
-        if images.selected is None:
-            pooled = pool_regions(patches, box, images.grid, image_global=whole, whole_image=picture)
-            known = seen
-        else:
-            places = torch.from_numpy(images.positions(piece))
-            pooled, known = pool_selected(patches, places, box, images.grid, image_global=whole, whole_image=picture)
-        if covered is not None:
-            covered[where] = known & seen
-            pooled = pooled * (known & seen).unsqueeze(-1)
-        regions[where] = pooled.half()
+        if isinstance(globals_, Tensor):
+            whole = torch.from_numpy(np.ascontiguousarray(images.globals(piece))).float()
+            globals_[where] = whole
+            if tokens and isinstance(regions, Tensor):
+                regions[where], seen = pool_boxes(images, piece, boxes[where].float(), whole)
+                if covered is not None:
+                    covered[where] = seen
+        elif covered is not None:
+            covered[where] = seen_boxes(images, piece, boxes[where].float())
         return len(piece)
 
     with ThreadPoolExecutor(max_workers=max(1, threads)) as workers:
         for done in workers.map(read, range(0, len(rows), CHUNK_IMAGES)):
             if progress is not None:
                 progress.advance(done)
-    return ImageBank(regions, global_, *_stats(images), torch.from_numpy(known), covered)
+    return ImageBank(regions, globals_, *_stats(images), torch.from_numpy(known), covered)
 
 
 def _derangement(n: int, seed: int) -> NDArray[np.int64]:
@@ -152,6 +170,7 @@ def text_bank(
     *,
     threads: int = 2,
     progress: Progress | None = None,
+    stream: bool = False,
 ) -> TextBank:
     """Read the texts of a set, and align their tokens where `pairs` are given.
 
@@ -161,14 +180,17 @@ def text_bank(
         pairs: [u, 3] (row of the text, start, end) of the distinct student tokens, sorted by row; None: globals only.
         threads: readers.
         progress: advanced by one per text.
+        stream: gather no vectors, but read those of a batch when they are asked for.
     """
     store = cache.texts
     known = store.present(texts)
-    rows = np.zeros(len(texts), dtype=np.int64)
+    rows = np.full(len(texts), -1, dtype=np.int64)
     rows[known] = store.rows(texts, absent="skip")
-    global_ = torch.zeros(len(texts), store.dim)
+    globals_: Vectors = StreamedGlobals(store, rows) if stream else torch.zeros(len(texts), store.dim)
     u = 0 if pairs is None else len(pairs)
-    tokens = torch.zeros(u, store.dim, dtype=torch.float16)
+    tokens: Vectors = torch.zeros(0 if stream else u, store.dim, dtype=torch.float16)
+    if stream and pairs is not None:
+        tokens = StreamedTexts(store, rows, pairs)
     has = torch.zeros(u, dtype=torch.bool)
     content = torch.zeros(u, dtype=torch.bool)
 
@@ -176,39 +198,45 @@ def text_bank(
         here = known[start : start + CHUNK_TEXTS]
         stop = start + len(here)
         piece = rows[start:stop][here]
-        global_[torch.from_numpy(start + np.flatnonzero(here))] = torch.from_numpy(
-            np.ascontiguousarray(store.globals(piece))
-        ).float()
+        if isinstance(globals_, Tensor):
+            globals_[torch.from_numpy(start + np.flatnonzero(here))] = torch.from_numpy(
+                np.ascontiguousarray(store.globals(piece))
+            ).float()
         if pairs is None:
             return len(here)
         low, high = np.searchsorted(pairs[:, 0], [start, stop])
         mine = pairs[low:high]
-        ragged = store.tokens(piece)
         offsets = np.zeros(len(here) + 1, dtype=np.int64)  # a text that is absent has no tokens
-        offsets[1:][here] = np.diff(ragged.offsets)
-        offsets = np.cumsum(offsets)
-        targets, mask = align_text(
+        if isinstance(tokens, Tensor):
+            ragged = store.tokens(piece)
+            spans, lengths = ragged.spans, np.diff(ragged.offsets)
+        else:
+            spans, lengths = store.spans(piece), store.lengths(piece)
+        offsets[1:][here] = lengths
+        places = (
             torch.from_numpy(mine[:, 1:].copy()).unsqueeze(0),
             torch.from_numpy(mine[:, 0] - start).unsqueeze(0),
-            torch.from_numpy(np.ascontiguousarray(ragged.tokens)),
-            torch.from_numpy(np.ascontiguousarray(ragged.spans)),
-            torch.from_numpy(offsets),
         )
-        tokens[low:high] = targets[0].half()
+        cuts = (torch.from_numpy(np.ascontiguousarray(spans)), torch.from_numpy(np.cumsum(offsets)))
+        if isinstance(tokens, Tensor):
+            targets, mask = align_text(*places, torch.from_numpy(np.ascontiguousarray(ragged.tokens)), *cuts)
+            tokens[low:high] = targets[0].half()
+        else:
+            mask = align_spans(*places, *cuts).mask
         has[low:high] = mask[0]
         bounds = np.searchsorted(mine[:, 0], np.arange(start, stop + 1))
         for place in range(len(here)):
             first, last = int(bounds[place]), int(bounds[place + 1])
-            spans = [(int(a), int(b)) for a, b in mine[first:last, 1:]]
-            if spans:
-                content[low + first : low + last] = ~function_word_mask_of_spans(texts[start + place], spans)
+            pieces = [(int(a), int(b)) for a, b in mine[first:last, 1:]]
+            if pieces:
+                content[low + first : low + last] = ~function_word_mask_of_spans(texts[start + place], pieces)
         return len(here)
 
     with ThreadPoolExecutor(max_workers=max(1, threads)) as workers:
         for done in workers.map(read, range(0, len(texts), CHUNK_TEXTS)):
             if progress is not None:
                 progress.advance(done)
-    bank = TextBank(global_, *_stats(store), torch.from_numpy(known))
+    bank = TextBank(globals_, *_stats(store), torch.from_numpy(known))
     if pairs is not None:
         bank.tokens, bank.has, bank.content = tokens, has, content
     return bank

@@ -269,12 +269,21 @@ def pool_selected(
     Returns:
         [B, R, D] float32, and [B, R] bool: regions with a target, that is with a known patch or for the whole image.
     """
-    every = box_patch_weights(boxes, grid)
-    known = every.gather(-1, positions.long().unsqueeze(1).expand(-1, boxes.shape[1], -1))
+    known = _known_weights(positions, boxes, grid)
     share = known.sum(-1, keepdim=True)
     pooled = torch.matmul(known / share.clamp_min(1e-12), patch_tokens.float())
     pooled = torch.where(whole_image.unsqueeze(-1), image_global.float().unsqueeze(-2), pooled)
     return pooled, (share.squeeze(-1) > 0) | whole_image
+
+
+def known_share(positions: Tensor, boxes: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Share [B, R] of each box [B, R, 4] that lies in the known patches `positions` [B, K] of a grid."""
+    return _known_weights(positions, boxes, grid).sum(-1)
+
+
+def _known_weights(positions: Tensor, boxes: Tensor, grid: tuple[int, int]) -> Tensor:
+    every = box_patch_weights(boxes, grid)
+    return every.gather(-1, positions.long().unsqueeze(1).expand(-1, boxes.shape[1], -1))
 
 
 def align_tags(tag_regions: Tensor, regions: Tensor, region_mask: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from madkit.mad.config import MADConfig
+
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
@@ -79,11 +81,13 @@ class ChosenTokens:
     Attributes:
         sequences: [N] the sequences that are taught.
         gold: they are the gold candidates' alone, one per example, and the criterion is to be given the labels.
+        config: what they were chosen for; no other criterion takes them.
         text, region, tag: what is compared of each kind; None where the configuration has no such term.
     """
 
     sequences: Tensor
     gold: bool
+    config: MADConfig
     text: ChosenKind | None = None
     region: ChosenKind | None = None
     tag: ChosenKind | None = None
@@ -95,7 +99,7 @@ class ChosenTokens:
             return None if kind is None else kind.to(device, non_blocking=non_blocking)
 
         sequences = self.sequences.to(device, non_blocking=non_blocking)
-        return ChosenTokens(sequences, self.gold, one(self.text), one(self.region), one(self.tag))
+        return ChosenTokens(sequences, self.gold, self.config, one(self.text), one(self.region), one(self.tag))
 
     def pin(self) -> ChosenTokens:
         """The same in page-locked memory."""
@@ -103,4 +107,5 @@ class ChosenTokens:
         def one(kind: ChosenKind | None) -> ChosenKind | None:
             return None if kind is None else kind.pin()
 
-        return ChosenTokens(self.sequences.pin_memory(), self.gold, one(self.text), one(self.region), one(self.tag))
+        sequences = self.sequences.pin_memory()
+        return ChosenTokens(sequences, self.gold, self.config, one(self.text), one(self.region), one(self.tag))

@@ -177,6 +177,8 @@ class MADCriterion(nn.Module):
         if targets.chosen is not None:
             if gold != targets.chosen.gold:
                 raise DataError("The tokens were chosen with labels and are compared without, or the other way round.")
+            if targets.chosen.config is not self.config and targets.chosen.config != self.config:
+                raise DataError("The tokens were chosen for another configuration than this criterion's.")
             share = 1.0 / n_candidates if label is None or not gold else (label >= 0).float()
             return targets.chosen.sequences, share
         if gold and label is not None:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from madkit.mad.config import Selector
 
+_ROUNDING = 1e-4  # 0.1 * 10 is a little more than 1 in binary: rounding up must not make it 2
+
 
 def cosine_relevance(tokens: Tensor, reference: Tensor) -> Tensor:
     """Cosine [N, K] float32 of tokens [N, K, D] with one reference [N, D] each; 0 for zero vectors."""
@@ -63,19 +65,23 @@ def select_indices(
     """
     if (k is None) == (fraction is None):
         raise ValueError("give either k or fraction")
-    T = mask.shape[-1]
     available = mask.sum(-1, keepdim=True)
+    width = chosen_width(mask.shape[-1], k=k, fraction=fraction)
     if fraction is None:
-        assert k is not None
-        width = min(k, T)
         wanted = available.clamp(max=k)
     else:
-        # 0.1 * 10 is a little more than 1 in binary: rounding up must not make it 2.
-        width = max(0, math.ceil(fraction * T - 1e-4))
-        wanted = torch.ceil(available * fraction - 1e-4).long().clamp(max=width)
+        wanted = torch.ceil(available * fraction - _ROUNDING).long().clamp(max=width)
     scores = relevance.float().masked_fill(~mask, -math.inf)
     index = torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :width]
     return index, torch.arange(width, device=mask.device) < wanted
+
+
+def chosen_width(length: int, *, k: int | None, fraction: float | None) -> int:
+    """How many tokens of rows of `length` are kept at most: k, or the share `fraction` rounded up, which goes first."""
+    if fraction is not None:
+        return max(0, math.ceil(fraction * length - _ROUNDING))
+    assert k is not None
+    return min(k, length)
 
 
 def select_tokens(relevance: Tensor, mask: Tensor, *, k: int | None = None, fraction: float | None = None) -> Tensor:

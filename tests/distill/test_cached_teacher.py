@@ -18,7 +18,7 @@ from madkit.distill.cached_teacher import pool_boxes
 from madkit.distill.confidence import teacher_confidence
 from madkit.distill.config import ConfidenceConfig
 from madkit.distill.examples import ExampleSet
-from madkit.distill.objective import BatchMaker, TeacherSide
+from madkit.distill.objective import TeacherSide
 from madkit.mad.targets import TeacherTargets
 from madkit.students.inputs import encode_example
 from madkit.students.load import load_student
@@ -60,9 +60,11 @@ def asked(model, examples, indices, inputs):
 
 def test_a_batch_has_the_targets_that_a_run_has(loaded):
     cache, model, examples = loaded
-    batch = BatchMaker(examples, 10, teacher=TeacherSide(examples, cache, MADConfig(tokens="random")))(INDICES, 0)
-    want = batch.teacher
-    got = CachedTeacher(cache).targets(**asked(model, examples, INDICES, batch.inputs))
+    inputs = examples.inputs(INDICES)
+    want = TeacherSide(examples, cache, MADConfig(tokens="random")).targets(
+        examples.teacher_rows(INDICES), INDICES, inputs
+    )
+    got = CachedTeacher(cache).targets(**asked(model, examples, INDICES, inputs))
     for field in fields(TeacherTargets):
         a, b = getattr(want, field.name), getattr(got, field.name)
         if isinstance(a, torch.Tensor):

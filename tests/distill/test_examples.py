@@ -47,8 +47,7 @@ def test_text_targets_are_the_teachers_tokens_of_the_same_characters(loaded):
     workspace, data, model, examples = loaded
     cache = choose_cache(workspace, data, None)
     side = TeacherSide(examples, cache, MADConfig())
-    batch = BatchMaker(examples, 10, teacher=side)(INDICES, 0)
-    assert batch.teacher is not None
+    teacher = side.targets(examples.teacher_rows(INDICES), INDICES, examples.inputs(INDICES))
     checked = 0
     for row, place in enumerate(INDICES):
         encoded = encode_example(examples.examples[place], model.tokenizer, model.max_text_length)
@@ -56,17 +55,17 @@ def test_text_targets_are_the_teachers_tokens_of_the_same_characters(loaded):
             at = row * examples.n_candidates + number
             for position in range(len(sequence.ids)):
                 owner = sequence.segment[position]
-                assert bool(batch.teacher.text_mask[at, position]) == (owner >= 0)
+                assert bool(teacher.text_mask[at, position]) == (owner >= 0)
                 if owner < 0:
                     continue
                 text = sequence.texts[owner]
                 ragged = cache.texts.tokens(cache.texts.rows([text]))
                 (match,) = np.flatnonzero((ragged.spans == sequence.spans[position]).all(1))
                 want = torch.from_numpy(ragged.tokens[match].copy())
-                assert torch.equal(batch.teacher.text_tokens[at, position], want)
+                assert torch.equal(teacher.text_tokens[at, position], want)
                 checked += 1
             words = cache.texts.globals(cache.texts.rows(list(sequence.texts))).astype(np.float32).mean(0)
-            torch.testing.assert_close(batch.teacher.text_global[at], torch.from_numpy(words))
+            torch.testing.assert_close(teacher.text_global[at], torch.from_numpy(words))
     assert checked > 20
 
 
@@ -74,8 +73,7 @@ def test_region_targets_are_means_of_the_patches_under_the_box(loaded):
     workspace, data, _, examples = loaded
     cache = choose_cache(workspace, data, None)
     side = TeacherSide(examples, cache, MADConfig(tokens="global"))
-    batch = BatchMaker(examples, 10, teacher=side)(INDICES, 0)
-    assert batch.teacher is not None
+    teacher = side.targets(examples.teacher_rows(INDICES), INDICES, examples.inputs(INDICES))
     for row, place in enumerate(INDICES):
         image = examples.examples[place].image.id
         patches = cache.images.tokens(cache.images.rows([image]))[0].astype(np.float64).reshape(3, 3, -1)
@@ -87,9 +85,9 @@ def test_region_targets_are_means_of_the_patches_under_the_box(loaded):
                     height = min(y2, (down + 1) / 3) - max(y1, down / 3)
                     shares[down, across] = max(0, width) * max(0, height)
             want = (patches * shares[..., None]).sum((0, 1)) / shares.sum()
-            got = batch.teacher.regions[row, number].double().numpy()
+            got = teacher.regions[row, number].double().numpy()
             np.testing.assert_allclose(got, want, atol=2e-3)
-    assert not batch.teacher.text_mask.any()  # a global arm reads no text tokens
+    assert not teacher.text_mask.any()  # a global arm reads no text tokens
 
 
 def test_one_text_asks_at_its_own_separator(loaded):
