@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from madkit.cache import TokenCache
 from madkit.core.console import Progress, info
 from madkit.core.seeds import derive_seed
 from madkit.distill.config import DistillConfig
@@ -26,6 +25,7 @@ from madkit.distill.order import Indices, Order, PlainOrder
 from madkit.distill.pool import known_to, unlabelled_examples
 from madkit.distill.pool_config import SoftLabelConfig
 from madkit.distill.soft_labels import GlobalVectors, ProbeAnswers, answer_pool
+from madkit.distill.teachers import Teachers
 from madkit.regions import RegionReader
 from madkit.students.heads import HeadSpec
 from madkit.students.student import Student
@@ -53,9 +53,8 @@ def gather_pool(
     train: Sequence[Example],
     labelled: Sequence[Example],
     head: HeadSpec,
-    cache: TokenCache,
+    teachers: Teachers,
     *,
-    asked: TokenCache | None = None,
     seed: int,
     threads: int,
 ) -> Pool | None:
@@ -66,13 +65,13 @@ def gather_pool(
         train: the train split; of what is not in `labelled` no label is read.
         labelled: the labelled subset.
         head: what the student decides between.
-        cache: the teacher's cache.
-        asked: the cache that the probe reads; None: `cache`.
+        teachers: the teachers. The probe reads their caches, or those of the teachers before they were adapted, which
+            have not seen the labels.
         seed: the run's seed.
         threads: readers.
 
     Raises:
-        RunError: the cache knows no image of the pool.
+        RunError: a cache knows no image of the pool.
         DataError: the subset is too small for a probe.
     """
     settings, steps = config.pool, config.optim.steps
@@ -80,7 +79,7 @@ def gather_pool(
     assert steps is not None
     candidates = max((len(example.candidates) for example in labelled), default=1)
     each = examples_per_step(settings.batch_size, candidates)
-    draws = round(settings.until * steps) * each
+    draws = settings.steps(steps) * each
     gold = {example.question_id for example in labelled} if settings.soft_labels is not None else set[str]()
     found = unlabelled_examples(train, draws=draws, limit=settings.limit, without=gold, seed=seed)
     if not found:
@@ -88,12 +87,15 @@ def gather_pool(
             "All questions of the train split are labelled, so there is no pool: the labels are all there is to learn."
         )
         return None
-    found, left_out = known_to(cache, found)
-    facts: dict[str, Any] = {"left_out": left_out}
+    total = len(found)
+    asked = [member.asked or member.cache for member in teachers]
+    for cache in (*(member.cache for member in teachers), *asked):
+        found, _ = known_to(cache, found)
+    facts: dict[str, Any] = {"left_out": total - len(found)}
     answers = None
     if settings.asks_probe(config.mad):
         vectors = GlobalVectors(
-            asked or cache,
+            asked,
             list(dict.fromkeys(example.image.id for example in (*labelled, *found))),
             permute_seed=derive_seed(seed, "permute") if config.permute_teacher else None,
             threads=threads,
@@ -139,6 +141,15 @@ class JointSet:
     rows: Indices
     pool: Pool
 
+    def __str__(self) -> str:
+        step, all_ = self.sequences_per_step, len(self.rows) * self.examples.n_candidates
+        return f"Beside it stand {step:,} unlabelled sequences of a pool of {all_:,}."
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences of a pool batch."""
+        return min(int(self.pool.facts["examples_per_step"]), len(self.rows)) * self.examples.n_candidates
+
     @property
     def ids(self) -> list[str]:
         """Ids by place: labelled, then pool."""
@@ -149,17 +160,20 @@ class JointSet:
         return np.concatenate([values[: len(self.labelled)], values[self.rows]])
 
 
-def joint_set(
+def encode_together(
     labelled: Sequence[Example],
-    pool: Pool,
+    pool: Pool | None,
     student: Student,
     regions: RegionReader | None,
     *,
     threads: int,
     answer_match: AnswerMatch,
     progress: Progress | None = None,
-) -> JointSet:
-    """Encode labelled examples and pool. Raises as `ExampleSet`."""
+) -> tuple[ExampleSet, JointSet | None]:
+    """Encode labelled examples, and a pool with them where there is one. Raises as `ExampleSet`."""
+    if pool is None:
+        alone = ExampleSet(labelled, student, regions, threads=threads, answer_match=answer_match, progress=progress)
+        return alone, None
     row_of = {example.id: row for row, example in enumerate(labelled)}
     own: list[Example] = []
     rows = np.empty(len(pool.examples), dtype=np.int64)
@@ -176,7 +190,7 @@ def joint_set(
     first.lengths, first.text_lengths = whole.lengths[:n], whole.text_lengths[:n]
     first.region_counts, first.sequences = whole.region_counts[:n], whole.sequences[:n]
     first.target = targets_of(labelled, student.head_spec, answer_match)
-    return JointSet(whole, first, rows, pool)
+    return first, JointSet(whole, first, rows, pool)
 
 
 class JointOrder:

@@ -58,6 +58,15 @@ class PoolConfig(StrictModel):
             raise ValueError("weight is 0, so objective would never count: leave out one of them")
         return self
 
+    @property
+    def own(self) -> MADConfig | None:
+        """The pool's own objective, where one counts."""
+        return None if self.weight == 0 else self.objective
+
+    def steps(self, total: int) -> int:
+        """How many of a run's steps have a pool batch, at least one."""
+        return max(1, round(self.until * total))
+
     def distilled(self, mad: MADConfig | None) -> MADConfig | None:
         """What is distilled on the pool, given the run's own `mad`; None: nothing."""
         if self.weight == 0:

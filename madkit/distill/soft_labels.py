@@ -22,9 +22,9 @@ from madkit.distill.pool import with_answer
 from madkit.distill.pool_config import SoftLabelConfig
 from madkit.distill.soft_targets import SoftTargets
 from madkit.distill.teacher_bank import image_bank
-from madkit.mad.probe import CrossFitProbe, fit_cross_probe, probe_features
+from madkit.mad.probe import CrossFitProbe, fit_cross_probe, joined_features
 from madkit.students.heads import ChoiceLoss, ClassLoss, HeadKind, VqaLoss, task_loss
-from madkit.tasks.example import Example
+from madkit.tasks.example import Example, Segment
 
 _CHUNK = 512
 _DENSE = 64  # outputs up to which all probabilities of an example are kept
@@ -46,10 +46,10 @@ class ProbeAnswers:
 
 
 class GlobalVectors:
-    """The teacher's global vectors of examples, without a student in between.
+    """The teachers' global vectors of examples, without a student in between.
 
     Args:
-        cache: the teacher's cache.
+        caches: of one teacher, or of several; each may be of images or texts alone.
         image_ids: the images that will be asked for. With the images of a run's set in the set's order, a permutation
             is the one that its other targets have.
         permute_seed: control: every image is given the vector of another one.
@@ -57,25 +57,33 @@ class GlobalVectors:
     """
 
     def __init__(
-        self, cache: TokenCache, image_ids: Sequence[str], *, permute_seed: int | None = None, threads: int = 2
+        self,
+        caches: Sequence[TokenCache],
+        image_ids: Sequence[str],
+        *,
+        permute_seed: int | None = None,
+        threads: int = 2,
     ) -> None:
-        self._cache = cache
+        self._caches = list(caches)
         nowhere = torch.zeros(len(image_ids), 0, 4)
-        bank = image_bank(cache, image_ids, nowhere, threads=threads, permute_seed=permute_seed, tokens=False)
-        self._images = bank.globals
-        self._present = bank.present
         self._row = {image: row for row, image in enumerate(image_ids)}
+        self._known = torch.ones(len(image_ids), dtype=torch.bool)
+        self._images: list[Any] = []  # looked up by rows
+        for cache in self._caches:
+            vectors: Any = torch.zeros(len(image_ids), 0)
+            if "images" in cache.parts:
+                bank = image_bank(cache, image_ids, nowhere, threads=threads, permute_seed=permute_seed, tokens=False)
+                vectors, self._known = bank.globals, self._known & bank.present
+            self._images.append(vectors)
 
     def known(self, examples: Sequence[Example]) -> Tensor:
-        """[n] bool: examples whose image and texts the cache has values for."""
-        texts = self._cache.texts
-        if not texts.absent and bool(self._present.all()):
-            return torch.ones(len(examples), dtype=torch.bool)
-        there = [
-            bool(self._present[self._row[example.image.id]]) and bool(texts.present(example.texts()).all())
-            for example in examples
-        ]
-        return torch.tensor(there, dtype=torch.bool)
+        """[n] bool: examples whose image and texts all caches have values for."""
+        stores = [cache.texts for cache in self._caches if "texts" in cache.parts and cache.texts.absent]
+        there = self._known[self._rows(examples)]
+        if not stores:
+            return there
+        read = [all(bool(store.present(example.texts()).all()) for store in stores) for example in examples]
+        return there & torch.tensor(read, dtype=torch.bool)
 
     def features(self, examples: Sequence[Example]) -> Tensor:
         """The probe's features [n, F], or [n, C, F] of examples with candidates.
@@ -83,17 +91,35 @@ class GlobalVectors:
         The vector of a sequence is the mean over its texts, as in `objective.TeacherSide`.
         """
         texts = list(dict.fromkeys(text for example in examples for text in example.texts()))
-        store = self._cache.texts
-        vectors = torch.from_numpy(np.ascontiguousarray(store.globals(store.rows(texts)))).float()
         row = {text: place for place, text in enumerate(texts)}
-        image = self._images[torch.tensor([self._row[example.image.id] for example in examples])]
-        sequences = []
-        for example in examples:
-            context = [row[segment.text] for segment in example.context]
-            tails = [[row[segment.text]] for segment in example.candidates] or [[]]
-            sequences.append(torch.stack([vectors[[*context, *tail]].mean(0) for tail in tails]))
-        text = torch.stack(sequences)
-        return probe_features(image, text if text.shape[1] > 1 else text.squeeze(1))
+        sequences = [
+            [*(row[segment.text] for segment in example.context), *(row[segment.text] for segment in tail)]
+            for example in examples
+            for tail in _tails(example)
+        ]
+        most = max(len(sequence) for sequence in sequences)
+        places = torch.tensor([sequence + [-1] * (most - len(sequence)) for sequence in sequences])
+        there = (places >= 0).unsqueeze(-1)
+        images = self._rows(examples)
+        pairs = []
+        for cache, vectors in zip(self._caches, self._images, strict=True):
+            text = torch.zeros(len(sequences), 0)
+            if "texts" in cache.parts:
+                found = np.ascontiguousarray(cache.texts.globals(cache.texts.rows(texts)))
+                text = torch.where(there, torch.from_numpy(found).float()[places.clamp_min(0)], 0.0)
+                text = text.sum(1) / there.sum(1)
+            if len(sequences) > len(examples):
+                text = text.view(len(examples), len(sequences) // len(examples), text.shape[-1])
+            pairs.append((vectors[images], text))
+        return joined_features(pairs)
+
+    def _rows(self, examples: Sequence[Example]) -> Tensor:
+        return torch.tensor([self._row[example.image.id] for example in examples])
+
+
+def _tails(example: Example) -> list[tuple[Segment, ...]]:
+    """What follows the context in each of an example's sequences."""
+    return [(candidate,) for candidate in example.candidates] or [()]
 
 
 def fit_on_labelled(

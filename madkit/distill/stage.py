@@ -18,7 +18,6 @@ from madkit.core.errors import RunError, UsageProblem
 from madkit.core.files import FileLock, digest_of, sha256_file, write_json_atomic, write_text_atomic
 from madkit.core.seeds import derive_seed
 from madkit.core.workspace import Workspace
-from madkit.distill.adversarial import Adversary
 from madkit.distill.answers import head_for
 from madkit.distill.arms import load_arm
 from madkit.distill.config import LEARNING_RATE, DistillConfig, resolve
@@ -26,6 +25,7 @@ from madkit.distill.development import Development, sample_questions
 from madkit.distill.effective_batch import EffectiveBatch, effective_batch
 from madkit.distill.examples import ExampleSet
 from madkit.distill.folder import RunBusy, RunFolder, RunIdentity
+from madkit.distill.joint_pool import Pool, encode_together, gather_pool
 from madkit.distill.loop import Look, LoopResult, LoopSettings, make_accelerator, run_loop
 from madkit.distill.objective import is_fresh
 from madkit.distill.optimizer import OptimizerSettings
@@ -203,6 +203,7 @@ class _Run:
         self.folder = RunFolder.of(workspace, self.identity, self.config, data.spec.to_dict())
         self.pre_phase: PrePhaseResult | None = None
         self.untaught = 0
+        self.pool: Pool | None = None
 
     def close(self) -> None:
         """Let go of the caches."""
@@ -217,7 +218,7 @@ class _Run:
         if done is not None:
             return RunResult(self.folder.path, True, done)
         self._check_room()
-        for pick in (pick for pick in self.named.picks if pick.said):
+        for pick in self.named.told:
             (info if pick.fair else warn)(pick.said)
         for line in check_phases(self.teachers, self.config):
             info(line)
@@ -278,9 +279,16 @@ class _Run:
         student = self._student()
         regions = regions_seen(self.sight, self.data, self.eyes)
         dev_examples = sample_questions(self.data.examples("dev"), config.eval.limit)
-        with progress("Encoding", len(self.labelled) + len(dev_examples), "examples") as shown:
-            examples = ExampleSet(
+        pool: Pool | None = None
+        if config.pool is not None and self.teachers is not None:
+            pool = gather_pool(
+                config, self.train, self.labelled, self.head, self.teachers, seed=self.seed, threads=self.threads
+            )
+        count = len(self.labelled) + len(dev_examples) + (0 if pool is None else len(pool.examples))
+        with progress("Encoding", count, "examples") as shown:
+            examples, joint = encode_together(
                 self.labelled,
+                pool,
                 student,
                 regions,
                 threads=self.threads,
@@ -291,9 +299,9 @@ class _Run:
         if examples.shortened:
             info(f"{examples.shortened} text tokens did not fit the student and were left out.")
         taught = make_teaching(
-            config, examples, student, self.teachers, seed=self.seed, threads=self.threads, folder=folder
+            config, examples, student, self.teachers, seed=self.seed, threads=self.threads, folder=folder, joint=joint
         )
-        self.untaught, objective = taught.untaught, taught.objective
+        self.untaught, objective, self.pool = taught.untaught, taught.objective, pool
         development = Development(self.data.spec, held, config.eval.tokens)
         device = self.accelerator.device
 
@@ -303,22 +311,17 @@ class _Run:
         settings = self._settings()
         order = self._order(examples)
         batch = effective_batch(order, examples.text_lengths, examples.region_counts, settings.micro_tokens)
-        info(f"A step holds {batch}.")
-        adversary = None if config.adversarial is None else Adversary(objective, config.adversarial)
+        info(f"A step holds {batch}." + ("" if joint is None else f" {joint}"))
         with progress(f"Training {self.identity.arm}, seed {self.seed}", settings.steps, "steps") as shown:
             result = run_loop(
                 folder,
                 objective,
-                order,
-                taught.batches,
-                examples.ids,
-                examples.lengths,
-                examples.sequences,
+                *taught.stream(order),
                 settings,
                 self.accelerator,
                 look=look,
                 fresh=is_fresh,
-                adversary=adversary,
+                adversary=taught.adversary(config),
                 weights=weight_means(objective, self.accelerator),
                 progress=shown,
             )
@@ -379,6 +382,7 @@ class _Run:
             "examples_labelled": len(examples),
             "batch": batch.as_row(),
             "examples_without_teacher": self.untaught,
+            "pool": None if self.pool is None else self.pool.facts,
             "questions_labelled": len({example.question_id for example in examples.examples}),
             "seconds": round(seconds, 2),
             "device": str(self.accelerator.device),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -91,6 +91,7 @@ def side_of(
     config: MADConfig,
     *,
     own: bool = True,
+    also: Sequence[MADConfig] = (),
     threads: int = 2,
     permute_seed: int | None = None,
 ) -> AnySide:
@@ -101,6 +102,7 @@ def side_of(
         teachers: one teacher, or several.
         config: the settings of a phase.
         own: whether the teachers' own settings apply (`Teachers.shares`).
+        also: settings that one teacher's vectors must serve, too; several teachers need a side for each.
         threads: readers.
         permute_seed: control: every image is given the tokens of another one.
 
@@ -110,7 +112,7 @@ def side_of(
     """
     if teachers.one:
         cache = teachers.members[0].cache
-        return TeacherSide(examples, cache, config, threads=threads, permute_seed=permute_seed)
+        return TeacherSide(examples, cache, config, threads=threads, permute_seed=permute_seed, also=also)
     shares = teachers.shares(config, own=own)
     if not shares:
         raise separate_spaces(config.affinity_weight > 0)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from madkit.core.console import info
 from madkit.core.seeds import derive_seed
+from madkit.distill.adversarial import Adversary
 from madkit.distill.confidence import FILE as CONFIDENCE
 from madkit.distill.confidence import teacher_confidence
 from madkit.distill.config import DistillConfig
 from madkit.distill.examples import ExampleSet
+from madkit.distill.joint_objective import JointAdversary, JointBatchMaker, JointObjective
+from madkit.distill.joint_pool import JointOrder, JointSet
+from madkit.distill.loop_contract import Attack
 from madkit.distill.objective import BatchMaker, Criterion, Objective
+from madkit.distill.order import Indices, Order
+from madkit.distill.pool_config import PoolConfig
 from madkit.distill.teacher_sides import asked_side, criterion_of, side_of
 from madkit.distill.teachers import Teachers
 from madkit.mad.criterion import MADCriterion
+from madkit.students.heads import ChoiceLoss, ClassLoss, VqaLoss
 from madkit.students.student import Student
 
 
@@ -24,13 +33,68 @@ class Teaching:
 
     Attributes:
         objective: student and criterion as one module.
+        examples: the labelled examples.
         batches: cuts micro-batches out of the labelled examples.
         untaught: labelled examples that no teacher says anything about, because caches lack their image or texts.
+        pool: the pool beside them, where there is one.
     """
 
     objective: Objective
+    examples: ExampleSet
     batches: BatchMaker
     untaught: int = 0
+    pool: PoolTeaching | None = None
+
+    def stream(self, order: Order) -> Stream:
+        """What the loop reads, given the order of the labelled examples."""
+        if self.pool is None:
+            examples = self.examples
+            return Stream(order, self.batches, examples.ids, examples.lengths, examples.sequences)
+        return self.pool.stream(order, self.batches)
+
+    def adversary(self, config: DistillConfig) -> Attack | None:
+        """What makes several passes of each micro-batch, where the configuration asks for it."""
+        if config.adversarial is None:
+            return None
+        adversary = Adversary(self.objective, config.adversarial)
+        return JointAdversary(self.objective, adversary) if isinstance(self.objective, JointObjective) else adversary
+
+
+class Stream(NamedTuple):
+    """What the loop reads: global batches as places, micro-batches of them, and what is known of each place."""
+
+    order: Order
+    batches: Callable[[Indices, int], Any]
+    ids: Sequence[str]
+    lengths: Indices
+    sequences: Indices
+
+
+@dataclass(frozen=True, slots=True)
+class PoolTeaching:
+    """The pool's part of what a run learns from.
+
+    Attributes:
+        joint: the examples.
+        batches: cuts micro-batches out of all of them, without targets.
+        config: the pool's settings.
+        steps: how many steps have a pool batch.
+        seed: of the pool's order.
+    """
+
+    joint: JointSet
+    batches: BatchMaker
+    config: PoolConfig
+    steps: int
+    seed: int
+
+    def stream(self, order: Order, labelled: BatchMaker) -> Stream:
+        """Joint batches, given the order and the batches of the labelled examples."""
+        joint = self.joint
+        both = JointOrder(order, joint, until=self.steps, seed=self.seed)
+        make = JointBatchMaker(labelled, self.batches, joint, both, self.config)
+        lengths, sequences = joint.by_place(joint.examples.lengths), joint.by_place(joint.examples.sequences)
+        return Stream(both, make, joint.ids, lengths, sequences)
 
 
 def make_teaching(
@@ -42,6 +106,7 @@ def make_teaching(
     seed: int,
     threads: int,
     folder: Path,
+    joint: JointSet | None = None,
 ) -> Teaching:
     """Bring together what a run learns from.
 
@@ -53,6 +118,7 @@ def make_teaching(
         seed: the run's seed.
         threads: readers.
         folder: the run's folder, where the teachers' confidence is written.
+        joint: the labelled examples and the pool beside them; None without a pool.
 
     Raises:
         CacheError: a cache lacks images or texts; the hint is the command that extracts them.
@@ -63,9 +129,12 @@ def make_teaching(
     teacher = confidence = None
     criterion: Criterion | None = None
     untaught = 0
+    held = examples if joint is None else joint.examples
+    own = None if joint is None or config.pool is None else config.pool.own
+    permute = derive_seed(seed, "permute") if config.permute_teacher else None
     if mad is not None and teachers is not None:
-        permute = derive_seed(seed, "permute") if config.permute_teacher else None
-        teacher = side_of(examples, teachers, mad, threads=threads, permute_seed=permute)
+        also = () if own is None else (own,)
+        teacher = side_of(held, teachers, mad, also=also, threads=threads, permute_seed=permute)
         untaught = teacher.untaught
         if untaught:
             info(f"{untaught} of {len(examples)} examples learn from their labels alone: {teachers.lacks}.")
@@ -76,14 +145,36 @@ def make_teaching(
             confidence = teacher_confidence(
                 examples, sure, config.confidence, seed=derive_seed(seed, "probe"), path=path
             )
-    objective = Objective(
-        student,
-        criterion,
-        vqa_loss=config.optim.vqa_loss,
-        choice_loss=config.choice_loss,
-        class_loss=config.class_loss,
+    forms = TaskForms(config.optim.vqa_loss, config.choice_loss, config.class_loss)
+    batches = BatchMaker(examples, steps, teacher=teacher, confidence=confidence)
+    if joint is None or config.pool is None:
+        objective = Objective(student, criterion, **forms._asdict())
+        return Teaching(objective, examples, batches, untaught)
+    side, pool_criterion = teacher, None
+    if own is not None and teachers is not None:
+        if side is None or not teachers.one:
+            side = side_of(held, teachers, own, own=False, threads=threads, permute_seed=permute)
+        pool_criterion = criterion_of(side, own, student, derive_seed(seed, "pool"))
+    distils = config.pool.distilled(mad) is not None
+    pool = PoolTeaching(
+        joint,
+        BatchMaker(held, steps, teacher=side if distils else None, one_text=own is not None),
+        config.pool,
+        config.pool.steps(steps),
+        seed,
     )
-    return Teaching(objective, BatchMaker(examples, steps, teacher=teacher, confidence=confidence), untaught)
+    objective = JointObjective(
+        student, criterion, config.pool, distils=distils, pool_criterion=pool_criterion, **forms._asdict()
+    )
+    return Teaching(objective, examples, batches, untaught, pool)
+
+
+class TaskForms(NamedTuple):
+    """Forms of the task loss, by the names that an objective takes them under."""
+
+    vqa_loss: VqaLoss
+    choice_loss: ChoiceLoss
+    class_loss: ClassLoss
 
 
 def weighs_by_confidence(criterion: Criterion) -> bool:

@@ -64,6 +64,30 @@ def probe_features(image_global: Tensor, text_global: Tensor) -> Tensor:
     return torch.cat(parts, -1)
 
 
+def joined_features(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """`probe_features` of several teachers together.
+
+    Side by side stand the features of every teacher that reads both modalities. Teachers of images alone and of texts
+    alone make one pair together, as they would in one cache; where only one of the two kinds is there, its globals
+    stand alone, for products of vectors of two spaces say little.
+
+    Args:
+        pairs: [N, Dv] and [N, Dl] or [N, C, Dl] of each teacher; a width of 0 for what it does not read.
+
+    Returns:
+        [N, F] or [N, C, F] float32.
+    """
+    whole = [probe_features(image, text) for image, text in pairs if image.shape[-1] and text.shape[-1]]
+    images = [F.normalize(image.float(), dim=-1) for image, text in pairs if not text.shape[-1]]
+    texts = [F.normalize(text.float(), dim=-1) for image, text in pairs if not image.shape[-1]]
+    if images or texts:
+        image, text = pairs[0]
+        vision = torch.cat(images, -1) if images else image.new_zeros(*image.shape[:-1], 0)
+        words = torch.cat(texts, -1) if texts else text.new_zeros(*text.shape[:-1], 0)
+        whole.append(probe_features(vision, words))
+    return whole[0] if len(whole) == 1 else torch.cat(whole, -1)
+
+
 def _projection(rows: int, columns: int) -> Tensor:
     generator = torch.Generator().manual_seed(derive_seed("probe projection", rows, columns))
     drawn = torch.randn(rows, columns, generator=generator)
