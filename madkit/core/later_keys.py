@@ -33,6 +33,10 @@ LATER: dict[str, Any] = {
     "optim.milestones": [],
     "optim.optimizer": "adamw",
     "optim.momentum": 0.9,
+    "mad.affinity_kind": "relative",
+    "mad.affinity_threshold": None,
+    "pre_phase.objective.affinity_kind": "relative",
+    "pre_phase.objective.affinity_threshold": None,
 }
 
 

@@ -18,6 +18,7 @@ from madkit.distill.examples import ExampleSet, TeacherRows
 from madkit.distill.loop import StepLoss
 from madkit.distill.order import Indices
 from madkit.distill.teacher_bank import ImageBank, TextBank, image_bank, text_bank
+from madkit.mad.calibrate import calibrated
 from madkit.mad.config import MADConfig
 from madkit.mad.criterion import MADCriterion, separate_spaces
 from madkit.mad.several import SeveralTeachers
@@ -26,6 +27,7 @@ from madkit.students.heads import ChoiceLoss, ClassLoss, VqaLoss, gold_probabili
 from madkit.students.interface import StudentInputs, StudentOutput
 from madkit.students.student import Student
 
+CALIBRATION = 2048  # examples on which absolute affinity is calibrated
 Criterion = MADCriterion | SeveralTeachers
 Targets = TeacherTargets | Mapping[str, TeacherTargets]
 """What one teacher says of a batch, or several do, by name: what a criterion of one, or of several, compares with."""
@@ -418,11 +420,31 @@ class Objective(nn.Module):
 
 
 def make_criterion(config: MADConfig, student: Student, teacher: TeacherSide, seed: int) -> MADCriterion:
-    """The criterion for a student and a teacher, its heads drawn from the seed alone."""
+    """The criterion for a student and a teacher, its heads drawn from the seed alone.
+
+    What `config` leaves open about absolute affinity is measured on up to `CALIBRATION` examples of the teacher's side.
+    """
+    config = _calibrated(config, teacher)
     vision, text = teacher.images.globals.shape[1], teacher.texts.globals.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "projections"))
         return MADCriterion(config, student.hidden_size, vision, text)
+
+
+def _calibrated(config: MADConfig, teacher: TeacherSide) -> MADConfig:
+    examples = teacher.examples
+    chosen = np.unique(np.linspace(0, len(examples) - 1, min(len(examples), CALIBRATION)).astype(np.int64))
+    if config.affinity_weight == 0 or config.affinity_kind == "relative":
+        return config
+    rows, inputs = examples.teacher_rows(chosen), examples.inputs(chosen)
+    # one text of each sequence, in turn: in the pre-phase a sentence asks alone
+    turn = torch.arange(len(rows.texts)) % (rows.texts >= 0).sum(1)
+    rows = replace(rows, texts=rows.texts.gather(1, turn[:, None]))
+    targets = teacher.targets(rows, chosen, inputs)
+    image = targets.image_index
+    return calibrated(
+        config, targets.text_global, targets.regions[image], targets.region_mask[image], rows.images[image]
+    )
 
 
 def is_fresh(name: str) -> bool:

@@ -22,6 +22,7 @@ from madkit.core.environment import environment
 from madkit.core.errors import RunError
 from madkit.core.files import FileLock, digest_of, read_json, write_json_atomic
 from madkit.core.interrupts import StopSignals
+from madkit.core.later_keys import without_later
 from madkit.core.seeds import derive_seed
 from madkit.core.workspace import Workspace
 from madkit.distill.config import DistillConfig, PrePhaseConfig
@@ -93,7 +94,7 @@ def pre_phase(
         **({} if (regions := data.region_digest()) is None else {"regions": regions}),
         "precision": config.precision,
         "permute_teacher": config.permute_teacher,
-        "config": phase.model_dump(mode="json"),
+        "config": without_later(phase.model_dump(mode="json"), "pre_phase."),
     }
     path = workspace.runs / data.source / f"pre-phase-{digest_of(identity)[:12]}"
     main = accelerator.is_main_process

@@ -93,8 +93,19 @@ class MADConfig(StrictModel):
         "sentence", description="what is set against the regions: the whole sentence, its words, or both"
     )
     affinity_layer: int | None = Field(None, description="student layer of the affinity; none: the middle one")
-    affinity_tau: float = Field(
-        20.0, gt=0, le=1000, description="factor of the teacher's cosines before its softmax over regions"
+    affinity_kind: Literal["relative", "absolute"] = Field(
+        "relative",
+        description="relative: which region a sentence is about, a softmax over regions; absolute: whether each region "
+        "is what it is about, a sigmoid per region, which also says that none is",
+    )
+    affinity_tau: float | None = Field(
+        20.0,
+        gt=0,
+        le=1000,
+        description="factor of the teacher's cosines before its softmax or sigmoid; none (absolute only): measured",
+    )
+    affinity_threshold: float | None = Field(
+        None, ge=-1, le=1, description="absolute: cosine at which a region is as likely meant as not; none: measured"
     )
     affinity_dim: int = Field(64, ge=1, description="width of the query and key projections")
     affinity_scheduled: bool = Field(False, description="lambda's schedule and warm-up also scale the affinity part")
@@ -112,6 +123,8 @@ class MADConfig(StrictModel):
             raise ValueError("weight and affinity_weight are both 0: nothing would be distilled")
         if self.weight > 0 and self.term_total == 0:
             raise ValueError(f"weight is {self.weight}, but tokens: {self.tokens} leaves no term with a weight above 0")
+        if self.affinity_tau is None and self.affinity_kind == "relative":
+            raise ValueError("affinity_tau: give a number, it is measured for affinity_kind: absolute alone")
         word = self.affinity_weight > 0 and self.affinity_form != "sentence"
         if word and self.fraction is None and self.k_text == 0:
             raise ValueError(f"affinity_form: {self.affinity_form} needs words: set k_text above 0 or give a fraction")

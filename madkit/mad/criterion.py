@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from madkit.core.errors import ConfigError, DataError
 from madkit.mad.affinity import AffinityHead, affinity_loss
 from madkit.mad.choice import choose_words, shares_space
+from madkit.mad.chosen import choice_key
 from madkit.mad.config import MADConfig
 from madkit.mad.heads import ProjectionHead
 from madkit.mad.schedule import schedule_factor
@@ -60,6 +61,7 @@ class MADCriterion(nn.Module):
     def __init__(self, config: MADConfig, student_dim: int, vision_dim: int, text_dim: int) -> None:
         super().__init__()
         self.config = config
+        self._choice_key = choice_key(config)
         self.whole_batch: WholeBatch | None = None
         self.dims = (student_dim, vision_dim, text_dim)
         terms = config.term_weights
@@ -78,11 +80,17 @@ class MADCriterion(nn.Module):
         )
         sentence = config.affinity_weight > 0 and config.affinity_form in ("sentence", "both")
         word = config.affinity_weight > 0 and config.affinity_form in ("word", "both")
+        absolute = config.affinity_kind == "absolute"
+        if (sentence or word) and absolute and (config.affinity_tau is None or config.affinity_threshold is None):
+            raise ConfigError(
+                "affinity_kind: absolute needs affinity_tau and affinity_threshold as numbers, and one is open.",
+                hint="measure them on pairs of the teacher: madkit.mad.calibrate.calibrated.",
+            )
         self.affinity = nn.ModuleDict()
         if sentence:
-            self.affinity["sentence"] = AffinityHead(student_dim, config.affinity_dim)
+            self.affinity["sentence"] = AffinityHead(student_dim, config.affinity_dim, absolute=absolute)
         if word:
-            self.affinity["word"] = AffinityHead(student_dim, config.affinity_dim)
+            self.affinity["word"] = AffinityHead(student_dim, config.affinity_dim, absolute=absolute)
 
     def forward(
         self,
@@ -177,7 +185,7 @@ class MADCriterion(nn.Module):
         if targets.chosen is not None:
             if gold != targets.chosen.gold:
                 raise DataError("The tokens were chosen with labels and are compared without, or the other way round.")
-            if targets.chosen.config is not self.config and targets.chosen.config != self.config:
+            if targets.chosen.made_for != self._choice_key:
                 raise DataError("The tokens were chosen for another configuration than this criterion's.")
             share = 1.0 / n_candidates if label is None or not gold else (label >= 0).float()
             return targets.chosen.sequences, share
@@ -228,6 +236,7 @@ class MADCriterion(nn.Module):
         query_index: Tensor | None,
     ) -> dict[str, Tensor]:
         config = self.config
+        assert config.affinity_tau is not None
         layer = config.affinity_layer if config.affinity_layer is not None else middle_layer(len(student_hidden))
         hidden = student_hidden[layer]
         rows = torch.arange(hidden.shape[0], device=hidden.device)
@@ -248,7 +257,7 @@ class MADCriterion(nn.Module):
             query = take(hidden, rows.unsqueeze(1), place).to(dtype)
             each = affinity_loss(
                 head, query, regions, text, targets.regions, region_mask, tau=config.affinity_tau,
-                image_index=targets.image_index, query_mask=valid,
+                threshold=config.affinity_threshold or 0.0, image_index=targets.image_index, query_mask=valid,
             )  # fmt: skip
             found[form] = (each if targets.taught is None else torch.where(targets.taught, each, 0.0)).mean()
         return found

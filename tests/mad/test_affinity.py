@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.special import log_softmax
+from scipy.special import expit, log_softmax, rel_entr
 
 from madkit.mad.affinity import AffinityHead, affinity_loss, teacher_affinity
 
@@ -118,3 +118,37 @@ def test_only_the_student_learns(head: AffinityHead) -> None:
     grad = x["region_states"].grad
     assert grad is not None
     assert not grad[~x["region_mask"]].any()
+
+
+def test_absolute_affinity_is_one_bernoulli_divergence_per_region() -> None:
+    torch.manual_seed(1)
+    head = AffinityHead(6, dim=3, absolute=True)
+    assert head.offset is not None
+    x = inputs()
+    query_mask = torch.tensor([[True, True], [True, False], [False, True]])
+    got = affinity_loss(head, **x, tau=7.0, threshold=0.2, query_mask=query_mask)
+    for s in range(3):
+        regions = torch.nonzero(x["region_mask"][s]).flatten()
+        values = []
+        for k in torch.nonzero(query_mask[s]).flatten():
+            cosines = F.cosine_similarity(x["text"][s, k], x["regions"][s, regions], dim=-1).numpy()
+            q = head.query(x["query"][s, k])
+            logits = head.key(x["region_states"][s, regions]) @ q / math.sqrt(3) + head.offset(x["query"][s, k])
+            a, b = expit(7.0 * (cosines - 0.2)), expit(logits.detach().numpy())
+            values.append(float((rel_entr(a, b) + rel_entr(1 - a, 1 - b)).sum()))
+        assert got[s].item() == pytest.approx(sum(values) / len(values), abs=1e-5)
+
+
+def test_only_absolute_affinity_tells_a_sentence_about_nothing_from_one_about_everything() -> None:
+    regions = F.normalize(torch.eye(4)[:2].unsqueeze(0) + 0.01, dim=-1)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    about_all, about_none = torch.tensor([[1.0, 1.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    states = torch.randn(1, 2, 6, generator=torch.Generator().manual_seed(0))
+    query = torch.randn(1, 6, generator=torch.Generator().manual_seed(1))
+    for absolute, told in ((False, False), (True, True)):
+        torch.manual_seed(2)
+        head = AffinityHead(6, absolute=absolute)
+        both = [
+            affinity_loss(head, query, states, text, regions, mask, threshold=0.4) for text in (about_all, about_none)
+        ]
+        assert bool((both[0] - both[1]).abs() > 0.1) is told
