@@ -17,7 +17,7 @@ from madkit.distill.examples import ExampleSet, TeacherRows
 from madkit.distill.order import Indices
 from madkit.distill.teacher_bank import ImageBank, TextBank, Vectors
 from madkit.mad.choice import choose_regions, choose_tags, choose_text
-from madkit.mad.chosen import ChosenKind, ChosenTokens, Lookup
+from madkit.mad.chosen import ChosenKind, ChosenTokens, Lookup, choice_key
 from madkit.mad.config import MADConfig
 from madkit.mad.select import choose, chosen_width
 from madkit.mad.targets import TeacherTargets
@@ -77,6 +77,7 @@ class Choices:
         keys: Tensor | None = None,
     ) -> None:
         self.config = config
+        self._made_for = choice_key(config)
         self.examples = examples
         self.images = images
         self.texts = texts
@@ -143,7 +144,7 @@ class Choices:
                 region = asked.tags.gather(1, index)
                 kinds[name] = ChosenKind(index, valid, self._regions(asked.image, region.clamp_min(0)), region)
         return ChosenTokens(
-            places, gold, self.config, kinds.get("token_text"), kinds.get("token_region"), kinds.get("token_tag")
+            places, gold, self._made_for, kinds.get("token_text"), kinds.get("token_region"), kinds.get("token_tag")
         )
 
     def _asked(self, places: Tensor, rows: TeacherRows, indices: Indices, inputs: StudentInputs) -> _Asked:

@@ -14,6 +14,16 @@ from torch import Tensor
 
 from madkit.mad.config import MADConfig
 
+ChoiceKey = tuple[object, ...]
+
+
+def choice_key(config: MADConfig) -> ChoiceKey:
+    """All of a configuration that the choice of tokens depends on."""
+    return (
+        config.tokens, config.k_text, config.k_region, config.k_tag, config.fraction, config.relevance,
+        config.candidates, config.tag_targets, tuple(config.term_weights),
+    )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
@@ -81,13 +91,13 @@ class ChosenTokens:
     Attributes:
         sequences: [N] the sequences that are taught.
         gold: they are the gold candidates' alone, one per example, and the criterion is to be given the labels.
-        config: what they were chosen for; no other criterion takes them.
+        made_for: `choice_key` of the settings that they were chosen for; a criterion of other ones refuses them.
         text, region, tag: what is compared of each kind; None where the configuration has no such term.
     """
 
     sequences: Tensor
     gold: bool
-    config: MADConfig
+    made_for: ChoiceKey
     text: ChosenKind | None = None
     region: ChosenKind | None = None
     tag: ChosenKind | None = None
@@ -99,7 +109,7 @@ class ChosenTokens:
             return None if kind is None else kind.to(device, non_blocking=non_blocking)
 
         sequences = self.sequences.to(device, non_blocking=non_blocking)
-        return ChosenTokens(sequences, self.gold, self.config, one(self.text), one(self.region), one(self.tag))
+        return ChosenTokens(sequences, self.gold, self.made_for, one(self.text), one(self.region), one(self.tag))
 
     def pin(self) -> ChosenTokens:
         """The same in page-locked memory."""
@@ -108,4 +118,4 @@ class ChosenTokens:
             return None if kind is None else kind.pin()
 
         sequences = self.sequences.pin_memory()
-        return ChosenTokens(sequences, self.gold, self.config, one(self.text), one(self.region), one(self.tag))
+        return ChosenTokens(sequences, self.gold, self.made_for, one(self.text), one(self.region), one(self.tag))
