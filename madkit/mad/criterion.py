@@ -17,7 +17,6 @@ from madkit.core.errors import ConfigError, DataError
 from madkit.mad.affinity import AffinityHead, affinity_loss
 from madkit.mad.choice import choose_words, shares_space
 from madkit.mad.chosen import choice_key
-from madkit.mad.chosen import choice_key
 from madkit.mad.config import MADConfig
 from madkit.mad.heads import ProjectionHead
 from madkit.mad.schedule import schedule_factor
@@ -62,7 +61,6 @@ class MADCriterion(nn.Module):
     def __init__(self, config: MADConfig, student_dim: int, vision_dim: int, text_dim: int) -> None:
         super().__init__()
         self.config = config
-        self._choice_key = choice_key(config)
         self._choice_key = choice_key(config)
         self.whole_batch: WholeBatch | None = None
         self.dims = (student_dim, vision_dim, text_dim)
