@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from madkit.distill.adaptation import AdaptedTeacher
 from madkit.distill.config import DistillConfig
 from madkit.distill.folder import RunIdentity
+
+PAYS = "the teacher sees every image first: its tokens are the student's visual input"
 
 
 def summary_text(
@@ -25,6 +28,12 @@ def summary_text(
         ("student", identity.student),
         ("teacher", f"{identity.teacher} (cache {identity.cache_key})" if identity.teacher else "none"),
         *([("without teacher", f"{untaught:,} examples, absent from the cache")] if untaught else []),
+        *(
+            [("adapted", f"{facts['adapted']['base']}, {AdaptedTeacher(**facts['adapted']).line}")]
+            if facts.get("adapted")
+            else []
+        ),
+        *([("at inference", PAYS)] if facts.get("teacher_at_inference") else []),
         ("pre-phase", facts["pre_phase"] or "none"),
         ("seed", str(identity.seed)),
         ("steps", f"{facts['steps']:,} (weights of step {facts['kept_step']:,})"),

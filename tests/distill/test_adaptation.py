@@ -249,6 +249,7 @@ def test_a_run_with_an_adapted_teacher(place: Place, student: Path) -> None:
     assert (mad.manifest["teacher"], mad.manifest["cache_key"]) == ("mine", adapted)
     assert mad.manifest["confidence_cache"] == base
     assert mad.manifest["adapted"]["same_examples"]
+    assert "mini, adapted on exactly this run's labelled examples" in (mad.path / "summary.md").read_text()
 
     def sure(done: Any) -> Any:
         return read_json(done.path / "confidence.json")["confidence"]

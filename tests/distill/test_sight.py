@@ -13,9 +13,10 @@ from transformers import ViltImageProcessor
 from madkit.cache import TokenCache, choose_cache
 from madkit.cache.token_regions import TokenRegions
 from madkit.cli.main import main
-from madkit.core.errors import DataError, NotFoundError
+from madkit.core.errors import DataError, NotFoundError, UsageProblem
 from madkit.distill.stage import distill
 from madkit.evaluate.sight import regions_of_run
+from madkit.students.load import load_student
 from madkit.students.patches import PatchReader, cut, fitted_size
 from madkit.tasks.data import open_task
 
@@ -41,6 +42,29 @@ def test_every_family_trains_and_is_evaluated(workspace, student, arm, capsys):
     assert main(command) == 0
     answered = json.loads(capsys.readouterr().out)
     assert answered["questions"] > 0
+
+
+@pytest.mark.parametrize("name", ["tiny", "mini-visualbert", "mini-lxmert", "mini-vl-bert"])
+def test_the_arm_turns_a_student_of_regions_into_one_that_sees_with_the_teacher(workspace, student, name, capsys):
+    result = distill(
+        workspace, task="vcr", shots="12", arm="clip-vil", student=student if name == "tiny" else name, part="tiny",
+        config_overrides={"optim.steps": 2, "optim.batch_size": 4, "eval.limit": 8},
+    )  # fmt: skip
+    manifest = result.manifest
+    assert manifest["teacher_at_inference"]
+    assert (manifest["teacher"], manifest["confidence_cache"]) == ("random", None)
+    assert manifest["student"].startswith(name)  # it keeps its name: tables compare it with its own baseline
+    assert manifest["arm"] == "clip-vil"
+    assert "teacher sees every image" in (result.path / "summary.md").read_text()
+    assert load_student(result.path / "student").family.visual == "teacher"
+    at = ["--workspace", str(workspace.root), "--json"]
+    assert main(["predict", result.path.name, "--split", "dev", *at]) == 0
+    assert json.loads(capsys.readouterr().out)["questions"] > 0
+
+
+def test_the_arm_is_refused_to_students_of_pixels(workspace):
+    with pytest.raises(UsageProblem, match="sees the pixels themselves"):
+        distill(workspace, task="vcr", shots="12", arm="clip-vil", student="mini-vilt", part="tiny")
 
 
 def test_first_weights_in_the_workspace_go_by_their_name(workspace):
