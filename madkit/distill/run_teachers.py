@@ -38,6 +38,11 @@ class Named:
         return self.picks[0]
 
     @property
+    def told(self) -> list[TeacherPick]:
+        """Those of which something is to be said. Of several teachers not that one could be adapted, too."""
+        return [pick for pick in self.picks if pick.said and (pick.adapted is not None or not self.several)]
+
+    @property
     def adapted(self) -> AdaptedTeacher | None:
         """What the teachers have seen of the labels: of several adapted ones, that which saw most of others' labels."""
         found = [pick.adapted for pick in self.picks if pick.adapted is not None]
