@@ -1,0 +1,226 @@
+"""The study behind docs/results.md: tune every arm on the development split, train, evaluate, write the rows down.
+
+    madkit extract --teacher mini --workspace W
+    python examples/study/run.py tune --workspace W --processes 2
+    python examples/study/run.py train --workspace W --processes 2
+    python examples/study/run.py evaluate --workspace W
+    python examples/study/run.py table
+
+Every stage can be killed and called again: what is there is not made again. `tune` appends to
+docs/results/tuning.jsonl, `evaluate` writes docs/results/study.jsonl, `table` fills the tables of docs/results.md from
+these two files alone. `--tasks`, `--shots` and `--arms` limit a call to a part of the grid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from madkit.core.errors import MadkitError
+from madkit.core.files import write_text_atomic
+from madkit.core.workspace import Workspace
+from madkit.distill.sweep import RunReport, RunSpec, run_many
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parents[1] / "docs" / "results"
+HEADLINES = ("Q->AR", "accuracy")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one stage."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("stage", choices=["tune", "train", "evaluate", "table"])
+    parser.add_argument("--workspace", type=Path, default=Path("madkit-workspace"))
+    parser.add_argument("--grid", type=Path, default=HERE / "grid.yaml")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSONL files")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--tasks", nargs="*")
+    parser.add_argument("--shots", nargs="*")
+    parser.add_argument("--arms", nargs="*")
+    asked = parser.parse_args(arguments)
+    grid = load_grid(asked.grid)
+    limit(grid, asked.tasks, asked.shots, asked.arms)
+    workspace = Workspace.at(asked.workspace)
+    try:
+        if asked.stage == "tune":
+            tune(grid, workspace, asked.results / "tuning.jsonl", asked.processes)
+        elif asked.stage == "train":
+            specs = [spec for spec, _ in study_runs(grid, chosen(grid, read(asked.results / "tuning.jsonl")))]
+            run_many(workspace, specs, processes=asked.processes, threads_each=1)
+        elif asked.stage == "evaluate":
+            evaluate_all(grid, workspace, asked.results / "study.jsonl")
+        else:
+            from tables import fill_page  # beside this file
+
+            fill_page(asked.results, asked.results.parent / "results.md")
+    except MadkitError as error:
+        print(f"{error.message} {error.hint or ''}")
+        return error.exit_code
+    return 0
+
+
+# -- the grid -----------------------------------------------------------------------------------------------------------
+
+
+def load_grid(path: Path) -> dict[str, Any]:
+    """The grid, with its budget checked: as many candidates for every arm."""
+    grid: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    sizes = {arm: len(candidates) for arm, candidates in grid["tuning"]["arms"].items()}
+    if len(set(sizes.values())) > 1:
+        raise SystemExit(f"{path}: the arms have different budgets: {sizes}")
+    return grid
+
+
+def limit(
+    grid: dict[str, Any], tasks: Sequence[str] | None, shots: Sequence[str] | None, arms: Sequence[str] | None
+) -> None:
+    """Leave that part of the grid that was asked for."""
+    grid["tasks"] = [task for task in grid["tasks"] if not tasks or task in tasks]
+    grid["shots"] = {name: seeds for name, seeds in grid["shots"].items() if not shots or name in shots}
+    grid["wanted"] = list(arms) if arms else None
+
+
+def wanted(grid: Mapping[str, Any], arm: str) -> bool:
+    """Whether this call is about an arm."""
+    return grid["wanted"] is None or arm in grid["wanted"]
+
+
+def seeded(grid: Mapping[str, Any], arm: str, settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """`settings` with the number of the pre-phase, for arms that have one."""
+    from madkit.distill.arms import load_arm
+
+    if load_arm(arm, settings).pre_phase is None:
+        return dict(settings)
+    return {**settings, "pre_phase.seed": seed % int(grid["pre_phases"])}
+
+
+# -- tuning: the development split alone --------------------------------------------------------------------------------
+
+
+def tune(grid: Mapping[str, Any], workspace: Workspace, path: Path, processes: int) -> None:
+    """Train every candidate that has no row in `path` yet, and append its score on the development split."""
+    tuning = grid["tuning"]
+    known = {key_of(row) for row in read(path)}
+    specs = []
+    for task in grid["tasks"]:
+        for arm, candidates in tuning["arms"].items():
+            for settings in candidates if wanted(grid, arm) else ():
+                for seed in tuning["seeds"]:
+                    row = {"task": task, "arm": arm, "shots": tuning["shots"], "seed": seed, "settings": settings}
+                    if key_of(row) not in known:
+                        overrides = seeded(grid, arm, settings, seed)
+                        specs.append(
+                            RunSpec(task, arm, tuning["shots"], seed, grid["student"], grid["teacher"], overrides)
+                        )
+
+    def note(report: RunReport) -> None:
+        spec = report.spec
+        settings = {key: value for key, value in spec.overrides.items() if key != "pre_phase.seed"}
+        row = {"task": spec.task, "arm": spec.arm, "shots": spec.shots, "seed": spec.seed, "settings": settings}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**row, "dev": report.dev}) + "\n")
+
+    run_many(workspace, specs, processes=processes, threads_each=1, on_done=note)
+
+
+def key_of(row: Mapping[str, Any]) -> str:
+    """What a tuning row is about."""
+    return json.dumps([row["task"], row["arm"], row["shots"], row["seed"], row["settings"]], sort_keys=True)
+
+
+def headline(dev: Mapping[str, float]) -> float:
+    """The score that decides."""
+    return next(dev[name] for name in HEADLINES if name in dev)
+
+
+def chosen(grid: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """(task, arm) -> settings with the best mean score over the tuning seeds; of equals the first of the grid.
+
+    Arms whose candidates are not all scored are left out: they are not ready to be trained.
+    """
+    tuning = grid["tuning"]
+    scores = {key_of(row): headline(row["dev"]) for row in rows}
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for task in grid["tasks"]:
+        for arm, candidates in tuning["arms"].items():
+            means = []
+            for settings in candidates:
+                row = {"task": task, "arm": arm, "shots": tuning["shots"], "settings": settings}
+                found = [scores.get(key_of({**row, "seed": seed})) for seed in tuning["seeds"]]
+                means.append(None if None in found else sum(value for value in found if value is not None))
+            if all(mean is not None for mean in means):
+                best[task, arm] = candidates[max(range(len(means)), key=lambda place: (means[place], -place))]
+        for arm, leader in grid["follow"].items():
+            if (task, leader) in best:
+                best[task, arm] = best[task, leader]
+    return best
+
+
+# -- the runs of the tables ---------------------------------------------------------------------------------------------
+
+
+def study_runs(
+    grid: Mapping[str, Any], best: Mapping[tuple[str, str], dict[str, Any]]
+) -> Iterator[tuple[RunSpec, str]]:
+    """Every run of the study with the name under which the tables list it, cheap subsets first."""
+    for shots, seeds in grid["shots"].items():
+        for seed in seeds:
+            for task in grid["tasks"]:
+                for (of, arm), settings in best.items():
+                    if of != task or not wanted(grid, arm):
+                        continue
+                    for name, more in arms_of(grid, arm):
+                        overrides = seeded(grid, arm, {**settings, **more}, seed)
+                        yield RunSpec(task, arm, shots, seed, grid["student"], grid["teacher"], overrides), name
+
+
+def arms_of(grid: Mapping[str, Any], arm: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """An arm, and its control where it has one."""
+    yield arm, {}
+    if arm in grid["controls"]:
+        yield f"{arm}, permuted", dict(grid["controls"][arm])
+
+
+# -- the test suites, read once -----------------------------------------------------------------------------------------
+
+
+def evaluate_all(grid: Mapping[str, Any], workspace: Workspace, path: Path) -> None:
+    """Evaluate the runs of the study and write the rows of the results document to `path`."""
+    from madkit.evaluate.stage import evaluate
+
+    seeds = sorted({seed for seeds in grid["shots"].values() for seed in seeds})
+    protocol = {
+        "about": "The study of docs/results.md.",
+        "tasks": grid["tasks"],
+        "shots": list(grid["shots"]),
+        "seeds": seeds,
+    }
+    file = workspace.root / "study.yaml"
+    write_text_atomic(file, yaml.safe_dump(protocol, sort_keys=False))
+    document = evaluate(workspace, str(file)).document()
+    about = {
+        "madkit": document["environment"],
+        "created": document["created"],
+        "metric_version": document["metric_version"],
+    }
+    lines = [json.dumps({"kind": "about", **about})]
+    lines += [json.dumps({"kind": "row", **row}) for row in document["rows"]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(path, "\n".join(lines) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; none where there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,127 @@
+"""The tables of docs/results.md, from the committed rows alone: nothing in them is written by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from madkit.core.errors import DataError
+from madkit.core.files import write_text_atomic
+
+Row = Mapping[str, Any]
+TASKS = {"mini-snli-ve": "mini-SNLI-VE, accuracy", "mini-vqa": "mini-VQA, accuracy", "mini-vcr": "mini-VCR, Q->AR"}
+ORDER = ("finetune", "finetune-long", "kd-global", "kd-all", "mad", "mad-no-selection", "mad-no-confidence",
+         "mad-no-adaptation", "affinity", "mad-affinity", "soft-labels", "clip-vil")  # fmt: skip
+
+
+def fill_page(results: Path, page: Path) -> None:
+    """Put each table between its two markers, `<!-- table: NAME -->` and `<!-- end -->`.
+
+    Raises DataError for a marker of no known table or without an end.
+    """
+    rows = [row for row in read(results / "study.jsonl") if row.get("kind") == "row" and row["headline"]]
+    tables = {"tuning": tuning_table(read(results / "tuning.jsonl"))}
+    for shots in ("1pct", "5pct", "full"):
+        here = [row for row in rows if row["shots"] == shots]
+        tables[f"test {shots}"] = score_table(row for row in here if row["suite"] == "test")
+        tables[f"shift {shots}"] = shift_table(row for row in here if row["suite"] != "test")
+    parts = page.read_text(encoding="utf-8").split("<!-- table: ")
+    text = parts[0]
+    for part in parts[1:]:
+        name, _, rest = part.partition(" -->")
+        _, end, after = rest.partition("<!-- end -->")
+        if name not in tables or not end:
+            raise DataError(f"{page} has the marker 'table: {name}', which is no table or has no end.")
+        text += f"<!-- table: {name} -->\n\n{tables[name]}\n<!-- end -->{after}"
+    write_text_atomic(page, text)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; none where there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def score_table(rows: Iterable[Row]) -> str:
+    """Arms by task: mean over seeds, and the paired difference to `finetune` with its 95 % interval."""
+    cells: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        cells.setdefault(row["label"], {})[row["source"]] = row
+    tasks = [task for task in TASKS if any(task in by_task for by_task in cells.values())]
+    if not tasks:
+        return "Not measured yet.\n"
+    lines = ["| arm | " + " | ".join(f"{TASKS[task]} | against finetune" for task in tasks) + " |"]
+    lines.append("|---|" + "---|" * (2 * len(tasks)))
+    for label in ordered(cells):
+        found = [cells[label].get(task) for task in tasks]
+        columns = [column for row in found for column in ((score(row), difference(row)) if row else ("", ""))]
+        lines.append(f"| {label} | " + " | ".join(columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def shift_table(rows: Iterable[Row]) -> str:
+    """Paired differences to `finetune` on each shifted suite."""
+    cells: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        cells.setdefault((row["source"], row["suite"]), {})[row["label"]] = row
+    if not cells:
+        return "Not measured yet.\n"
+    labels = ordered({label for by_label in cells.values() for label in by_label})
+    lines = ["| task, suite | " + " | ".join(labels) + " |", "|---|" + "---|" * len(labels)]
+    for source, suite in sorted(cells, key=lambda key: (list(TASKS).index(key[0]), key[1])):
+        by_label = cells[source, suite]
+        columns = [
+            (score(by_label[label]) if label == "finetune" else difference(by_label[label]))
+            if label in by_label
+            else ""
+            for label in labels
+        ]
+        lines.append(f"| {source}, {suite} | " + " | ".join(columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def ordered(labels: Iterable[str]) -> list[str]:
+    """Arms in the order of the comparison, what is set apart from them behind."""
+    return sorted(labels, key=lambda label: (place_of(label), label))
+
+
+def place_of(label: str) -> int:
+    """Where an arm stands in the order; the last place for one that it does not know."""
+    return ORDER.index(label) if label in ORDER else len(ORDER)
+
+
+def score(row: Row) -> str:
+    """Mean over the seeds and their number."""
+    return f"{row['mean']:.1f} (n={row['n_seeds']})"
+
+
+def difference(row: Row) -> str:
+    """Paired difference with its interval; an asterisk where Holm's corrected test shows it."""
+    found = row.get("difference")
+    if not found:
+        return "" if row["label"] == "finetune" else "no pair"
+    if found["low"] is None:
+        return f"{found['mean']:+.1f}"
+    shown = f"{found['mean']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
+    return f"**{shown}** *" if found["p_holm"] is not None and found["p_holm"] < 0.05 else shown
+
+
+def tuning_table(rows: Sequence[Row]) -> str:
+    """Every candidate with its score on the development split, the best of each arm in bold."""
+    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in rows:
+        value = row["dev"].get("Q->AR", row["dev"].get("accuracy"))
+        settings = ", ".join(f"{key.split('.')[-1]} {value:g}" for key, value in row["settings"].items())
+        groups.setdefault((row["task"], row["arm"]), {}).setdefault(settings, []).append(value)
+    if not groups:
+        return "Not measured yet.\n"
+    lines = ["| task | arm | candidates, with the score on the development split |", "|---|---|---|"]
+    for (task, arm), candidates in groups.items():
+        means = {settings: sum(values) / len(values) for settings, values in candidates.items()}
+        best = max(means.values())
+        shown = [f"**{name}: {mean:.1f}**" if mean == best else f"{name}: {mean:.1f}" for name, mean in means.items()]
+        lines.append(f"| {task} | {arm} | {'; '.join(shown)} |")
+    return "\n".join(lines) + "\n"
