@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-# -- the grid -----------------------------------------------------------------------------------------------------------
+# -- the grid ----------------------------------------------------------------------------------------------------------
 
 
 def load_grid(path: Path) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def seeded(grid: Mapping[str, Any], arm: str, settings: Mapping[str, Any], seed:
     return {**settings, "pre_phase.seed": seed % int(grid["pre_phases"])}
 
 
-# -- tuning: the development split alone --------------------------------------------------------------------------------
+# -- tuning: the development split alone -------------------------------------------------------------------------------
 
 
 def tune(grid: Mapping[str, Any], workspace: Workspace, path: Path, processes: int) -> None:
@@ -162,7 +162,7 @@ def chosen(grid: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[t
     return best
 
 
-# -- the runs of the tables ---------------------------------------------------------------------------------------------
+# -- the runs of the tables --------------------------------------------------------------------------------------------
 
 
 def study_runs(
@@ -187,7 +187,7 @@ def arms_of(grid: Mapping[str, Any], arm: str) -> Iterator[tuple[str, dict[str, 
         yield f"{arm}, permuted", dict(grid["controls"][arm])
 
 
-# -- the test suites, read once -----------------------------------------------------------------------------------------
+# -- the test suites, read once ----------------------------------------------------------------------------------------
 
 
 def evaluate_all(grid: Mapping[str, Any], workspace: Workspace, path: Path) -> None:
