@@ -31,7 +31,7 @@ def regions_of_run(
     Args:
         workspace: where caches lie.
         student: folder of the exported student.
-        cache_key: name of the cache that the run was trained against.
+        cache_key: name of the cache that the run was trained against; of several the first is what it sees with.
         data: the data of the run.
         suite: a split or suite of it.
 
@@ -48,6 +48,7 @@ def regions_of_run(
     from madkit.cache.manage import find_store
     from madkit.cache.token_regions import TokenRegions
 
+    cache_key = cache_key.partition(", ")[0]
     try:
         store = find_store(workspace, cache_key)[0]
     except NotFoundError:

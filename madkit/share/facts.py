@@ -80,14 +80,24 @@ def public_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
         if manifest.get(key) is not None:
             kept[key] = public_name(str(manifest[key]))
     kept["config"] = _cleaned(manifest.get("config") or {})
+    if manifest.get("teachers"):  # several at once
+        kept["teachers"] = [
+            {**_cleaned(one), "name": public_name(one["name"]), "cache": public_name(one["cache"])}
+            for one in manifest["teachers"]
+        ]
+        told = kept["config"].get("teachers", {})
+        kept["config"] |= {"teachers": {public_name(name): settings for name, settings in told.items()}}
     environment = manifest.get("environment") or {}
     kept["environment"] = {key: environment.get(key) for key in _VERSIONS if key in environment}
     return kept
 
 
 def public_name(name: str) -> str:
-    """The name with every path in it cut down to its last part: `local:/home/me/clip` becomes `local:clip`."""
-    return "+".join(_shortened(part) for part in name.split("+"))
+    """The name with every path in it cut down to its last part: `local:/home/me/clip` becomes `local:clip`.
+
+    Several teachers are named with commas between them, the two of a joined one with a plus sign.
+    """
+    return ", ".join("+".join(_shortened(part) for part in one.split("+")) for one in name.split(", "))
 
 
 def _shortened(name: str) -> str:
@@ -118,7 +128,8 @@ def teacher_licence(name: str | None) -> str | None:
     """What is known of a teacher's licence, in a clause; None without a teacher."""
     if name is None:
         return None
-    known = [(part, KNOWN[part].licence if part in KNOWN else UNKNOWN) for part in name.split("+")]
+    parts = [part for one in name.split(", ") for part in one.split("+")]
+    known = [(part, KNOWN[part].licence if part in KNOWN else UNKNOWN) for part in parts]
     return "; ".join(licence if len(known) == 1 else f"{part}: {licence}" for part, licence in known)
 
 
