@@ -37,6 +37,11 @@ MAX_SHARD_ITEMS = 4096
 DEFAULT_SHARD_MB = 32.0
 
 
+def verify_hint(store: Path) -> str:
+    """What to type next where a store's files are not what they should be."""
+    return f"see: madkit cache verify {store.name}"
+
+
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
     """One array of a store.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from madkit.cache.layout import IMAGE_IDS, TEXT_EXTENTS, TEXTS
+from madkit.cache.layout import IMAGE_IDS, TEXT_EXTENTS, TEXTS, verify_hint
 from madkit.cache.quantise import dequantise
 from madkit.cache.rows import Fetch, ShardedRows, read_spec
 from madkit.cache.shards import unpack_chunk
@@ -332,7 +332,7 @@ def _read_units(root: Path, name: str, fetch: Fetch | None) -> Float32:
         fetch(*(spec.file(unit) for unit in range(spec.rows)))
     for unit in range(spec.rows):
         path = root / spec.file(unit)
-        rows[unit] = unpack_chunk(spec, path.read_bytes(), str(path))[0]
+        rows[unit] = unpack_chunk(spec, path.read_bytes(), path, root)[0]
     return rows
 
 
@@ -347,8 +347,8 @@ def _read_whole(root: Path, name: str, fetch: Fetch | None) -> npt.NDArray[Any]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise CacheError(f"{path} is missing.", hint="see: madkit cache verify") from None
-    return unpack_chunk(spec, data, str(path))[: spec.rows]
+        raise CacheError(f"{path} is missing.", hint=verify_hint(root)) from None
+    return unpack_chunk(spec, data, path, root)[: spec.rows]
 
 
 def _lookup(table: Mapping[str, int], names: Iterable[str], what: str, root: Path, command: str) -> Int64:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from madkit.cache.journal import journalled_units
-from madkit.cache.layout import FORMAT, MANIFEST, PLAN, SCHEMA
+from madkit.cache.layout import FORMAT, MANIFEST, PLAN, SCHEMA, verify_hint
 from madkit.cache.parts import ImageTokens, TextTokens
 from madkit.cache.remote import RemoteStore
 from madkit.cache.remote_copy import remote_units
@@ -76,7 +76,7 @@ class TokenCache:
         if bad:
             raise CacheError(
                 f"The cache {folder} is damaged: {bad[0]}" + (f" and {len(bad) - 1} more." if len(bad) > 1 else "."),
-                hint=f"{extract_command(manifest['identity'])} redoes what is missing, or see: madkit cache verify",
+                hint=f"{extract_command(manifest['identity'])} redoes what is missing, or {verify_hint(folder)}",
             )
         return cls(folder, manifest, check=check)
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from madkit.cache.copying import Copier, Copy
-from madkit.cache.layout import ArraySpec
+from madkit.cache.layout import ArraySpec, verify_hint
 from madkit.cache.mapped import MappedFile
 from madkit.cache.shards import ABSENT, CRC_BYTES, crc32c, index_size, parse_index
 from madkit.core.errors import CacheError
@@ -168,7 +168,7 @@ class ShardedRows:
             shard = int(pieces.chunk[int(offsets.argmin())]) // self.spec.inner_per_shard
             raise CacheError(
                 f"{self.root / self.spec.file(shard)} does not hold rows that the store should have.",
-                hint="see: madkit cache verify",
+                hint=verify_hint(self.root),
             )
         offsets += pieces.skip * self.spec.row_bytes
         return offsets
@@ -209,7 +209,7 @@ class ShardedRows:
         if crc32c(raw[:size]) != struct.unpack("<I", raw[size:])[0]:
             raise CacheError(
                 f"{self.root / self.spec.file(shard)} is damaged: a checksum at byte {offset} is wrong.",
-                hint="see: madkit cache verify",
+                hint=verify_hint(self.root),
             )
         return raw[:size]
 
@@ -222,13 +222,13 @@ class ShardedRows:
         if size < want:
             raise self._truncated(shard)
         path = self.root / self.spec.file(shard)
-        index = parse_index(self.spec, self._pread(shard, file, want, size - want), str(path))
+        index = parse_index(self.spec, self._pread(shard, file, want, size - want), path, self.root)
         held = index[index[:, 0] != np.uint64(ABSENT)]
         chunk = self.spec.inner_rows * self.spec.row_bytes + CRC_BYTES
         if len(held) and (
             int(held.max()) > size or int(held.sum(axis=1).max()) > size - want or np.any(held[:, 1] != chunk)
         ):
-            raise CacheError(f"{path} is damaged: its index does not fit the file.", hint="see: madkit cache verify")
+            raise CacheError(f"{path} is damaged: its index does not fit the file.", hint=verify_hint(self.root))
         return index
 
     def _pread(self, shard: int, file: _OpenFile, size: int, offset: int) -> bytes:
@@ -236,7 +236,7 @@ class ShardedRows:
             return os.pread(file.fd, size, offset)
         except OSError as error:  # such as a failing disk, or a folder in the place of the file
             path = self.root / self.spec.file(shard)
-            raise CacheError(f"{path} cannot be read: {error.strerror}.", hint="see: madkit cache verify") from None
+            raise CacheError(f"{path} cannot be read: {error.strerror}.", hint=verify_hint(self.root)) from None
 
     def _remember(self, shard: int, index: npt.NDArray[np.uint64]) -> None:
         """Note where a shard's inner chunks start. Once known they stay: rows are looked up without a lock."""
@@ -253,7 +253,7 @@ class ShardedRows:
             known[:] = starts
 
     def _truncated(self, shard: int) -> CacheError:
-        return CacheError(f"{self.root / self.spec.file(shard)} is truncated.", hint="see: madkit cache verify")
+        return CacheError(f"{self.root / self.spec.file(shard)} is truncated.", hint=verify_hint(self.root))
 
     def _mapped(self, shards: set[int]) -> dict[int, MappedFile]:
         """Return the maps of shards, made where there are none yet, and know their indices."""
@@ -316,7 +316,7 @@ class ShardedRows:
                 return _OpenFile(self.root / name)
             except FileNotFoundError:
                 if self._fetch is None or last:  # else another process has just removed it to make room
-                    raise CacheError(f"{self.root / name} is missing.", hint="see: madkit cache verify") from None
+                    raise CacheError(f"{self.root / name} is missing.", hint=verify_hint(self.root)) from None
             except OSError as error:
                 raise CacheError(f"{self.root / name} cannot be read: {error.strerror}.") from None
         raise AssertionError
@@ -327,5 +327,5 @@ def read_spec(root: Path, name: str) -> ArraySpec:
     path = root / name / "zarr.json"
     metadata = read_json(path)
     if not isinstance(metadata, dict):
-        raise CacheError(f"{path} is not the metadata of an array.", hint="see: madkit cache verify")
+        raise CacheError(f"{path} is not the metadata of an array.", hint=verify_hint(root))
     return ArraySpec.from_metadata(name, metadata, path)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Collection
+from pathlib import Path
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from madkit.cache.layout import ArraySpec
+from madkit.cache.layout import ArraySpec, verify_hint
 from madkit.core.errors import CacheError
 
 ABSENT = 2**64 - 1
@@ -73,7 +74,7 @@ def index_size(spec: ArraySpec) -> int:
     return spec.inner_per_shard * 16 + CRC_BYTES
 
 
-def parse_index(spec: ArraySpec, data: bytes, what: str) -> npt.NDArray[np.uint64]:
+def parse_index(spec: ArraySpec, data: bytes, what: Path | str, store: Path) -> npt.NDArray[np.uint64]:
     """Check and decode the index at the end of a shard.
 
     Returns:
@@ -84,7 +85,7 @@ def parse_index(spec: ArraySpec, data: bytes, what: str) -> npt.NDArray[np.uint6
     """
     body, checksum = data[:-CRC_BYTES], struct.unpack("<I", data[-CRC_BYTES:])[0]
     if len(data) != index_size(spec) or crc32c(body) != checksum:
-        raise CacheError(f"{what} is damaged: the checksum of its index is wrong.", hint="see: madkit cache verify")
+        raise CacheError(f"{what} is damaged: the checksum of its index is wrong.", hint=verify_hint(store))
     return np.frombuffer(body, dtype="<u8").reshape(-1, 2).astype(np.uint64)
 
 
@@ -96,7 +97,7 @@ def pack_chunk(spec: ArraySpec, rows: npt.NDArray[np.generic]) -> bytes:
     return body + struct.pack("<I", crc32c(body))
 
 
-def unpack_chunk(spec: ArraySpec, data: bytes, what: str) -> npt.NDArray[np.generic]:
+def unpack_chunk(spec: ArraySpec, data: bytes, what: Path | str, store: Path) -> npt.NDArray[np.generic]:
     """Check and decode a file that :func:`pack_chunk` built, into [shard_rows, *item].
 
     Raises:
@@ -104,8 +105,8 @@ def unpack_chunk(spec: ArraySpec, data: bytes, what: str) -> npt.NDArray[np.gene
     """
     body = data[:-CRC_BYTES]
     if len(body) != spec.shard_rows * spec.row_bytes:
-        raise CacheError(f"{what} is damaged: it has {len(data)} bytes.", hint="see: madkit cache verify")
+        raise CacheError(f"{what} is damaged: it has {len(data)} bytes.", hint=verify_hint(store))
     if crc32c(body) != struct.unpack("<I", data[-CRC_BYTES:])[0]:
-        raise CacheError(f"{what} is damaged: its checksum is wrong.", hint="see: madkit cache verify")
+        raise CacheError(f"{what} is damaged: its checksum is wrong.", hint=verify_hint(store))
     decoded: npt.NDArray[np.generic] = np.frombuffer(body, dtype=spec.little_endian()).reshape(-1, *spec.item)
     return decoded.astype(spec.dtype)

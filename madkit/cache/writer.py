@@ -338,7 +338,7 @@ class StoreWriter:
 
     def _chunk(self, spec: ArraySpec, unit: int) -> npt.NDArray[np.float64]:
         name = spec.file(unit)
-        return np.asarray(unpack_chunk(spec, (self.folder / name).read_bytes(), name)[0], np.float64)
+        return np.asarray(unpack_chunk(spec, (self.folder / name).read_bytes(), name, self.folder)[0], np.float64)
 
     def finish(
         self, *, seconds: float, keep: Mapping[str, Any] | None = None, choices: Sequence[Mapping[str, str]] = ()

@@ -122,11 +122,17 @@ def extract(
         plans = [row.as_row() for row in plan(place, teacher, task or (), **how)]
         emit({"stores": plans}, json_, lambda: _print_plan(plans))
         return
+    from madkit.extract.stage import SomeMissing
     from madkit.extract.stage import extract as run
 
-    reports = run(place, teacher, task or (), allow_missing=allow_missing, compile=compile_, **how)
+    try:
+        reports = run(place, teacher, task or (), allow_missing=allow_missing, compile=compile_, **how)
+    except SomeMissing as error:  # what was completed is told before the failure
+        rows = [report.as_row() for report in error.reports]
+        emit({"stores": rows, "unfinished": error.unfinished}, json_, lambda: _print_reports(rows) if rows else None)
+        raise
     rows = [report.as_row() for report in reports]
-    emit({"stores": rows}, json_, lambda: _print_reports(rows))
+    emit({"stores": rows, "unfinished": []}, json_, lambda: _print_reports(rows))
 
 
 def _check_names(workspace: Workspace, teacher: str | None, tasks: Sequence[str]) -> None:

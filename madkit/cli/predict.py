@@ -53,6 +53,9 @@ def predict(
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Raw scores in place of softmax probabilities.")] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[
+        int, typer.Option("--threads", metavar="N", min=0, help="Compute threads.", show_default="all cores")
+    ] = 0,
     workspace: WorkspaceOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -77,6 +80,7 @@ def predict(
         output=output,
         raw=raw,
         device=device,
+        threads=threads,
     )
 
     def human() -> None:

@@ -5,6 +5,7 @@ Precedence: overrides (command-line flags) > file > defaults. Unknown keys are e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -122,7 +123,11 @@ def _describe(cls: type[pydantic.BaseModel], item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     given = item.get("input")
     shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) and location else ""
-    return f"{key}: {message[:1].lower()}{message[1:]}{shown}"
+    near = ""
+    if item["type"] in ("literal_error", "enum") and isinstance(given, str):
+        choices = re.findall(r"'([^']*)'", str(item["ctx"]["expected"]))
+        near = suggest(given, choices).replace(" Did", "; did", 1)
+    return f"{key}: {message[:1].lower()}{message[1:]}{shown}{near}"
 
 
 def _fields_at(cls: type[pydantic.BaseModel], location: list[str]) -> list[str]:

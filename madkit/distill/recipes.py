@@ -18,6 +18,7 @@ from madkit.core.registry import suggest
 
 FOLDER = Path(__file__).parent / "recipes"
 PAPER = "paper"
+SEE = "madkit config list"
 
 
 class Batch(StrictModel):
@@ -75,7 +76,9 @@ def load_recipe(name: str, *, student: str = "", task: str = "") -> Recipe:
             own = [found for found in recipe_names() if found.startswith(f"{student}-")]
             raise UsageProblem(
                 f"No paper gives a recipe for {student or 'this student'} on {task}.",
-                hint=f"leave out --recipe, or take one of another task or size: {', '.join(own or recipe_names())}",
+                hint=f"leave out --recipe, or take one of another task or size: {', '.join(own)}"
+                if own
+                else f"leave out --recipe, or see what there is: {SEE}",
             )
         name = wanted
     path = Path(name).expanduser()
@@ -87,6 +90,6 @@ def load_recipe(name: str, *, student: str = "", task: str = "") -> Recipe:
     else:
         raise UsageProblem(
             f"There is no recipe '{name}'.{suggest(name, [*recipe_names(), PAPER])}",
-            hint=f"{PAPER}, or one of: {', '.join(recipe_names())}; or the path of a YAML file.",
+            hint=f"--recipe {PAPER}, the path of a YAML file, or one of: {SEE}",
         )
     return load_config(Recipe, path, {})

@@ -44,6 +44,7 @@ def answer(
     output: Path | None = None,
     raw: bool = False,
     device: str = "auto",
+    threads: int = 0,
 ) -> Answered:
     """Let the student of a run answer a split or suite, and write the answers.
 
@@ -56,6 +57,7 @@ def answer(
         output: the file; None: `submissions/<split>` in the run's folder, which an exported student's is not.
         raw: the student's scores as they are, in place of softmax probabilities.
         device: where the student runs.
+        threads: compute threads; 0: all cores.
 
     Raises:
         NotFoundError: no such run, or its data is gone.
@@ -88,11 +90,18 @@ def answer(
     if form == "vcr-csv":
         examples = conditioned(examples)
 
-    from madkit.evaluate.predict import predict  # torch: only where there is something to answer
+    import torch  # only where there is something to answer
+
+    from madkit.evaluate.predict import predict
 
     key = str(found.config.get("cache_key"))
-    with regions_of_run(workspace, student, key, data, split) as regions:
-        rows = predict(student, examples, regions, spec=spec, device=device)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        with regions_of_run(workspace, student, key, data, split) as regions:
+            rows = predict(student, examples, regions, spec=spec, device=device)
+    finally:
+        torch.set_num_threads(before)
     where = f"The answers of {found.path.name} on {data.source} {split}"
     n = write_submission(path, rows, examples, spec, form, raw=raw, where=where)
     return Answered(path, form, found.path, spec.name, data.source, split, n)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from madkit.core.archives import Listing
 from madkit.core.errors import DataError, UsageProblem
@@ -119,7 +120,13 @@ def collect_items(data: ExamplesOfTask, splits: Sequence[str], teacher: Teacher)
 
 
 class ItemsMissing(DataError):
-    """Some images cannot be read, or some texts are empty; everything else is done."""
+    """Some images cannot be read, or some texts are empty; everything else is done.
+
+    Attributes:
+        facts: for programs: how many `images` and `texts` have no values, and the file (`listed`) that names them.
+    """
+
+    facts: Mapping[str, Any] = MappingProxyType({})
 
 
 def items_missing(
@@ -139,11 +146,13 @@ def items_missing(
         parts.append(
             f"{len(texts):,} of {n_texts:,} texts {'has' if len(texts) == 1 else 'have'} no tokens ({texts[0]})"
         )
-    return ItemsMissing(
+    error = ItemsMissing(
         f"{', and '.join(parts)}.",
         hint=f"mend them (all are listed in {where}) and run the same command again, which redoes only their shards; "
         "or add --allow-missing to complete the cache without them",
     )
+    error.facts = {"images": len(images), "texts": len(texts), "listed": str(where)}
+    return error
 
 
 def _cannot_be_read(errors: Sequence[str], total: int) -> str:

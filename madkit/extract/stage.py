@@ -169,6 +169,7 @@ def extract(
         before = log.latest
         reports = []
         missing: ItemsMissing | None = None
+        unfinished: list[dict[str, Any]] = []
         for name in names:
             data = processes.one_after_another(partial(_open, workspace, name, part, signals))
             log.begin(before)
@@ -189,9 +190,25 @@ def extract(
                 if missing is not None:
                     warn(missing.message)
                 missing = error
+                unfinished.append({"task": data.spec.name, "dataset": data.source.removeprefix("mini-"), **error.facts})
         if missing is not None:
-            raise missing
+            raise SomeMissing(missing, reports, unfinished) from missing
         return reports
+
+
+class SomeMissing(ItemsMissing):
+    """What the last task's `ItemsMissing` says, with what has become of every task.
+
+    Attributes:
+        reports: of the stores that were completed.
+        unfinished: a row for each of the others: `task`, `dataset`, and the facts of its `ItemsMissing`.
+    """
+
+    def __init__(self, error: ItemsMissing, reports: list[StoreReport], unfinished: list[dict[str, Any]]) -> None:
+        super().__init__(error.message, hint=error.hint)
+        self.facts = error.facts
+        self.reports = reports
+        self.unfinished = unfinished
 
 
 def _open(workspace: Workspace, name: str, part: str, signals: StopSignals) -> TaskData:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from madkit.core.errors import RunError, UsageProblem
+from madkit.core.errors import NotFoundError, RunError, UsageProblem
 from madkit.students.interface import StudentInputs
 from madkit.students.load import load_student
 from madkit.students.student import Student
@@ -79,7 +79,11 @@ def export_student(source: str | Path, path: Path) -> Exported:
         raise UsageProblem(f"{path} does not end in {SUFFIX}.", hint=f"--out {path.with_suffix(SUFFIX)}")
     if path.exists():
         raise UsageProblem(f"{path} exists.", hint="name another file: --out FILE")
-    student = load_student(source)
+    try:
+        student = load_student(source)
+    except NotFoundError as error:
+        hint = "give the folder `student` of a run: madkit students export RUN/student --out FILE.pt2"
+        raise NotFoundError(error.message, hint=hint) from None
     plain = PlainStudent(student).eval()
     facts = {
         "name": student.identity.name,

@@ -74,8 +74,12 @@ def test_a_damaged_index_is_an_error_without_checks_too(store: Any) -> None:
     data = bytearray(file.read_bytes())
     data[-10] ^= 1
     file.write_bytes(data)
-    with TokenCache.open(store.path) as cache, pytest.raises(CacheError, match="checksum of its index is wrong"):
+    with (
+        TokenCache.open(store.path) as cache,
+        pytest.raises(CacheError, match="checksum of its index is wrong") as error,
+    ):
         cache.images.tokens([0])
+    assert error.value.hint == f"see: madkit cache verify {store.path.name}"
     assert "index" in verify_cache(store.path).problems[0].detail
 
 

@@ -45,7 +45,7 @@ def test_flags_beat_the_file_which_beats_defaults(tmp_path: Path) -> None:
 def test_all_mistakes_are_reported_at_once_with_near_misses(tmp_path: Path) -> None:
     path = write(
         tmp_path / "c.yaml",
-        "stesp: 7\nrate: fast\nloss: {wieght: 2, tokens: some}\nextra: {k_txt: 1}\nstages: [{weigth: 1}]\nqqq: 1\n",
+        "stesp: 7\nrate: fast\nloss: {wieght: 2, tokens: adaptiv}\nextra: {k_txt: 1}\nstages: [{weigth: 1}]\nqqq: 1\n",
     )
     with pytest.raises(ConfigError) as caught:
         load_config(Training, path, {"steps": 0})
@@ -55,7 +55,7 @@ def test_all_mistakes_are_reported_at_once_with_near_misses(tmp_path: Path) -> N
     assert text == "\n".join(
         [
             "extra.k_txt: unknown key. Did you mean 'k_text'?",
-            "loss.tokens: input should be 'all' or 'adaptive' (given: 'some')",
+            "loss.tokens: input should be 'all' or 'adaptive' (given: 'adaptiv'); did you mean 'adaptive'?",
             "loss.wieght: unknown key. Did you mean 'weight'?",
             "qqq: unknown key.",
             "rate: input should be a valid number, unable to parse string as a number (given: 'fast')",

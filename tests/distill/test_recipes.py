@@ -84,6 +84,10 @@ def test_paper_means_the_student_and_the_task():
     with pytest.raises(UsageProblem, match="No paper gives a recipe for vl-bert-base on snli-ve") as error:
         load_recipe("paper", student="vl-bert-base", task="snli-ve")
     assert "vl-bert-base-vcr" in str(error.value.hint)
+    assert "uniter" not in str(error.value.hint)
+    with pytest.raises(UsageProblem, match="No paper gives a recipe for mini-uniter on vcr") as error:
+        load_recipe("paper", student="mini-uniter", task="vcr")
+    assert str(error.value.hint) == "leave out --recipe, or see what there is: madkit config list"
 
 
 def test_names_and_keys_that_do_not_exist(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from madkit.cli.main import main
 from madkit.core.errors import NotFoundError, RunError, UsageProblem
 from madkit.core.workspace import Workspace
+from madkit.evaluate import predict as predicting
 from madkit.evaluate.answering import answer
 from madkit.evaluate.origin import find_data, find_run
 from madkit.evaluate.score_file import score_file
@@ -48,10 +49,19 @@ def test_both_rules_of_vqa_agree_between_evaluate_and_score(tiny, tmp_path, rule
     assert sum(kinds.n_examples.values()) == found.questions
 
 
-def test_the_command_writes_into_the_runs_folder_and_says_where(tiny, capsys):
+def test_the_command_writes_into_the_runs_folder_and_says_where(tiny, capsys, monkeypatch):
     where = ["--workspace", str(tiny.workspace.root), "--device", "cpu"]
     suite = tiny.data.suites()[1]
-    assert main(["predict", NAME, "--split", suite, *where, "--json"]) == 0
+    real, threads = predicting.predict, []
+
+    def watched(*arguments, **more):
+        threads.append(torch.get_num_threads())
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(predicting, "predict", watched)
+    before = torch.get_num_threads()
+    assert main(["predict", NAME, "--split", suite, "--threads", str(before + 1), *where, "--json"]) == 0
+    assert (threads, torch.get_num_threads()) == ([before + 1], before)
     document = json.loads(capsys.readouterr().out)
     path = tiny.run / "submissions" / f"{suite}.jsonl"
     assert document["path"] == str(path)

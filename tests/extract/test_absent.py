@@ -86,6 +86,11 @@ def test_everything_else_is_done_and_the_failure_names_them(
     units = sum(-(-plan[part]["n"] // plan[part]["unit"]) for part in ("images", "texts"))
     assert len((store / "journal.jsonl").read_text().splitlines()) == units  # nothing is left to be done
 
+    assert main([*common, "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    facts = {"task": "snli-ve", "dataset": "snli-ve", "images": 2, "texts": 1, "listed": str(store / "absent.json")}
+    assert told == {"stores": [], "unfinished": [facts]}
+
     assert main([*common, "--allow-missing", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["stores"]
     assert (row["absent"], row["computed"]) == (3, 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from madkit.core.errors import DataError, RunError, UsageProblem
+from madkit.core.errors import DataError, NotFoundError, RunError, UsageProblem
 from madkit.students import export
 from madkit.students.export import NAMES, export_student, read_facts
 from madkit.students.heads import HeadSpec
@@ -48,6 +48,12 @@ def test_every_network_can_be_exported(family: str, tmp_path: Path) -> None:
     made = export_student(tmp_path / "student", tmp_path / "student.pt2")
     assert made.difference < 1e-5
     assert made.outputs == ("yes", "no")
+
+
+def test_what_is_no_student_is_met_with_what_is(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no student '/nope'") as error:
+        export_student("/nope", tmp_path / "student.pt2")
+    assert "madkit students export RUN/student" in str(error.value.hint)
 
 
 def test_what_cannot_be_exported_leaves_nothing(trained: Path, tmp_path: Path, monkeypatch) -> None:
