@@ -6,7 +6,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -288,38 +287,6 @@ def find_baseline(group: Group, groups: Sequence[Group], arm: str) -> Group | No
 def suites_of(group: Group, scores: Iterable[tuple[Run, str]]) -> list[str]:
     """The suites on which some run of the group has scores, in the order of the data."""
     return list(dict.fromkeys(suite for run, suite in scores if run in group.runs))
-
-
-def missing_cells(groups: Sequence[Group], protocol: Protocol) -> list[dict[str, Any]]:
-    """Cells of the grid without a complete run, per source and student that the workspace holds.
-
-    An axis that the protocol leaves open ("any") spans the values found in the workspace.
-    """
-    missing: list[dict[str, Any]] = []
-    runs = [run for group in groups for run in group.runs]
-    tasks: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
-    for run in runs:
-        tasks[*run.table, run.student].append(run)
-    for (source, _, student), there in tasks.items():
-        shots = _axis(protocol.shots, {run.shots for run in there}, shots_order)
-        arms = _axis(protocol.arms, {run.arm for run in there} | {protocol.baseline}, arm_order)
-        seeds = sorted({run.seed for run in there}) if protocol.seeds == "any" else list(protocol.seeds)
-        held = {(run.shots, run.arm, run.seed) for run in there}
-        # what `--task` takes: a data set goes by its own name, the embedded benchmark by the task's
-        task = there[0].task if there[0].is_mini else source
-        missing.extend(
-            {"task": task, "source": source, "student": student, "shots": cell[0], "arm": cell[1], "seed": s}
-            for *cell, s in product(shots, arms, seeds)
-            if (*cell, s) not in held
-        )
-    for task in () if protocol.tasks == "any" else protocol.tasks:
-        if task not in {name for run in runs for name in (run.task, run.source)}:
-            missing.append({"task": task, "source": None, "student": None, "shots": None, "arm": None, "seed": None})
-    return missing
-
-
-def _axis(wanted: Any, found: set[str], order: Any) -> list[str]:
-    return sorted(found, key=order) if wanted == "any" else list(wanted)
 
 
 def _short(folder: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -38,6 +38,10 @@ class Protocol(StrictModel):
     suites: Names = "any"
     baseline: str = Field("finetune", description="the arm that differences are taken to")
     resamples: int = Field(2000, ge=100, description="draws of the bootstrap and of the permutation test")
+    set: dict[str, Any] = Field(
+        default_factory=dict,
+        description="settings of runs that --train-missing trains and that have no other run of their arm to follow",
+    )
 
     @field_validator("tasks", "students", "shots", "arms", "seeds", "suites")
     @classmethod

@@ -28,8 +28,9 @@ from madkit.evaluate.agreement import build_agreements
 from madkit.evaluate.calibration import build_calibrations
 from madkit.evaluate.contents import about_run, sources_of
 from madkit.evaluate.contents import student_digest as student_digest
-from madkit.evaluate.grid import Problem, Run, find_runs, group_runs, missing_cells, suites_of
+from madkit.evaluate.grid import Problem, Run, find_runs, group_runs, suites_of
 from madkit.evaluate.metrics import METRIC_VERSION, Scores, prediction_row, score
+from madkit.evaluate.missing import missing_cells
 from madkit.evaluate.origin import find_data, spec_of, warn_of_other_regions
 from madkit.evaluate.protocol import Protocol, load_protocol
 from madkit.evaluate.results import Results
@@ -140,7 +141,7 @@ def evaluate(
         robustness=tuple(build_robustness(known, scores, spec_of=spec_of_run, baseline=wanted.baseline)),
         agreements=tuple(build_agreements(known, scores)),
         sources=sources_of(runs, scores, data, specs),
-        missing=tuple(missing_cells(groups, wanted)),
+        missing=tuple(cell.as_dict() for cell in missing_cells(groups, wanted)),
         problems=tuple(problem.as_dict() for problem in problems),
         runs=tuple(about_run(run, workspace) for run in runs),
         environment=environment(),

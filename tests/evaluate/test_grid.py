@@ -14,10 +14,10 @@ from madkit.evaluate.grid import (
     find_baseline,
     find_runs,
     group_runs,
-    missing_cells,
     read_run,
     shots_order,
 )
+from madkit.evaluate.missing import missing_cells
 from madkit.evaluate.protocol import Protocol
 from madkit.tasks.spec import custom_spec
 
@@ -92,32 +92,6 @@ def test_no_baseline_of_other_data_shots_or_seeds(made_up):
     assert find_baseline(mad, groups, "finetune") is None
 
 
-def test_missing_cells_span_what_the_workspace_holds(made_up):
-    made_up.add_run("finetune", 0)
-    made_up.add_run("finetune", 1)
-    made_up.add_run("mad", 0)
-    (cell,) = missing_cells(groups_of(made_up), Protocol())
-    assert (cell["arm"], cell["seed"], cell["shots"], cell["source"]) == ("mad", 1, "1pct", "mini-snli-ve")
-
-
-def test_a_baseline_that_was_never_trained_is_missing(made_up):
-    made_up.add_run("mad", 3)
-    (cell,) = missing_cells(groups_of(made_up), Protocol())
-    assert (cell["arm"], cell["seed"]) == ("finetune", 3)
-
-
-def test_lists_of_the_protocol_say_what_ought_to_be_there(made_up):
-    made_up.add_run("finetune", 0)
-    wanted = {"arms": ("finetune", "mad"), "seeds": (0, 1), "tasks": ("snli-ve", "vqa")}
-    cells = missing_cells(groups_of(made_up, **wanted), Protocol(**wanted))
-    assert [(cell["task"], cell["arm"], cell["seed"]) for cell in cells] == [
-        ("snli-ve", "finetune", 1),
-        ("snli-ve", "mad", 0),
-        ("snli-ve", "mad", 1),
-        ("vqa", None, None),
-    ]
-
-
 def test_orders():
     assert sorted(["full", "10pct", "200", "1pct", "5pct", "50"], key=shots_order) == [
         "50",
@@ -178,7 +152,7 @@ def test_a_control_never_stands_for_the_arm(made_up):
     groups = groups_of(made_up)
     assert {group.first.arm: group.seeds for group in groups} == {"finetune": (0,), "mad-permuted": (0, 1)}
     protocol = Protocol(arms=["finetune", "mad"], seeds=[0])
-    assert {cell["arm"] for cell in missing_cells(groups, protocol)} == {"mad"}
+    assert {cell.arm for cell in missing_cells(groups, protocol)} == {"mad"}
 
 
 def test_the_manifest_of_a_run_describes_its_task_and_the_name_does_not_depend_on_it(made_up):
