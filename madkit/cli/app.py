@@ -11,6 +11,7 @@ from typer.main import get_command, get_group
 
 from madkit import __version__
 from madkit.cli.commands import COMMANDS, CommandLine
+from madkit.cli.completion import leave_as_given, prepare
 
 MARKUP: Literal["markdown"] = "markdown"  # unlike Rich's markup, it leaves "[person1]" alone and joins wrapped lines
 EPILOG = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 verification failed, 75 stopped but resumable, 130 Ctrl-C."
@@ -24,6 +25,8 @@ class LazyGroup(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         if name in COMMANDS:
             command = load_command(name)
+            if ctx.resilient_parsing:  # a shell asks how the line could go on
+                prepare(name, command)
         return name, command, rest
 
 
@@ -38,10 +41,19 @@ def load_command(name: str) -> Any:
         target.rich_markup_mode = MARKUP
         group = get_group(target)
         group.epilog = group.epilog or epilog
+        _leave_groups_as_given(group)
         return group
     single = typer.Typer(add_completion=False, rich_markup_mode=MARKUP)
     single.command(name, epilog=epilog)(target)
     return get_command(single)
+
+
+def _leave_groups_as_given(group: Any) -> None:
+    """Groups have no parameters but --help; values of commands are converted."""
+    leave_as_given(group)
+    for command in group.commands.values():
+        if isinstance(command, TyperGroup):
+            _leave_groups_as_given(command)
 
 
 def _epilog(examples: str) -> str | None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typer.main import get_command
 
 from madkit.cli.app import build_app
+from madkit.cli.completion import leave_as_given
 from madkit.cli.errors import report
 
 INTERRUPTED = 130
@@ -37,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     try:
-        get_command(build_app())(args=arguments, prog_name="madkit")
+        root = get_command(build_app())
+        leave_as_given(root)  # flags alone
+        root(args=arguments, prog_name="madkit")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if code == INTERRUPTED:
