@@ -61,6 +61,7 @@ def list_(cache: CacheOption = None, workspace: WorkspaceOption = None, json_: J
                 for row in rows
             ],
             right=(5, 6, 7, 8),
+            whole=0,
         )
 
     emit({"stores": rows}, json_, human)
@@ -259,6 +260,7 @@ def repair(
             ["cache", "problems", "files redone", "items", "with other bytes"],
             [[row["path"], row["problems"], len(row["files"]), row["items"], len(row["changed"])] for row in rows],
             right=(1, 2, 3, 4),
+            whole=0,
         )
         left = [[file] for row in rows for file in row["left"]]
         if left:
@@ -293,7 +295,10 @@ def prune(
             print("Nothing to remove: every cache is complete and the newest of its kind.")
             return
         print_table(
-            ["cache", "MB", "why"], [[row["name"], _mb(row["bytes"]), row["reason"]] for row in rows], right=(1,)
+            ["cache", "MB", "why"],
+            [[row["name"], _mb(row["bytes"]), row["reason"]] for row in rows],
+            right=(1,),
+            whole=0,
         )
         if not yes:
             one = "" if store is None else f" --store {store}"
@@ -310,6 +315,7 @@ def _print_verified(rows: list[dict[str, Any]]) -> None:
             for row in rows
         ],
         right=(1, 2),
+        whole=0,
     )
     problems = [[problem["file"], problem["kind"], problem["detail"]] for row in rows for problem in row["problems"]]
     if problems:

@@ -157,6 +157,7 @@ def _print_reports(rows: list[dict[str, Any]]) -> None:
             for row in rows
         ],
         right=range(1, 7),
+        whole=7,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,19 +31,30 @@ def _plain(value: object) -> str:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, right: Collection[int] = ()) -> None:
+def print_table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    right: Collection[int] = (),
+    whole: int | None = None,
+) -> None:
     """Print aligned columns on stdout: fitted to a terminal, at their full width into a file or pipe.
 
     Args:
         headers: column titles.
         rows: cells, written with ``str``.
         right: indices of the columns to align right (numbers).
+        whole: index of the column that is copied out of the table (names, paths). Where a terminal is too narrow it
+            stands on a line of its own, and the rest of its row below, as a list of values.
     """
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    if whole is not None and sys.stdout.isatty() and _width(headers, rows) > Console().width:
+        _print_list(headers, rows, whole, Console().width)
+        return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, header in enumerate(headers):
         table.add_column(header, justify="right" if index in right else "left", overflow="fold")
@@ -56,3 +68,17 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, rig
         console.print(table)
     for line in capture.get().splitlines():
         print(line.rstrip())
+
+
+def _width(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> int:
+    """Characters of a table's lines: the widest cell of each column, three between two columns."""
+    columns = zip(headers, *rows, strict=True)
+    return sum(max(len(str(cell)) for cell in column) for column in columns) + 3 * (len(headers) - 1)
+
+
+def _print_list(headers: Sequence[str], rows: Sequence[Sequence[object]], whole: int, width: int) -> None:
+    for row in rows:
+        print(row[whole])  # never cut: a terminal breaks the line where it ends, and copies it as one
+        cells = enumerate(zip(headers, row, strict=True))
+        rest = ", ".join(f"{name} {cell}".strip() for index, (name, cell) in cells if index != whole and str(cell))
+        print(textwrap.fill(rest, width, initial_indent="  ", subsequent_indent="  "))

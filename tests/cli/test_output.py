@@ -36,6 +36,33 @@ def test_tables_fit_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "".join(line[6:].strip() for line in lines[2:]).replace(" ", "") == "/a" * 60, "folded, not cut"
 
 
+def test_names_stay_whole_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def shown(columns: int) -> list[str]:
+        monkeypatch.setattr(sys, "stdout", Terminal())
+        monkeypatch.setenv("COLUMNS", str(columns))
+        rows = [[name, "mini-snli-ve", 14003, ""], ["short", "mini-vcr", 7, "unfinished"]]
+        print_table(["cache", "data", "images", "state"], rows, right=[2], whole=0)
+        return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", sys.stdout.getvalue()).splitlines()]
+
+    name = "dinov2-vit-b14-roberta-base-mini-snli-ve-6759a2eef0e9"
+    assert shown(40) == [
+        name,
+        "  data mini-snli-ve, images 14003",
+        "short",
+        "  data mini-vcr, images 7, state",
+        "  unfinished",
+    ]
+    wide = shown(100)
+    assert wide[0].split() == ["cache", "data", "images", "state"]
+    assert wide[2].split() == [name, "mini-snli-ve", "14003"]
+    assert shown(len(wide[1])) == wide
+    assert shown(len(wide[1]) - 1)[0] == name
+
+
 def test_json_refuses_what_it_cannot_hold(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="Out of range float"):
         emit({"mean": float("nan")}, True, lambda: None)
