@@ -28,6 +28,7 @@ from madkit.distill.loop_contract import Attack, Look, LoopResult, LoopSettings,
 from madkit.distill.optimizer import make_optimizer
 from madkit.distill.order import Indices, Order
 from madkit.distill.step import Stepper
+from madkit.distill.trackers import Trackers
 from madkit.distill.training_state import TrainingState
 from madkit.distill.weight_mean import WeightMean
 
@@ -69,6 +70,7 @@ def run_loop(
     fresh: Callable[[str], bool] = lambda name: False,
     adversary: Attack | None = None,
     weights: Sequence[WeightMean] = (),
+    trackers: Trackers | None = None,
     progress: Progress | None = None,
 ) -> LoopResult:
     """Train `module` for `settings.steps` steps in `folder`, going on from its last checkpoint where there is one.
@@ -89,6 +91,7 @@ def run_loop(
         adversary: makes several passes of each micro-batch, whose losses are differentiated one after the other, in
             place of the one that `module` makes; see `adversarial.Adversary`.
         weights: whom `module` asks for the mean weight of the global batch, where it weighs examples.
+        trackers: fed from the journal after each checkpoint.
         progress: advanced by one per step.
 
     Raises:
@@ -107,6 +110,8 @@ def run_loop(
     if progress is not None and result.step:
         progress.advance(result.step)
     log = MetricsLog(folder / "metrics.jsonl", after_step=result.step) if accelerator.is_main_process else None
+    if trackers is not None:
+        trackers.feed(result.step)
     reads = device.type == "cuda" or bool(getattr(make_batch, "reads", False))
     try:
         with StopSignals() as signals, Ahead(make_batch, on=reads) as batches:
@@ -136,6 +141,8 @@ def run_loop(
                     stop = journal.stop  # before the flush, which may bring news of other processes' signals
                     journal.flush()
                     state.save()
+                    if trackers is not None:
+                        trackers.feed(step)
                     if stop and not last:
                         raise signals.error()
     finally:
