@@ -94,6 +94,15 @@ def distill(
     config: Annotated[
         Path | None, typer.Option("--config", metavar="PATH", help="A YAML file in place of a shipped arm.")
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--track",
+            metavar="NAME",
+            help="tensorboard, wandb (offline) or another tracker beside metrics.jsonl; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     sweep: Annotated[
         bool,
         typer.Option(
@@ -153,6 +162,8 @@ def distill(
         overrides["optim.steps"] = steps
     if adversarial:
         overrides.setdefault("adversarial.steps", 3)
+    if track:
+        overrides["trackers"] = track
     arms = [str(config)] if config is not None else arm or []
     if sweep or plan is not None:
         from madkit.cli.distill_sweep import sweep as run_sweep

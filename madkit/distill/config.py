@@ -162,6 +162,7 @@ class DistillConfig(StrictModel):
     eval: EvalConfig = Field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     divergence: DivergenceConfig = Field(default_factory=DivergenceConfig)
+    trackers: tuple[str, ...] = Field((), description="tensorboard, wandb, ...: fed from metrics.jsonl")
     mad: MADConfig | None = None
     teachers: dict[str, TeacherSettings] = Field(
         default_factory=dict,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from madkit.distill.sight import Start, beginning, kept_start, regions_seen, see
 from madkit.distill.summary import summary_text
 from madkit.distill.teachers import teacher_name
 from madkit.distill.teaching import make_teaching
+from madkit.distill.trackers import Trackers, check_trackers
 from madkit.distill.weight_mean import weight_means
 from madkit.students.heads import HeadSpec
 from madkit.students.load import load_student, save_student, student_folder
@@ -108,6 +109,7 @@ def distill(
     task = check_task_name(workspace, task)
     shots = str(parse_shots(shots))
     config = load_arm(arm, config_overrides)
+    check_trackers(config.trackers)
     student = kept_start(workspace, student)
     check_start(str(student or MINI_STUDENT), init)
     if recipe is not None and recipe != PAPER:
@@ -312,7 +314,12 @@ class _Run:
         order = self._order(examples)
         batch = effective_batch(order, examples.text_lengths, examples.region_counts, settings.micro_tokens)
         info(f"A step holds {batch}." + ("" if joint is None else f" {joint}"))
-        with progress(f"Training {self.identity.arm}, seed {self.seed}", settings.steps, "steps") as shown:
+        with (
+            progress(f"Training {self.identity.arm}, seed {self.seed}", settings.steps, "steps") as shown,
+            Trackers(
+                config.trackers, folder, asdict(self.identity), config.model_dump(mode="json"), self.accelerator
+            ) as trackers,
+        ):
             result = run_loop(
                 folder,
                 objective,
@@ -323,6 +330,7 @@ class _Run:
                 fresh=is_fresh,
                 adversary=taught.adversary(config),
                 weights=weight_means(objective, self.accelerator),
+                trackers=trackers,
                 progress=shown,
             )
         manifest: dict[str, Any] = {}
