@@ -144,3 +144,30 @@ def test_half_of_a_pair_with_another(sides, tiny_teacher):
     teacher = load_teacher(f"local:{tiny_teacher}+hf:{sides[1]}")
     assert (teacher.vision.dim, teacher.text.dim, teacher.shared_space) == (16, 24, False)
     assert teacher.vision.identity == load_teacher(f"local:{tiny_teacher}").vision.identity
+
+
+def test_the_embedded_teacher_with_two_of_one_side(sides, ready, student, tmp_path, capsys):
+    """The teacher `mini`, an image encoder of transformers and a text encoder of it, each with a cache of its own."""
+    workspace = Workspace.at(tmp_path)
+    (tmp_path / "data").symlink_to(ready[0].data)
+    dino, roberta = (f"hf:{folder}" for folder in sides)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
+        for name in ("mini", dino, roberta):
+            extract(workspace, name, ["snli-ve"], part="tiny", device="cpu")
+    result = distill(
+        workspace, task="snli-ve", shots="10pct", arm="mad", student=student, seed=1, threads=1,
+        teacher=["mini", dino, roberta],
+        config_overrides={**QUICK, "teachers": {dino: {"weight": 0.5, "mad": {"tokens": "all"}}}},
+    )  # fmt: skip
+    first = next(row for row in read_jsonl(result.path / "metrics.jsonl") if "loss" in row)
+    assert math.isfinite(first["loss"])
+    by_teacher = {name: {term.rpartition("/")[2] for term in first["terms"] if term.startswith(f"{name}/")}
+                  for name in ("mini", dino, roberta)}  # fmt: skip
+    assert by_teacher["mini"] >= {"token_text", "token_region", "global_image", "global_text"}
+    assert by_teacher[dino] >= {"token_region", "global_image"}
+    assert by_teacher[roberta] == {"token_text", "global_text"}
+    assert not {"token_text", "global_text"} & by_teacher[dino]
+    said = capsys.readouterr().err
+    assert f"{dino} teaches no global_text or token_text: it reads images alone." in said
+    assert sorted(result.manifest["teacher"].split(", ")) == sorted(["mini", dino, roberta])
