@@ -9,11 +9,10 @@ from typing import Any
 
 from madkit.core.errors import DataError
 from madkit.core.files import write_text_atomic
+from madkit.distill.arms import ORDER
 
 Row = Mapping[str, Any]
 TASKS = {"mini-snli-ve": "mini-SNLI-VE, accuracy", "mini-vqa": "mini-VQA, accuracy", "mini-vcr": "mini-VCR, Q->AR"}
-ORDER = ("finetune", "finetune-long", "kd-global", "kd-all", "mad", "mad-no-selection", "mad-no-confidence",
-         "mad-no-adaptation", "affinity", "mad-affinity", "soft-labels", "clip-vil")  # fmt: skip
 
 
 def fill_page(results: Path, page: Path) -> None:
