@@ -43,24 +43,29 @@ class _Requests:
     """Lines of stdin, read in a thread, so that its end is seen while a run is under way."""
 
     def __init__(self) -> None:
-        self.busy = threading.Event()
+        self._unanswered = 0
+        self._lock = threading.Lock()
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="madkit-requests", daemon=True).start()
 
     def _read(self) -> None:
         for line in sys.stdin:
+            with self._lock:
+                self._unanswered += 1
             self._lines.put(line)
         self._lines.put(None)
-        if self.busy.is_set():
-            os.kill(os.getpid(), signal.SIGTERM)
+        with self._lock:
+            if self._unanswered:
+                os.kill(os.getpid(), signal.SIGTERM)
 
     def next(self) -> str | None:
         """The next request, waited for; None where there will be none."""
-        self.busy.clear()
-        line = self._lines.get()
-        if line is not None:
-            self.busy.set()
-        return line
+        return self._lines.get()
+
+    def answered(self) -> None:
+        """Say that the request taken last has its answer."""
+        with self._lock:
+            self._unanswered -= 1
 
 
 def main() -> int:
@@ -78,6 +83,7 @@ def main() -> int:
             return 130
         answers.write(json.dumps(reply) + "\n")
         answers.flush()
+        requests.answered()
     return 0
 
 

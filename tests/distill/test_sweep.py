@@ -195,14 +195,23 @@ def test_a_worker_ends_when_its_sweep_is_gone():
         "requests = _Requests()\n"
         "print('got', requests.next().strip(), flush=True)\n"
         "if sys.argv[1] == 'busy': time.sleep(60)\n"
+        "requests.answered()\n"
+        "print('done', flush=True)\n"
         "print('next', requests.next(), flush=True)\n"
     )
-    for state, code, said in (("busy", 75, "got x\ntold\n"), ("idle", 0, "got x\nnext None\n")):
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, state], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        out, _ = process.communicate("x\n", timeout=60)  # closes stdin
-        assert (process.returncode, out) == (code, said)
+    for state, code, said in (("busy", 75, "told\n"), ("idle", 0, "next None\n")):
+        command = [sys.executable, "-c", script, state]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("x\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "got x\n"
+            if state == "idle":
+                assert process.stdout.readline() == "done\n"
+            process.stdin.close()
+            assert process.stdout.read() == said
+        assert process.returncode == code
 
 
 SWEEP = ["--task", "snli-ve", "--arm", "finetune", "--arm", "mad", "--shots", "10", "--seeds", "0-1"]
@@ -253,7 +262,9 @@ def test_the_command_prints_a_table_of_what_is_there_and_names_what_failed(works
     captured = capsys.readouterr()
     assert "4 runs, 2 at a time" in captured.err
     assert "2 of 4 runs failed" in captured.err
-    assert "finetune  accuracy   51.00 ± 1.41      2" in captured.out
+    assert ["mini-snli-ve", "10", "finetune", "accuracy", "51.00", "±", "1.41", "2"] in [
+        line.split() for line in captured.out.splitlines()
+    ]
     assert "1 of 2 runs trained now." in captured.out
     assert max(map(len, captured.out.splitlines())) <= 80
     assert main([*command(workspace, student), "--json"]) == 1
