@@ -44,7 +44,9 @@ def distill(
         typer.Option(
             "--arm",
             metavar="ARM",
-            help="finetune, kd-global, kd-all, mad, affinity or mad-affinity; or a YAML file.",
+            help="finetune, finetune-long, kd-global, kd-all, mad, mad-no-selection, mad-no-confidence, "
+            "mad-no-adaptation, affinity, affinity-absolute, mad-affinity, soft-labels or clip-vil "
+            "(madkit config show ARM), or a YAML file.",
             show_default="mad",
         ),
     ] = None,

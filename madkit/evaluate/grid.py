@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RUN_SCHEMA = 1
 ARM_ORDER = (
     "finetune", "finetune-long", "kd-global", "kd-all", "mad", "mad-no-selection", "mad-no-confidence",
-    "mad-no-adaptation", "affinity", "mad-affinity", "soft-labels", "clip-vil",
+    "mad-no-adaptation", "affinity", "affinity-absolute", "mad-affinity", "soft-labels", "clip-vil",
 )  # fmt: skip
 PERMUTED = "-permuted"  # at the end of an arm's name: its control
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from madkit.cli.app import load_command
 from madkit.core.errors import ConfigError, NotFoundError, UsageProblem
 from madkit.core.files import read_jsonl
 from madkit.distill.arms import FOLDER, ORDER, arm_names, arm_path, load_arm, parse_overrides
@@ -108,6 +109,12 @@ def test_combined_arms_are_made_of_the_single_ones():
     both, mad, affinity = load_arm("mad-affinity"), load_arm("mad"), load_arm("affinity")
     assert (both.mad, both.pre_phase) == (mad.mad, affinity.pre_phase)
     assert both.optim == mad.optim == affinity.optim == load_arm("finetune").optim
+
+
+def test_the_help_names_every_arm():
+    (option,) = (one for one in load_command("distill").params if "--arm" in one.opts)
+    named = option.help.partition(" (")[0].replace(" or ", ", ").split(", ")
+    assert named == arm_names()
 
 
 def test_a_copy_of_an_arm_can_be_edited(tmp_path):
