@@ -139,7 +139,7 @@ def distill(
         ),
     ] = 0,
     threads: Annotated[
-        int, typer.Option("--threads", metavar="N", min=0, help="Compute threads.", show_default="all cores")
+        int, typer.Option("--threads", metavar="N", min=0, help="Compute threads.", show_default="1 for small students")
     ] = 0,
     cache: CacheOption = None,
     workspace: WorkspaceOption = None,

@@ -15,6 +15,7 @@ from madkit.core.errors import RunError
 from madkit.core.files import digest_of, read_json, sha256_file, write_json_atomic, write_text_atomic
 from madkit.core.later_keys import OUTSIDE, without_later
 from madkit.core.workspace import Workspace
+from madkit.distill.compute import code_identity
 from madkit.distill.config import DistillConfig
 
 SCHEMA = 1
@@ -107,11 +108,11 @@ class RunFolder:
         found = self.manifest()
         return found if found is not None and found.get("status") == "complete" else None
 
-    def begin(self) -> None:
-        """Write the resolved configuration and a manifest that says the run is under way."""
+    def begin(self, facts: dict[str, Any]) -> None:
+        """Write the resolved configuration and a manifest that says the run is under way, with `facts`."""
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         write_text_atomic(self.path / "config.yaml", text)
-        self._write({"status": "running"})
+        self._write({"status": "running", **facts})
 
     def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Write the last word: the manifest with status "complete" and `facts`."""
@@ -125,6 +126,7 @@ class RunFolder:
             **({"spec": dict(self.spec)} if self.spec is not None else {}),
             "digest": self.identity.digest(self.config),
             "config": self.config.model_dump(mode="json"),
+            "code": code_identity(),
             "environment": environment(),
             **facts,
         }

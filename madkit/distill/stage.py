@@ -15,11 +15,13 @@ from torch import nn
 from madkit.cache import TokenCache, choose_cache
 from madkit.core.console import info, progress, warn
 from madkit.core.errors import RunError, UsageProblem
-from madkit.core.files import FileLock, digest_of, sha256_file, write_json_atomic, write_text_atomic
+from madkit.core.files import FileLock, digest_of, read_jsonl, sha256_file, write_json_atomic, write_text_atomic
 from madkit.core.seeds import derive_seed
 from madkit.core.workspace import Workspace
 from madkit.distill.answers import head_for
 from madkit.distill.arms import load_arm
+from madkit.distill.checkpoint import list_checkpoints
+from madkit.distill.compute import check_code, parameter_count, settle_threads
 from madkit.distill.config import LEARNING_RATE, DistillConfig, resolve
 from madkit.distill.development import Development, sample_questions
 from madkit.distill.effective_batch import EffectiveBatch, effective_batch
@@ -96,7 +98,7 @@ def distill(
             workspace's only cache for this data.
         seed: of the subset, the task head, the order of samples and dropout; equal seeds pair the arms.
         config_overrides: dotted keys of `DistillConfig` to values.
-        threads: compute threads of torch and readers of files; 0 leaves torch's own choice.
+        threads: compute threads of torch and readers of files; 0: one for small students, else torch's own choice.
         part: which part of the embedded benchmark, see `open_task`.
 
     Raises:
@@ -114,8 +116,7 @@ def distill(
     check_start(str(student or MINI_STUDENT), init)
     if recipe is not None and recipe != PAPER:
         load_recipe(recipe)
-    if threads:
-        torch.set_num_threads(threads)
+    before = torch.get_num_threads()
     accelerator = make_accelerator(config.precision)
     with accelerator.main_process_first():  # the embedded benchmark is built by one process
         data = open_task(workspace, task, part=part)
@@ -141,9 +142,10 @@ def distill(
         start = beginning(workspace, str(student), init, data, named.first.store, config.visual_input)
     run = _Run(workspace, data, shots, labelled, start, named, seed, config, threads or 2, accelerator)
     try:
-        return run.go()
+        return run.go(threads)
     finally:
         run.close()
+        torch.set_num_threads(before)
 
 
 class _Run:
@@ -215,7 +217,7 @@ class _Run:
 
     # -- the way of a run -------------------------------------------------------------------------------------------
 
-    def go(self) -> RunResult:
+    def go(self, threads: int) -> RunResult:
         done = self.folder.complete()
         if done is not None:
             return RunResult(self.folder.path, True, done)
@@ -234,8 +236,12 @@ class _Run:
         if self.accelerator.is_main_process:
             lock.acquire()
         try:
+            begun = self.folder.manifest() if list_checkpoints(self.folder.path / "checkpoints") else None
+            check_code(begun)
+            size = parameter_count(student_folder(self.student_source) / "model.safetensors")
+            threads = settle_threads(threads, size, self.accelerator.device, begun)
             if self.accelerator.is_main_process:
-                self.folder.begin()
+                self.folder.begin({"threads": threads})
             self.accelerator.wait_for_everyone()
             return RunResult(self.folder.path, False, self._train())
         finally:
@@ -395,13 +401,16 @@ class _Run:
             "seconds": round(seconds, 2),
             "device": str(self.accelerator.device),
             "processes": self.accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+            "stopped_early": result.stopped_early,
             "pre_phase": None if self.pre_phase is None else self.pre_phase.path.name,
             "adapted": None if (adapted := self.named.adapted) is None else adapted.as_dict(),
             "teachers": None if self.teachers is None or self.teachers.one else self.teachers.as_rows(),
             "teacher_at_inference": self.sight == "teacher",
             "dev": scores[-1] if scores else {},
         }
-        write_text_atomic(folder / "summary.md", summary_text(self.identity, self.config, facts, result.looks))
+        steps = [row for row in read_jsonl(folder / "metrics.jsonl") if "loss" in row]
+        write_text_atomic(folder / "summary.md", summary_text(self.identity, self.config, facts, result.looks, steps))
         return self.folder.finish(facts)
 
 
