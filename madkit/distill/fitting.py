@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-# A training process with torch, transformers and the embedded benchmark, measured at its peak: 0.9 GB. The rest is for
+# A training process with torch, transformers and the embedded benchmark, measured at its peak: 1.1 GB. The rest is for
 # features that are read into memory where they fit (`region_features`).
 PROCESS_BYTES = 2_000_000_000
 # Weights, gradients, two moments and activations, for each byte of a student's float32 file.
