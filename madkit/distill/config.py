@@ -152,6 +152,15 @@ class PrePhaseConfig(StrictModel):
     patience: int = Field(3, ge=1, description="looks at the held-out KL without a gain after which it stops")
     seed: int | None = Field(None, description="of pool, order and dropout; none: the run's own")
 
+    @model_validator(mode="after")
+    def _nobody_is_sure_yet(self) -> PrePhaseConfig:
+        if self.objective.weighting != "uniform" and self.objective.term_weights:
+            raise ValueError(
+                f"objective.weighting is {self.objective.weighting}, but before any label is read nobody's confidence "
+                "in the right answer is known: set it to uniform"
+            )
+        return self
+
 
 class DistillConfig(StrictModel):
     """Everything that a run can be told beside its task, shots, student, teacher and seed."""

@@ -107,6 +107,11 @@ class ExampleSet:
         return len(self.examples)
 
     @property
+    def has_tags(self) -> bool:
+        """Whether any text names a region."""
+        return bool((self._tags >= 0).any())
+
+    @property
     def region_boxes(self) -> Tensor:
         """[images, R, 4] normalised corners."""
         return self.regions.boxes

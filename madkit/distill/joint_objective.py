@@ -156,7 +156,7 @@ class JointObjective(Objective):
         """What the pool's part of a micro-batch adds, its terms under names of their own. Means over its examples."""
         pool, config = batch.pool, self.pool_config
         assert pool is not None
-        progress = min(1.0, pool.progress / config.until)
+        progress = None if pool.progress is None else min(1.0, pool.progress / config.until)
         factor = schedule_factor(config.schedule, progress, warmup=config.warmup, final=config.final)
         out: StudentOutput = self.student(pool.inputs)
         loss = torch.zeros((), device=out.logits.device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from madkit.cache import TokenCache
+from madkit.core.errors import ConfigError
 from madkit.core.seeds import derive_seed
 from madkit.distill.absent_side import no_images, no_texts
 from madkit.distill.choices import Choices
@@ -44,7 +45,7 @@ class Batch:
         query_index: [S] text position that asks in sentence affinity; None: the last [SEP].
         confidence: [B] c_T, the teacher's confidence in the gold target; None where no weight needs it.
         step: number of the step, counted from 0.
-        progress: share of training that is done.
+        progress: share of training that is done; None: no schedule counts.
     """
 
     inputs: StudentInputs
@@ -53,7 +54,7 @@ class Batch:
     query_index: Tensor | None
     confidence: Tensor | None
     step: int
-    progress: float
+    progress: float | None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on another device."""
@@ -445,6 +446,15 @@ def _calibrated(config: MADConfig, teacher: TeacherSide) -> MADConfig:
     return calibrated(
         config, targets.text_global, targets.regions[image], targets.region_mask[image], rows.images[image]
     )
+
+
+def check_tags(config: MADConfig, examples: ExampleSet) -> None:
+    """Raise ConfigError where object tags are all that `config` would teach, and the examples have none."""
+    if set(config.term_weights) == {"token_tag"} and config.affinity_weight == 0 and not examples.has_tags:
+        raise ConfigError(
+            "Object tags are all that this objective teaches, and the texts of this data name no boxes.",
+            hint="teach other tokens, too: set text_weight, region_weight or a global weight above 0.",
+        )
 
 
 def is_fresh(name: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from madkit.distill.config import DistillConfig, PrePhaseConfig
 from madkit.distill.examples import ExampleSet
 from madkit.distill.folder import MANIFEST
 from madkit.distill.loop import Look, LoopSettings, StepLoss, run_loop
-from madkit.distill.objective import BatchMaker, Objective, is_fresh
+from madkit.distill.objective import BatchMaker, Objective, check_tags, is_fresh
 from madkit.distill.optimizer import OptimizerSettings
 from madkit.distill.order import BucketOrder, PlainOrder
 from madkit.distill.pool import known_to, split_held_out, unlabelled_pairs
@@ -181,6 +181,7 @@ def _train(
         regions = regions_seen(student.family.visual, data, eyes)
         pool = ExampleSet(train, student, regions, threads=threads, labelled=False, progress=shown)
         rest = ExampleSet(held, student, regions, threads=threads, labelled=False, progress=shown)
+    check_tags(phase.objective, pool)
     permute = derive_seed(seed, "permute") if config.permute_teacher else None
     teacher, held_teacher = (
         side_of(examples, teachers, phase.objective, own=False, threads=threads, permute_seed=permute)
@@ -196,7 +197,9 @@ def _train(
         total, seen = 0.0, 0
         while seen < len(rest):
             indices = order.at(seen)
-            out: StepLoss = objective(held_batches(np.sort(indices), 0).to(accelerator.device))
+            # without the schedule: looks are compared with each other
+            batch = replace(held_batches(np.sort(indices), 0), progress=None)
+            out: StepLoss = objective(batch.to(accelerator.device))
             total += float(out.loss) * len(indices)
             seen += len(indices)
         return Look(-total / seen, {"held_out": total / seen, "pairs": seen})

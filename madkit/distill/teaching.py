@@ -17,7 +17,7 @@ from madkit.distill.examples import ExampleSet
 from madkit.distill.joint_objective import JointAdversary, JointBatchMaker, JointObjective
 from madkit.distill.joint_pool import JointOrder, JointSet
 from madkit.distill.loop_contract import Attack
-from madkit.distill.objective import BatchMaker, Criterion, Objective
+from madkit.distill.objective import BatchMaker, Criterion, Objective, check_tags
 from madkit.distill.order import Indices, Order
 from madkit.distill.pool_config import PoolConfig
 from madkit.distill.teacher_sides import asked_side, criterion_of, side_of
@@ -130,6 +130,9 @@ def make_teaching(
     criterion: Criterion | None = None
     untaught = 0
     held = examples if joint is None else joint.examples
+    for taught in (mad, None if joint is None or config.pool is None else config.pool.own):
+        if taught is not None:
+            check_tags(taught, held)
     own = None if joint is None or config.pool is None else config.pool.own
     permute = derive_seed(seed, "permute") if config.permute_teacher else None
     if mad is not None and teachers is not None:
