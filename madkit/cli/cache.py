@@ -214,9 +214,10 @@ def verify(
     emit({"stores": rows}, json_, lambda: _print_verified(rows))
     bad = [row for row in rows if not row["ok"]]
     if bad:
+        one = f" {Path(bad[0]['path']).name}" if len(bad) == 1 else ""
         raise VerificationFailed(
             f"{len(bad)} of {len(rows)} caches {'is' if len(bad) == 1 else 'are'} not sound.",
-            hint="`madkit cache repair` computes just the damaged shards again",
+            hint=f"madkit cache repair{one}, which computes just the damaged shards again",
         )
 
 

@@ -14,6 +14,7 @@ import torch
 from madkit.core.console import info
 from madkit.core.errors import DataError, NotFoundError, RunError, UsageProblem
 from madkit.core.files import FileLock, digest_of, read_json, write_json_atomic
+from madkit.core.hub_files import hub_folder
 from madkit.core.seeds import derive_seed
 from madkit.students.checkpoints import (
     CONFIG,
@@ -25,13 +26,13 @@ from madkit.students.checkpoints import (
 )
 from madkit.students.families import MINI, Family, Weights, family_of, full_name, parse_name
 from madkit.students.heads import HeadSpec
-from madkit.students.hub import hub_checkpoint
 from madkit.students.load import SHIPPED, save_student, student_folder
 from madkit.students.student import Student, StudentIdentity
 from madkit.students.tokenizer import StudentTokenizer
 
 RANDOM = "random"
 MINI_INIT = "mini-uniter"
+_SMALL = ("config.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 _NO_HEAD = HeadSpec("multiple-choice")  # stands in for a head where only the encoder is wanted
 # (in config.json of a text checkpoint, of a student): what has to be equal
 _SIZES = (
@@ -172,7 +173,15 @@ def init_folder(init: str | Path) -> Path:
         raise NotFoundError(f"{folder} is no checkpoint: it has no {CONFIG}.")
     if str(init).count("/") > 1 or str(init).startswith((".", "/", "~")):
         raise NotFoundError(f"There is no checkpoint {init}.", hint="--init FOLDER with config.json and weights")
-    return hub_checkpoint(str(init), complete=has_weights)
+    return hub_folder(
+        str(init),
+        None,
+        _SMALL,
+        (["*.safetensors", "*.safetensors.index.json"], ["pytorch_model.bin"]),
+        complete=has_weights,
+        wanted=f"There is no folder '{init}', and the files of a checkpoint of that name",
+        hint="--init FOLDER with config.json, weights and vocab.txt or tokenizer.json",
+    )
 
 
 def _likely(family: Family) -> str:

@@ -119,7 +119,7 @@ def _millions(model: nn.Module) -> float:
 
 
 def _fetched(parsed: TeacherName) -> Path:
-    from madkit.teachers.hub import hub_file
+    from madkit.core.hub_files import hub_file
 
     path = hub_file(
         parsed.rest,

@@ -104,7 +104,7 @@ def pretrained_folder(parsed: TeacherName, weights: Path | None) -> tuple[Path, 
                 f"The teacher folder {folder} has no config.json.", hint="give a folder as save_pretrained writes it"
             )
         return folder, folder
-    from madkit.teachers.hub import hub_folder
+    from madkit.core.hub_files import hub_folder
 
     folder = hub_folder(
         parsed.rest,

@@ -125,7 +125,7 @@ def open_clip_preprocessing(model: nn.Module, pretrained: Mapping[str, Any]) -> 
 def _fetch(parsed: TeacherName, pretrained: Mapping[str, Any]) -> Path:
     from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
-    from madkit.teachers.hub import hub_file
+    from madkit.core.hub_files import hub_file
 
     give = f"give a file: --teacher {parsed.canonical} --weights PATH"
     if parsed.tag is None:

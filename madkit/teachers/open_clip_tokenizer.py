@@ -94,7 +94,7 @@ def open_clip_tokenizer(text_config: Mapping[str, Any], weights: Path | None, *,
         return ClipTokenizer()
     folder = None if weights is None else weights if weights.is_dir() else weights.parent
     if folder is None or not holds_tokenizer(folder):
-        from madkit.teachers.hub import hub_folder
+        from madkit.core.hub_files import hub_folder
 
         folder = hub_folder(
             source.repository,

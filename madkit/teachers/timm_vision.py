@@ -232,7 +232,7 @@ def _token_grid(model: Any, shape: tuple[int, ...], before: int, size: tuple[int
 
 
 def _fetch(parsed: TeacherName, config: Mapping[str, Any]) -> Path:
-    from madkit.teachers.hub import hub_file
+    from madkit.core.hub_files import hub_file
 
     give = f"give a file: --teacher {parsed.canonical} --weights PATH"
     repository = str(config.get("hf_hub_id") or f"timm/{parsed.rest}")

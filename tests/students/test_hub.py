@@ -8,9 +8,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
+from madkit.core import hub_files
 from madkit.core.errors import NotFoundError
-from madkit.students import hub
-from madkit.students.checkpoints import has_weights
+from madkit.core.hub import why_unreachable
 from madkit.students.start import init_folder, new_student
 
 
@@ -20,7 +20,9 @@ class Hub:
     def __init__(self, files: Path, cache: Path) -> None:
         self.files, self.cache, self.asked = files, cache, []
 
-    def snapshot_download(self, name: str, *, local_files_only: bool = False, allow_patterns=None) -> str:
+    def snapshot_download(
+        self, name: str, *, revision=None, local_files_only: bool = False, allow_patterns=None
+    ) -> str:
         if local_files_only:
             if not self.cache.is_dir():
                 raise FileNotFoundError(name)
@@ -38,7 +40,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     (tmp_path / "files").mkdir()
     made = Hub(tmp_path / "files", tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", made.snapshot_download)
-    monkeypatch.setattr(hub, "why_unreachable", lambda endpoint: None)
+    monkeypatch.setattr(hub_files, "why_unreachable", lambda endpoint: None)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     return made
 
@@ -56,17 +58,17 @@ def test_a_name_is_fetched_once(stand_in: Hub, bert_folder) -> None:
 def test_torch_files_are_the_second_choice(stand_in: Hub) -> None:
     for name in ("config.json", "pytorch_model.bin", "tf_model.h5"):
         (stand_in.files / name).write_text("{}")
-    assert hub.hub_checkpoint("some/bert", complete=has_weights) == stand_in.cache
+    assert init_folder("some/bert") == stand_in.cache
     assert len(stand_in.asked) == 2
     assert not (stand_in.cache / "tf_model.h5").exists()
 
 
 def test_why_there_is_none_is_said(stand_in: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     (stand_in.files / "config.json").write_text("{}")
-    with pytest.raises(NotFoundError, match="under that name holds no weights"):
+    with pytest.raises(NotFoundError, match="some/bert holds no weights"):
         init_folder("some/bert")
-    monkeypatch.setattr(hub, "why_unreachable", lambda endpoint: "hub.example cannot be reached from here")
-    with pytest.raises(NotFoundError, match=r"no folder 'some/bert' .* hub\.example cannot be reached"):
+    monkeypatch.setattr(hub_files, "why_unreachable", lambda endpoint: "hub.example cannot be reached from here")
+    with pytest.raises(NotFoundError, match=r"no folder 'some/bert', .* hub\.example cannot be reached"):
         init_folder("some/bert")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(NotFoundError, match="switched off"):
@@ -76,4 +78,4 @@ def test_why_there_is_none_is_said(stand_in: Hub, monkeypatch: pytest.MonkeyPatc
 def test_an_endpoint_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("https_proxy", "http_proxy", "all_proxy", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    assert "127.0.0.1 cannot be reached" in str(hub.why_unreachable("http://127.0.0.1:9"))
+    assert "127.0.0.1 cannot be reached" in str(why_unreachable("http://127.0.0.1:9"))

@@ -1,4 +1,4 @@
-"""Weights from the Hugging Face hub, or one sentence that says how else to get them. Never a long wait."""
+"""Files from the Hugging Face hub or its local cache, or one sentence on how else to get them. Never a long wait."""
 
 from __future__ import annotations
 
