@@ -2,13 +2,15 @@
 
     madkit extract --teacher mini --workspace W
     python examples/study/run.py tune --workspace W --processes 2
+    python examples/study/run.py variants --workspace W --processes 2
     python examples/study/run.py train --workspace W --processes 2
     python examples/study/run.py evaluate --workspace W
     python examples/study/run.py table
 
 Every stage can be killed and called again: what is there is not made again. `tune` appends to
-docs/results/tuning.jsonl, `evaluate` writes docs/results/study.jsonl, `table` fills the tables of docs/results.md from
-these two files alone. `--tasks`, `--shots` and `--arms` limit a call to a part of the grid.
+docs/results/tuning.jsonl, `variants` to docs/results/variants.jsonl, `evaluate` writes docs/results/study.jsonl, and
+`table` fills the tables of docs/results.md from these files alone. `--tasks`, `--shots` and `--arms` limit a call to a
+part of the grid.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ HEADLINES = ("Q->AR", "accuracy")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("stage", choices=["tune", "train", "evaluate", "table"])
+    parser.add_argument("stage", choices=["tune", "variants", "train", "evaluate", "table"])
     parser.add_argument("--workspace", type=Path, default=Path("madkit-workspace"))
     parser.add_argument("--grid", type=Path, default=HERE / "grid.yaml")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSONL files")
@@ -49,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if asked.stage == "tune":
             tune(grid, workspace, asked.results / "tuning.jsonl", asked.processes)
+        elif asked.stage == "variants":
+            try_variants(grid, workspace, asked.results / "variants.jsonl", asked.processes)
         elif asked.stage == "train":
             specs = [spec for spec, _ in study_runs(grid, chosen(grid, read(asked.results / "tuning.jsonl")))]
             run_many(workspace, specs, processes=asked.processes, threads_each=1)
@@ -122,11 +126,40 @@ def tune(grid: Mapping[str, Any], workspace: Workspace, path: Path, processes: i
         spec = report.spec
         settings = {key: value for key, value in spec.overrides.items() if key != "pre_phase.seed"}
         row = {"task": spec.task, "arm": spec.arm, "shots": spec.shots, "seed": spec.seed, "settings": settings}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**row, "dev": report.dev}) + "\n")
+        append(path, {**row, "dev": report.dev})
 
     run_many(workspace, specs, processes=processes, threads_each=1, on_done=note)
+
+
+def try_variants(grid: Mapping[str, Any], workspace: Workspace, path: Path, processes: int) -> None:
+    """Train every variant that has no row in `path` yet, and append its score on the development split."""
+    asked = grid["variants"]
+    names = {json.dumps([run["arm"], run["settings"]], sort_keys=True): name for name, run in asked["runs"].items()}
+    known = {(row["task"], row["variant"], row["seed"]) for row in read(path)}
+    specs = [
+        RunSpec(task, run["arm"], asked["shots"], seed, grid["student"], grid["teacher"], settings)
+        for task in asked["tasks"]
+        if task in grid["tasks"]
+        for name, run in asked["runs"].items()
+        for seed in asked["seeds"]
+        if (task, name, seed) not in known
+        for settings in [seeded(grid, run["arm"], run["settings"], seed)]
+    ]
+
+    def note(report: RunReport) -> None:
+        spec = report.spec
+        settings = {key: value for key, value in spec.overrides.items() if key != "pre_phase.seed"}
+        name = names[json.dumps([spec.arm, settings], sort_keys=True)]
+        append(path, {"task": spec.task, "variant": name, "shots": spec.shots, "seed": spec.seed, "dev": report.dev})
+
+    run_many(workspace, specs, processes=processes, threads_each=1, on_done=note)
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to a JSONL file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def key_of(row: Mapping[str, Any]) -> str:

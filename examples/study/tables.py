@@ -21,7 +21,10 @@ def fill_page(results: Path, page: Path) -> None:
     Raises DataError for a marker of no known table or without an end.
     """
     rows = [row for row in read(results / "study.jsonl") if row.get("kind") == "row" and row["headline"]]
-    tables = {"tuning": tuning_table(read(results / "tuning.jsonl"))}
+    tables = {
+        "tuning": tuning_table(read(results / "tuning.jsonl")),
+        "variants": variant_table(read(results / "variants.jsonl")),
+    }
     for shots in ("1pct", "5pct", "full"):
         here = [row for row in rows if row["shots"] == shots]
         tables[f"test {shots}"] = score_table(row for row in here if row["suite"] == "test")
@@ -123,4 +126,27 @@ def tuning_table(rows: Sequence[Row]) -> str:
         best = max(means.values())
         shown = [f"**{name}: {mean:.1f}**" if mean == best else f"{name}: {mean:.1f}" for name, mean in means.items()]
         lines.append(f"| {task} | {arm} | {'; '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+def variant_table(rows: Sequence[Row]) -> str:
+    """Variants by task: mean score on the development split, and the mean paired difference to `finetune`."""
+    scores: dict[str, dict[str, dict[int, float]]] = {}
+    for row in rows:
+        value = row["dev"].get("Q->AR", row["dev"].get("accuracy"))
+        scores.setdefault(row["variant"], {}).setdefault(row["task"], {})[row["seed"]] = value
+    if not scores:
+        return "Not measured yet.\n"
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    lines = ["| variant | " + " | ".join(f"{task} | against finetune" for task in tasks) + " |"]
+    lines.append("|---|" + "---|" * (2 * len(tasks)))
+    for variant, by_task in scores.items():
+        columns = []
+        for task in tasks:
+            mine, base = by_task.get(task, {}), scores.get("finetune", {}).get(task, {})
+            common = sorted(set(mine) & set(base))
+            columns.append(f"{sum(mine.values()) / len(mine):.1f} (n={len(mine)})" if mine else "")
+            gain = sum(mine[seed] - base[seed] for seed in common) / len(common) if common else None
+            columns.append("" if gain is None or variant == "finetune" else f"{gain:+.1f}")
+        lines.append(f"| {variant} | " + " | ".join(columns) + " |")
     return "\n".join(lines) + "\n"
