@@ -14,8 +14,9 @@ import torch
 import madkit
 from madkit.core.console import warn
 
-# Below so many parameters a student computes with one thread by default. The matrices of a small one are done before a
-# second thread has woken up, and waiting for it costs most when other work keeps the cores busy (docs/distill.md).
+# Below so many parameters a student computes with one thread by default: the matrices of a small one are done before a
+# second thread has woken up, and waiting for it costs most where other work keeps the cores busy. Measured for
+# mini-uniter alone (docs/distill.md); where the line runs is a guess between it and BERT-base.
 SMALL = 20_000_000
 
 
