@@ -1,0 +1,99 @@
+"""The command in several real processes on CPUs (gloo, through torch.distributed.run), and a change of their number."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from madkit.core.files import read_json, read_jsonl
+
+
+def launched(processes: int, workspace, student: Path, *more: str) -> list[str]:
+    """The command that trains a run in so many processes, with accumulation and without dropout."""
+    settings = [
+        "optim.steps=16", "optim.batch_size=6", "optim.dropout=0", "optim.micro_tokens=400", "eval.limit=8",
+        "eval.every=8", "checkpoint.every=4", "optim.ema=0.9",
+    ]  # fmt: skip
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    many = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    return [
+        sys.executable, *(many if processes > 1 else []), "-m", "madkit", "distill", "--task", "vcr", "--shots", "20",
+        "--arm", "mad", "--student", str(student), "--seed", "4", "--threads", "1",
+        "--workspace", str(workspace.root), *[part for pair in settings for part in ("--set", pair)], *more,
+    ]  # fmt: skip
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("development split") == 1  # one process speaks
+    assert done.stderr.count("labelled examples, arm") == 1
+
+
+def journal(workspace) -> list[dict]:
+    (path,) = workspace.runs.glob("mini-vcr/*/metrics.jsonl")
+    return [row for row in read_jsonl(path) if "loss" in row]
+
+
+def fresh(workspace, benchmark, place: Path):
+    other = type(workspace).at(place)
+    other.root.mkdir()
+    (other.root / "data").symlink_to(benchmark[0].data)
+    (other.root / "cache").symlink_to(benchmark[0].cache)
+    return other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_killed_run_goes_on_with_another_number_of_processes(workspace, benchmark, student, tmp_path, before, after):
+    process = subprocess.Popen(launched(before, workspace, student), stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        journals = list(workspace.runs.glob("mini-vcr/*/metrics.jsonl"))
+        if journals and journals[0].read_bytes().count(b'"loss"') >= 6:
+            break
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)  # all of them: torchrun's own workers are in its group
+    process.wait()
+    assert 6 <= len(journal(workspace)) < 16
+    run(launched(after, workspace, student))
+    calm = fresh(workspace, benchmark, tmp_path / "calm")
+    run(launched(1, calm, student))
+    moved, still = journal(workspace), journal(calm)
+    assert [row["ids"] for row in moved] == [row["ids"] for row in still]
+    assert [row["loss"] for row in moved] == pytest.approx([row["loss"] for row in still], abs=1e-5)
+    for name in still[0]["terms"]:
+        one, other = ([row["terms"].get(name, 0.0) for row in rows] for rows in (moved, still))
+        assert one == pytest.approx(other, abs=1e-5), name
+    (manifest,) = workspace.runs.glob("mini-vcr/*/manifest.json")
+    assert read_json(manifest)["resumed_from"] == 4
+    assert read_json(manifest)["processes"] == after
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_stops_all_after_the_same_step(workspace, student):
+    long = launched(2, workspace, student, "--set", "optim.steps=400")
+    process = subprocess.Popen(long, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        journals = list(workspace.runs.glob("mini-vcr/*/metrics.jsonl"))
+        if journals and journals[0].read_bytes().count(b'"loss"') >= 6:
+            break
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = [pid for pid in children if b"RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
+    os.kill(int(ranks[0]), signal.SIGTERM)
+    _, words = process.communicate(timeout=120)
+    assert "Stopped by" in words
+    (folder,) = workspace.runs.glob("mini-vcr/*/checkpoints")
+    saved = max(int(path.name[-6:]) for path in folder.glob("step-*"))
+    assert saved == journal(workspace)[-1]["step"]
