@@ -8,7 +8,7 @@ anew for every step. A run that is killed and resumed therefore repeats itself b
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +71,7 @@ def run_loop(
     adversary: Attack | None = None,
     weights: Sequence[WeightMean] = (),
     trackers: Trackers | None = None,
+    marks: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> LoopResult:
     """Train `module` for `settings.steps` steps in `folder`, going on from its last checkpoint where there is one.
@@ -92,6 +93,7 @@ def run_loop(
             place of the one that `module` makes; see `adversarial.Adversary`.
         weights: whom `module` asks for the mean weight of the global batch, where it weighs examples.
         trackers: fed from the journal after each checkpoint.
+        marks: what must not have changed since the checkpoint that it goes on from, by a name for the message.
         progress: advanced by one per step.
 
     Raises:
@@ -102,7 +104,7 @@ def run_loop(
     module.to(device)
     plain = make_optimizer(module, settings.optimizer, settings.learning_rate, device, fresh)
     wrapped, optimizer = accelerator.prepare(module, plain)
-    state = TrainingState(folder, module, plain, settings, accelerator, weights)
+    state = TrainingState(folder, module, plain, settings, accelerator, weights, marks or {})
     state.resume()
     result = state.result
     if progress is not None and 0 < result.step < settings.steps:

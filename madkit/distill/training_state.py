@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class TrainingState:
         settings: LoopSettings,
         accelerator: Accelerator,
         weights: Sequence[WeightMean],
+        marks: Mapping[str, str],
     ) -> None:
         self.root = folder / "checkpoints"
         self.module = module
@@ -42,6 +43,7 @@ class TrainingState:
         self.settings = settings
         self.accelerator = accelerator
         self.weights = weights
+        self.marks = dict(marks)
         self.watch = DivergenceWatch(settings.divergence)
         self.average = None if settings.ema is None else WeightAverage(module, settings.ema)
         self.result = LoopResult(step=0, kept_step=0)
@@ -110,6 +112,7 @@ class TrainingState:
                 "step": result.step,
                 "consumed": self.consumed,
                 "seed": self.settings.seed,
+                "marks": self.marks,
                 "looks": result.looks,
                 "best": {"score": self.best_score, "step": self.best_step, "since": self.since_best},
                 "stopped_early": result.stopped_early,
@@ -128,7 +131,7 @@ class TrainingState:
     def resume(self) -> None:
         """Load the last whole checkpoint, if any, into module and optimiser.
 
-        Raises RunError for one of another seed, or one without the average that is asked for.
+        Raises RunError for one of another seed, or with other marks.
         """
         found = latest_checkpoint(self.root, self.accelerator.device)
         if found is None:
@@ -139,6 +142,12 @@ class TrainingState:
                 f"The checkpoint in {self.root.parent} was made with seed {state['seed']}, not {self.settings.seed}.",
                 hint=f"remove {self.root.parent} to train it anew.",
             )
+        for name, value in state.get("marks", {}).items():
+            if self.marks.get(name, value) != value:
+                raise RunError(
+                    f"The checkpoint in {self.root.parent} was made with another {name}.",
+                    hint=f"bring the old one back, or remove {self.root.parent} to train it anew.",
+                )
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.consumed = int(state["consumed"])

@@ -173,3 +173,10 @@ def test_best_weights_that_somebody_removed_are_named(tmp_path):
     (tmp_path / "checkpoints" / "best-000004.pt").unlink()
     with pytest.raises(RunError, match=r"weights of step 4, the best of this run, are gone"):
         train(tmp_path, settings=settings)
+
+
+def test_a_checkpoint_with_another_mark_is_refused(tmp_path):
+    train(tmp_path, marks={"tokenizer of the student": "a"})
+    with pytest.raises(RunError, match="was made with another tokenizer of the student"):
+        train(tmp_path, marks={"tokenizer of the student": "b"})
+    train(tmp_path, marks={"tokenizer of the student": "a"})
