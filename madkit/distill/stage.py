@@ -337,6 +337,7 @@ class _Run:
                 adversary=taught.adversary(config),
                 weights=weight_means(objective, self.accelerator),
                 trackers=trackers,
+                marks={"tokenizer of the student": student.tokenizer.digest},
                 progress=shown,
             )
         manifest: dict[str, Any] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -235,6 +236,19 @@ def test_a_cache_of_other_data_is_refused_before_the_first_step(
         run(workspace, student, arm="mad")
     assert "madkit extract --teacher random --task snli-ve" in (error.value.hint or "")
     assert not list(workspace.runs.glob("*/*/metrics.jsonl"))
+
+
+def test_a_student_whose_tokenizer_has_changed_does_not_go_on(workspace, student, tmp_path):
+    own = tmp_path / "own-student"
+    shutil.copytree(student, own)
+    path = run(workspace, own, arm="finetune").path
+    manifest = path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"complete"', '"running"'))
+    words = (own / "vocab.txt").read_text().splitlines()
+    (own / "vocab.txt").write_text("\n".join([*words[:-2], words[-1], words[-2]]) + "\n")
+    with pytest.raises(RunError, match="was made with another tokenizer of the student") as error:
+        run(workspace, own, arm="finetune")
+    assert f"remove {path}" in (error.value.hint or "")
 
 
 def test_two_processes_do_not_train_one_run(workspace, student):
