@@ -14,7 +14,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from collections.abc import Iterable
+
+    from rich.console import Console, RenderableType
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
@@ -91,15 +93,24 @@ def _stderr_console() -> Console:
 def _make_bar() -> RichProgress:
     from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
+    from rich.text import Text
 
-    return RichProgress(
+    class Noted(RichProgress):
+        """Notes stand below the bars, where a narrow terminal has room for them."""
+
+        def get_renderables(self) -> Iterable[RenderableType]:
+            yield from super().get_renderables()
+            for task in self.tasks:
+                if task.fields["note"] and not task.finished:
+                    yield Text(f"  {task.fields['note']}", style="dim")
+
+    return Noted(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}", markup=False),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}", markup=False),
         console=_stderr_console(),
         transient=True,
     )
