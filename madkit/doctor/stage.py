@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from madkit.core.workspace import Workspace
 
 STORE = "store"
+# A mend that ends in a command on the workspace.
+_COMMAND = re.compile(r"(^|&& |: |; )madkit (extract|distill|adapt|evaluate|cache|data) [^;:]*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ def examine(workspace: Workspace, *, deep: bool = False) -> Examination:
         answer = probe.answer()
     found += check_libraries(answer)
     found += check_machine(answer)
+    found = [_placed(finding, workspace) for finding in found]
     order = ["versions", "libraries", "machine", "disk", "hub", "workspace", "data", "caches", "runs"]
     found.sort(key=lambda finding: order.index(finding.group) if finding.group in order else len(order))
     return Examination(tuple(found), time.monotonic() - began)
@@ -95,6 +100,13 @@ def _trial(root: Path, found: list[Finding]) -> Iterator[Path | None]:
         yield folder
     finally:
         made.__exit__(None, None, None)
+
+
+def _placed(finding: Finding, workspace: Workspace) -> Finding:
+    """The finding with `--workspace` behind the madkit command that mends it, where that one would look elsewhere."""
+    if workspace.root == type(workspace).at().root or not _COMMAND.search(finding.mend):
+        return finding
+    return replace(finding, mend=f"{finding.mend} --workspace {shlex.quote(str(workspace.root))}")
 
 
 def _safely(group: str, check: Callable[[], list[Finding]]) -> list[Finding]:

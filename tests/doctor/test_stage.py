@@ -47,9 +47,17 @@ def test_one_failure_is_exit_1_with_the_rest_told(made: MadeWorkspace, capsys: p
     (bad,) = [check for check in found["checks"] if check["status"] == "FAIL"]
     assert set(bad) == {"group", "name", "status", "detail", "mend"}
     assert bad["mend"].startswith("rm ")
+    assert bad["mend"].endswith(f" --workspace {made.workspace.root}")
     assert {check["group"] for check in found["checks"]} >= {"versions", "libraries", "machine", "disk", "caches"}
     for check in found["checks"]:
         assert bool(check["mend"]) == (check["status"] != "PASS"), check
+
+
+def test_the_default_workspace_need_not_be_named(made: MadeWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MADKIT_WORKSPACE", str(made.workspace.root))
+    (made.store / "manifest.json").unlink()
+    mends = [one.mend for one in examine(made.workspace).findings if one.group == "caches"]
+    assert mends == ["madkit extract --teacher doctor --task vcr"]
 
 
 def test_a_workspace_that_does_not_exist_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +97,7 @@ def test_deep_reads_every_byte(made: MadeWorkspace) -> None:
     found = examine(made.workspace, deep=True)
     assert not found.ok
     (bad,) = [one for one in found.findings if one.status == "FAIL"]
-    assert bad.mend == f"madkit cache repair {made.store.name}"
+    assert bad.mend == f"madkit cache repair {made.store.name} --workspace {made.workspace.root}"
 
 
 @pytest.mark.slow
