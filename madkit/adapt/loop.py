@@ -32,7 +32,7 @@ from madkit.adapt.objective import contrast
 from madkit.adapt.order import BatchOrder
 from madkit.adapt.trained_pair import TrainedPair
 from madkit.adapt.vectors import Vectors
-from madkit.core.console import Progress
+from madkit.core.console import Progress, warn
 from madkit.core.errors import RunError
 from madkit.core.interrupts import StopSignals
 from madkit.core.metrics_log import MetricsLog
@@ -95,6 +95,7 @@ class Training:
         self.names = {id(parameter): name for name, parameter in pair.trained.items()}
         self.plain = torch.optim.AdamW(_groups(pair, optim.weight_decay), lr=self.rate, betas=optim.betas, fused=True)
         self.optimizer: Any = accelerator.prepare(self.plain)
+        self._checked = False
 
     def run(self, look: Callable[[], tuple[Match, Match]], progress: Progress) -> Progression:
         """Train, going on from the last checkpoint; afterwards the pair holds the weights of the best step.
@@ -148,6 +149,7 @@ class Training:
                 hint="look at those examples, or lower the rate: --set optim.learning_rate=...",
             )
         self.accelerator.backward(outcome.loss)
+        self._check_gradients()
         if self.config.optim.clip:
             self.accelerator.clip_grad_norm_(list(self.pair.trained.values()), self.config.optim.clip)
         self.optimizer.step()
@@ -162,6 +164,19 @@ class Training:
             "ids": hashlib.sha256("\n".join(ids).encode()).hexdigest()[:8],
             "n": len(items),
         }
+
+    def _check_gradients(self) -> None:
+        """Warn, once, of low-rank matrices beside layers that the network never calls: they would stay as they are."""
+        if self._checked:
+            return
+        self._checked = True
+        low_rank = {name: value for name, value in self.pair.trained.items() if "/lora_b/" in name}
+        still = [name.replace("/lora_b", "") for name, value in low_rank.items() if value.grad is None]
+        if still:
+            warn(
+                f"{len(still)} of {len(low_rank)} low-rank updates get no gradient, for the teacher's network reads "
+                f"these weights without calling their layers (first: {still[0]}). --train all trains them."
+            )
 
     def _look(
         self, done: Progression, look: Callable[[], tuple[Match, Match]], journal: MetricsLog, progress: Progress

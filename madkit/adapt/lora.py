@@ -72,8 +72,14 @@ def _replaceable(module: nn.Module) -> bool:
 
 
 def open_attention(module: nn.Module) -> None:
-    """Replace every self-attention of ``module`` whose layers cannot be called by one whose layers can."""
+    """Replace every self-attention of ``module`` whose layers cannot be called by one whose layers can.
+
+    timm's EVA, BEiT and Swin v2 read the weight of query, key and value beside a bias of their own, unless they are
+    told to add that bias afterwards: the same sum, up to rounding.
+    """
     for owner in list(module.modules()):
+        if hasattr(owner, "qkv_bias_separate"):
+            owner.qkv_bias_separate = True  # type: ignore[assignment]
         for name, child in list(owner.named_children()):
             if _replaceable(child) and _in_block(owner, module):
                 setattr(owner, name, LinearAttention(child).train(child.training))  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ def adapt(
         RunError: the loss is not a number, the disk is full, another process adapts this run.
         StoppedResumable, KeyboardInterrupt: stopped by a signal after a checkpoint.
     """
+    _refuse_several_processes()
     task = check_task_name(workspace, task)
     shots = str(parse_shots(shots))
     settings = load_adapt_config(config, dict(overrides or {}))
@@ -255,12 +257,23 @@ def _images(items: Sequence[Item]) -> int:
     return len({item.image.id for item in items})
 
 
+def _refuse_several_processes() -> None:
+    """Raise RunError in a process that a launcher started beside others, before it waits for them."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count.isdecimal() and int(count) > 1:
+        raise RunError(
+            f"An adaptation runs in one process, not in {count}: its loss sets every image of a batch against every "
+            "text, and the batch cannot be shared out.",
+            hint="run it without accelerate launch or torchrun; larger batches: --set gradient_checkpointing=true",
+        )
+
+
 def _accelerator(device: str, precision: str) -> Accelerator:
     """An Accelerator for this process.
 
     Raises:
         UsageProblem: no such device.
-        RunError: 16 bits without CUDA, or several processes: the batch is one contrast and cannot be shared out.
+        RunError: 16 bits without CUDA.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise UsageProblem(f"There is no device named '{device}' to adapt on.", hint="--device auto, cpu or cuda")
@@ -275,10 +288,4 @@ def _accelerator(device: str, precision: str) -> Accelerator:
         )
     if AcceleratorState._shared_state:
         AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run of this process decided otherwise
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=not cuda)
-    if accelerator.num_processes > 1:
-        raise RunError(
-            f"An adaptation compares within one batch and runs in one process, not in {accelerator.num_processes}.",
-            hint="run it without accelerate launch",
-        )
-    return accelerator
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=not cuda)

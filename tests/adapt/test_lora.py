@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from madkit.adapt.config import AdaptConfig, LoraConfig
-from madkit.adapt.lora import LinearAttention, chosen_layers, linear_layers, lora_matrices, open_attention
+from madkit.adapt.lora import LinearAttention, add_lora, chosen_layers, linear_layers, lora_matrices, open_attention
 from madkit.adapt.trained_pair import TrainedPair
 from madkit.core.errors import ConfigError, DataError
 from madkit.teachers.adapter import Adapter, apply_adapter
@@ -40,6 +40,28 @@ def test_attention_over_linear_layers_is_the_modules_own(batch_first: bool, mask
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     flags = None if mask is None else mask < 0
     torch.testing.assert_close(LinearAttention(own)(x, x, x, attn_mask=flags)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_layers_whose_weights_timm_reads_without_calling_them_are_trained() -> None:
+    """EVA's attention, as timm makes it: the same numbers, and a gradient for every low-rank matrix."""
+    from timm.models.eva import EvaAttention
+
+    torch.manual_seed(0)
+    block = nn.ModuleDict({"0": EvaAttention(16, num_heads=2, scale_norm=False).eval()})
+    attention = block["0"]
+    for bias in (attention.q_bias, attention.v_bias):
+        nn.init.normal_(bias)
+    x = torch.randn(3, 5, 16)
+    expected = attention(x)
+    open_attention(block)
+    names = linear_layers(block, dict(block.named_parameters()))
+    assert names == ["0.qkv", "0.proj"]
+    add_lora(block, names, LoraConfig(rank=2), 0)
+    torch.testing.assert_close(attention(x), expected)
+    attention(x).square().sum().backward()
+    matrices = lora_matrices(block)
+    assert set(matrices) == {"0.qkv.weight", "0.proj.weight"}
+    assert all(b.grad is not None and b.grad.abs().sum() > 0 for _, b in matrices.values())
 
 
 def noisy_pair(teacher: object, **lora: object) -> TrainedPair:

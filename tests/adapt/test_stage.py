@@ -297,6 +297,32 @@ def test_other_weights_are_refused(workspace: Any, tiny_teacher: Path, tmp_path:
         load_teacher(f"local:{tiny_teacher}", adapter=result.path)
 
 
+def test_low_rank_updates_without_a_gradient_are_told(
+    workspace: Any, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import peft
+
+    real = peft.tuners.lora.Linear.forward
+
+    def called_past(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if self.base_layer.out_features > self.base_layer.in_features:
+            return self.base_layer(x)
+        return real(self, x)
+
+    monkeypatch.setattr(peft.tuners.lora.Linear, "forward", called_past)
+    run(workspace, tiny_teacher, "lora", **{"optim.steps": 2, "eval.every": 2})
+    told = [line for line in capsys.readouterr().err.splitlines() if "get no gradient" in line]
+    assert len(told) == 1
+    assert "low-rank updates get no gradient" in told[0]
+
+
+def test_several_processes_are_refused_before_anything_is_read(workspace: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(stage, "open_task", None)
+    with pytest.raises(RunError, match="runs in one process, not in 2"):
+        adapt(workspace, teacher="mini", task="snli-ve")
+
+
 def test_names_that_cannot_be_meant(workspace: Any, tiny_teacher: Path) -> None:
     run(workspace, tiny_teacher, "heads", name="mine")
     with pytest.raises(RunError, match="The name 'mine' belongs to another adaptation"):
