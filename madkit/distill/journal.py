@@ -102,7 +102,6 @@ class Journal:
 
 
 def _note(loss: float, terms: dict[str, float]) -> str:
-    parts = [f"loss {loss:.3f}"]
-    if len(terms) > 1:
-        parts += [f"{name} {value:.3f}" for name, value in terms.items()]
-    return ", ".join(parts)
+    if len(terms) < 2:
+        return f"loss {loss:.3f}"
+    return f"loss {loss:.3f}: " + ", ".join(f"{name} {value:.3f}" for name, value in terms.items())

@@ -116,7 +116,7 @@ def run_loop(
         trackers.feed(result.step)
     reads = device.type == "cuda" or bool(getattr(make_batch, "reads", False))
     try:
-        with StopSignals() as signals, Ahead(make_batch, on=reads) as batches:
+        with StopSignals() as signals, Ahead(make_batch, on=reads, device=device) as batches:
             make_step = Stepper(
                 module, wrapped, plain, optimizer, settings, accelerator, batches, lengths, sequences,
                 adversary=adversary, weights=weights,
@@ -138,7 +138,7 @@ def run_loop(
                     last = last or result.stopped_early
                 if progress is not None:
                     progress.advance(1)
-                    progress.update(", ".join(filter(None, (journal.note, state.note()))))
+                    progress.update("; ".join(filter(None, (state.note(), journal.note))))
                 if journal.stop or last or step % settings.checkpoint_every == 0:
                     stop = journal.stop  # before the flush, which may bring news of other processes' signals
                     journal.flush()

@@ -51,6 +51,7 @@ class TrainingState:
         self.best_score = -math.inf
         self.best_step = 0
         self.since_best = 0
+        self.last_score: float | None = None
 
     def stepped(self, samples: int) -> None:
         """Count a step that was made with so many samples."""
@@ -70,6 +71,7 @@ class TrainingState:
                 seen = look(step)
             if self.accelerator.num_processes > 1:  # a device may round differently, and all must decide alike
                 (seen,) = broadcast_object_list([seen])
+            self.last_score = seen.score
             row = {"step": step, "dev": seen.values}
             result.looks.append(row)
             if seen.score > self.best_score:
@@ -83,10 +85,11 @@ class TrainingState:
         return row
 
     def note(self) -> str:
-        """The last look in a few words; empty before the first."""
+        """The last look and the best in a few words; empty before the first."""
         if not math.isfinite(self.best_score):
             return ""
-        return f"best held-out {self.best_score:.4g} at {self.best_step}"
+        best = f"best {self.best_score:.4g} at {self.best_step:,}"
+        return f"held-out {best}" if self.last_score is None else f"held-out {self.last_score:.4g} ({best})"
 
     def _best(self, step: int) -> Path:
         return self.root / f"best-{step:06d}.pt"
