@@ -22,6 +22,7 @@ madkit evaluate --protocol full
 madkit evaluate --protocol low-shot --json
 madkit evaluate --protocol my-protocol.yaml --train-missing
 madkit evaluate --vqa-rule pre2021
+madkit evaluate --beside published
 """
 
 
@@ -30,6 +31,12 @@ class Rule(StrEnum):
 
     current = "current"
     pre2021 = "pre2021"
+
+
+class Beside(StrEnum):
+    """What can be laid beside one's own results."""
+
+    published = "published"
 
 
 VqaRuleOption = Annotated[
@@ -50,6 +57,10 @@ def evaluate(
     processes: Annotated[
         int, typer.Option("--processes", metavar="N", min=0, help="Trainings side by side.", show_default="what fits")
     ] = 0,
+    beside: Annotated[
+        Beside | None,
+        typer.Option("--beside", help="Lay quoted published results of the same benchmarks beside one's own."),
+    ] = None,
     cache: CacheOption = None,
     workspace: WorkspaceOption = None,
     json_: JsonOption = False,
@@ -69,6 +80,7 @@ def evaluate(
 
     from madkit.core.console import warn
     from madkit.core.workspace import Workspace
+    from madkit.evaluate.published import beside_published
     from madkit.evaluate.report import write_report
     from madkit.evaluate.stage import evaluate as run
 
@@ -76,6 +88,8 @@ def evaluate(
     untrained = train(place, protocol, processes=processes) if train_missing else []
     results = run(place, protocol, device=device, vqa_rule=vqa_rule.value)
     results = replace(results, problems=(*(problem.as_dict() for problem in untrained), *results.problems))
+    if beside is Beside.published:
+        results = beside_published(results)
     folder = results.protocol if vqa_rule is Rule.current else f"{results.protocol}-{vqa_rule.value}"
     page = write_report(place.reports / folder, results)
     emit({**results.document(), "report": str(page)}, json_, lambda: _print(results, page))

@@ -8,6 +8,7 @@ it lies above, in points, seed by seed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,14 +41,17 @@ class Line:
 
     def foretells(self, in_domain: float) -> float:
         """The score under shift, in percent, that goes with an in-domain score in percent."""
-        from scipy.special import expit, logit
-
-        share = min(max(in_domain / 100, 1e-3), 1 - 1e-3)
-        return float(100 * expit(self.intercept + self.slope * logit(share)))
+        return foretold(self.slope, self.intercept, in_domain)
 
     def beyond(self, in_domain: float) -> bool:
         """Whether the line is used outside the scores that it was fitted to."""
         return not self.low <= in_domain <= self.high
+
+
+def foretold(slope: float, intercept: float, in_domain: float) -> float:
+    """The score under shift, in percent, that a line of logits foretells from an in-domain score in percent."""
+    share = min(max(in_domain / 100, 1e-3), 1 - 1e-3)
+    return 100 / (1 + math.exp(-(intercept + slope * math.log(share / (1 - share)))))
 
 
 def fit_line(in_domain: Sequence[float], shifted: Sequence[float], shots: Sequence[str]) -> Line | None:

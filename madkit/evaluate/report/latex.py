@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from madkit.evaluate.published import notes
 from madkit.evaluate.report.text import interval, mini_note, tables
 from madkit.evaluate.results import Results, Row
 
@@ -45,7 +46,34 @@ def latex(results: Results) -> str:
         embedded = " Embedded benchmark, not the real one." if source.is_mini else ""
         caption = f"{_tex(title)}.{embedded} {_CAPTION}"
         lines += [r"    \bottomrule", r"  \end{tabular}", rf"  \caption{{{caption}}}", r"\end{table}", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_published(results)])
+
+
+def _published(results: Results) -> list[str]:
+    """The quoted results, one table per data set."""
+    lines: list[str] = []
+    for data in dict.fromkeys(one.data for one in results.published):
+        rows = [one for one in results.published if one.data == data]
+        metrics = [name for name in dict.fromkeys(name for one in rows for name in one.metrics) if "(" not in name]
+        lines += [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \begin{{tabular}}{{ll{'r' * len(metrics)}l}}",
+            r"    \toprule",
+        ]
+        lines.append(f"    {' & '.join(['model', 'split', *map(_tex, metrics), 'source'])} \\\\")
+        lines.append(r"    \midrule")
+        for one in rows:
+            cells = [f"{one.metrics[name]:g}" if name in one.metrics else "--" for name in metrics]
+            lines.append(f"    {' & '.join([_tex(one.model), _tex(one.split), *cells, _tex(one.source)])} \\\\")
+        caption = " ".join(_tex(note) for note in notes(results))
+        lines += [
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            rf"  \caption{{Published results of {_tex(data)}. {caption}}}",
+        ]
+        lines += [r"\end{table}", ""]
+    return lines
 
 
 def _cells(row: Row, *, bold: bool) -> str:

@@ -10,10 +10,12 @@ from typing import Any
 from markupsafe import Markup
 
 from madkit.evaluate.grid import shots_order
+from madkit.evaluate.published import notes
 from madkit.evaluate.report import plots, text
+from madkit.evaluate.report.behaviour import Behaviour, behaviour_of
 from madkit.evaluate.report.gallery import GalleryItem, marked, picture
 from madkit.evaluate.report.svg import Drawing
-from madkit.evaluate.results import Breakdown, Results, Row, Source
+from madkit.evaluate.results import Breakdown, Published, Results, Row, Source
 
 _COLOURS = 6
 
@@ -58,6 +60,16 @@ class _Board:
     n_questions: tuple[tuple[str, int, int], ...]
     rule: str
     kinds: tuple[_Kinds, ...]
+    behaviour: Behaviour
+
+
+@dataclass(frozen=True)
+class _Quoted:
+    """Published results of one data set."""
+
+    data: str
+    metrics: tuple[str, ...]
+    rows: tuple[Published, ...]
 
 
 def render_page(results: Results, *, gallery: Sequence[GalleryItem] = (), title: str | None = None) -> str:
@@ -72,6 +84,7 @@ def render_page(results: Results, *, gallery: Sequence[GalleryItem] = (), title:
     )
     environment.filters |= {
         "interval": _minus(text.interval),
+        "points": _minus(_points),
         "gain": _minus("{:+.1f}".format),
         "suite_name": text.suite_name,
         "arrows": text.arrows,
@@ -93,10 +106,20 @@ def render_page(results: Results, *, gallery: Sequence[GalleryItem] = (), title:
         explanation=text.EXPLANATION.format(baseline=baseline),
         mini_note=text.mini_note(results),
         facts=text.facts(results),
+        quoted=_quoted(results),
+        quoted_notes=notes(results),
+        bins=next((one.n_bins for one in results.calibrations), 0),
         baseline=baseline,
         all_mini=bool(results.sources) and all(source.is_mini for source in results.sources),
         any_mini=any(source.is_mini for source in results.sources) or any(item.is_mini for item in gallery),
     )
+
+
+def _points(mean: float | None, low: float | None, high: float | None) -> str:
+    """A signed mean with its interval; nothing where there is none."""
+    if mean is None:
+        return ""
+    return f"{mean:+.1f} {text.interval(low, high, signed=True) if low is not None else '(n=1)'}"
 
 
 def _minus(write: Callable[..., str]) -> Callable[..., str]:
@@ -166,7 +189,16 @@ def _board(results: Results, source: Source, student: str, palette: dict[str, in
         ),
         rule=text.rule_words(rows[0].vqa_rule),
         kinds=_kinds(results, source, student),
+        behaviour=behaviour_of(results, source, student, palette),
     )
+
+
+def _quoted(results: Results) -> tuple[_Quoted, ...]:
+    found = []
+    for data in dict.fromkeys(one.data for one in results.published):
+        rows = tuple(one for one in results.published if one.data == data)
+        found.append(_Quoted(data, tuple(dict.fromkeys(name for one in rows for name in one.metrics)), rows))
+    return tuple(found)
 
 
 def _kinds(results: Results, source: Source, student: str) -> tuple[_Kinds, ...]:
@@ -228,7 +260,8 @@ def _verdict(row: Row) -> dict[str, Any]:
     elif not gap.significant and gap.low is not None and gap.high is not None and (gap.low > 0 or gap.high < 0):
         kind, words = "none", "not after correction"
     elif not gap.significant:
-        kind, words = "none", "no effect shown"
+        seeds = text.needed(gap)
+        kind, words = "none", f"no effect shown; {seeds} seeds would" if seeds else "no effect shown"
     elif gap.mean > 0:
         kind, words = "better", "better"
     else:

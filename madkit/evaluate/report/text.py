@@ -7,7 +7,9 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
-from madkit.evaluate.results import Difference, Results, Row, Source
+from madkit.evaluate.power import MOST_SEEDS
+from madkit.evaluate.published import notes
+from madkit.evaluate.results import Calibration, Difference, Results, Row, Source
 
 NO_INTERVAL = "n=1, no interval"
 NOT_SIGNIFICANT = "n.s."
@@ -17,7 +19,8 @@ EXPLANATION = (
     "another seed). One seed has no interval. Difference: arm minus {baseline} in points on the same seeds and the "
     "same questions, with the 95 % interval for new seeds and new images (two crossed sources of chance, questions "
     "about one image kept together). An asterisk marks p < 0.05 after Holm's correction over all comparisons of one "
-    "table and metric; n.s. means that the corrected test shows no difference."
+    "table and metric; n.s. means that the corrected test shows no difference, and the number behind it how many seeds "
+    "would show one of this size (power 0.8)."
 )
 MINI_NOTE = (
     "{names}: madkit's embedded benchmark, pictographs drawn by program. These figures show the method at work on a "
@@ -38,13 +41,20 @@ def interval(low: float | None, high: float | None, *, signed: bool = False) -> 
 
 
 def difference(value: Difference | None) -> str:
-    """`+4.0 [+1.5, +6.5] *`; n.s. where the corrected test does not reject; nothing for the baseline."""
+    """`+4.0 [+1.5, +6.5] *`; n.s. and the seeds it would take, where it is not shown; nothing for the baseline."""
     if value is None:
         return ""
     if value.low is None:
         return f"{value.mean:+.1f} ({NO_INTERVAL})"
-    mark = "*" if value.significant else NOT_SIGNIFICANT
+    mark = "*" if value.significant else f"{NOT_SIGNIFICANT}{f' ({needed(value)})' if needed(value) else ''}"
     return f"{value.mean:+.1f} {interval(value.low, value.high, signed=True)} {mark}"
+
+
+def needed(value: Difference) -> str:
+    """How many seeds would show a difference that is not shown; nothing where that is not known."""
+    if value.hopeless:
+        return f">{MOST_SEEDS:,}"
+    return "" if value.seeds_needed is None else f"{value.seeds_needed:,}"
 
 
 def p_value(value: float | None) -> str:
@@ -157,8 +167,14 @@ COLUMNS = [
     "protocol", "task", "source", "revision", "mini", "student", "teacher", "arm", "shots", "suite", "metric",
     "mean", "low", "high", "n_seeds", "n_examples", "n_images",
     "baseline", "difference", "difference_low", "difference_high", "p", "p_holm", "seeds", "per_seed", "vqa_rule",
+    "seeds_needed", "ece", "brier",
 ]
 # fmt: on
+
+
+def calibration_key(one: Row | Calibration) -> tuple[str, ...]:
+    """What a row and its calibration have in common."""
+    return (one.source, one.revision, one.student, one.label, one.shots, one.suite, one.metric)
 
 
 def as_csv(results: Results) -> str:
@@ -169,6 +185,7 @@ def as_csv(results: Results) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
+    calibrations = {calibration_key(one): one for one in results.calibrations}
     for row in results.rows:
         gap = row.difference
         writer.writerow(
@@ -194,6 +211,8 @@ def as_csv(results: Results) -> str:
                 " ".join(map(str, row.seeds)),
                 " ".join(f"{value:.4f}" for value in row.per_seed),
                 row.vqa_rule,
+                gap.seeds_needed if gap else None,
+                *([told.ece, told.brier] if (told := calibrations.get(calibration_key(row))) else [None] * 2),
             ]
         )
     known = {(source.name, source.revision): source for source in results.sources}
@@ -254,10 +273,28 @@ def markdown(results: Results) -> str:
             ]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
+    lines += _published(results)
     lines += [f"- {_escaped(line)}" for line in facts(results)]
     lines += [f"- Failed: {_escaped(one['where'])}: {_escaped(one['error'])}" for one in results.problems]
     lines += ["", EXPLANATION.format(baseline=_escaped(baseline)), ""]
     return "\n".join(lines)
+
+
+def _published(results: Results) -> list[str]:
+    """The quoted results as tables, one per data set."""
+    lines: list[str] = []
+    for data in dict.fromkeys(one.data for one in results.published):
+        rows = [one for one in results.published if one.data == data]
+        metrics = list(dict.fromkeys(name for one in rows for name in one.metrics))
+        head = ["model (quoted)", "split", *map(_escaped, metrics), "source"]
+        lines += [f"## Published, quoted: {_escaped(data)}", "", f"| {' | '.join(head)} |"]
+        lines.append(f"|---|---|{'--:|' * len(metrics)}---|")
+        for one in rows:
+            cells = [f"{one.metrics[name]:g}" if name in one.metrics else "" for name in metrics]
+            about = f"[{_escaped(one.source)}]({one.url}); {_escaped(one.note)}"
+            lines.append(f"| {' | '.join([_escaped(one.model), _escaped(one.split), *cells, about])} |")
+        lines.append("")
+    return lines + [part for note in notes(results) for part in (f"> {note}", "")]
 
 
 def _escaped(text: object) -> str:
