@@ -58,8 +58,9 @@ def _names(identity: RunIdentity, config: DistillConfig, facts: dict[str, Any]) 
     untaught = facts.get("examples_without_teacher", 0)
     ended = ", stopped early" if facts.get("stopped_early") else ""
     resumed = f", went on from step {facts['resumed_from']:,}" if facts.get("resumed_from") else ""
-    rate = facts["steps"] / facts["seconds"] if facts["seconds"] else 0.0
-    took = f"{duration(facts['seconds'])} on {facts['device']}, {rate:.3g} steps/s over all"
+    made = facts["steps"] - facts.get("resumed_from", 0)
+    rate = made / facts["seconds"] if facts["seconds"] else 0.0
+    took = f"{duration(facts['seconds'])} on {facts['device']}, {rate:.3g} steps/s with all beside them"
     return [
         ("task", f"{identity.task} ({identity.source}, revision {identity.data_revision})"),
         ("arm", f"{identity.arm}: {config.description}" if config.description else identity.arm),
