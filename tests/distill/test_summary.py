@@ -26,8 +26,8 @@ def test_a_summary_says_what_how_long_and_what_next():
         "| average of the weights | decay 0.99 |",
         "| time | 5.0 s on cpu, 2 steps/s with all beside them, 2 process(es), 1 thread(s) |",
         "|  | first 10 steps | last 10 steps |",
-        "| loss | 0.5858 | 0.05646 |",
-        "| text | 0.2929 | 0.02823 |",
+        "| loss | 0.5858 | 0.05671 |",
+        "| text | 0.2929 | 0.02836 |",
         "`▁█▅` Q->AR  ",
         "| 20 * | 40.00 |",
     ):
