@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from madkit.core.errors import MadkitError
+from madkit.core.console import warn
+from madkit.core.errors import MadkitError, RunError
 from madkit.core.files import read_json, sha256_file, sync_folder, write_bytes_atomic, write_json_atomic
 from madkit.core.metrics_log import disk_problem
 
@@ -64,17 +65,21 @@ def list_checkpoints(root: Path) -> list[Path]:
     return sorted(folder for folder in root.glob("step-*") if folder.is_dir())
 
 
-def latest_checkpoint(root: Path, device: torch.device | str = "cpu") -> tuple[int, dict[str, Any]] | None:
-    """Step and state of the newest checkpoint that is whole, or None. What a kill left half-written is removed."""
+def latest_checkpoint(root: Path) -> tuple[int, dict[str, Any]] | None:
+    """Step and state (on the CPU) of the newest checkpoint that is whole, or None.
+
+    What a kill left half-written is removed; one that cannot be read is passed over with a warning.
+    """
     for rubbish in root.glob(".step-*.tmp"):
         shutil.rmtree(rubbish, ignore_errors=True)
     for folder in reversed(list_checkpoints(root)):
         try:
             manifest = read_json(folder / MANIFEST)
             if sha256_file(folder / STATE) != manifest["sha256"]:
-                continue
-            state = torch.load(folder / STATE, map_location=device, weights_only=True)
-        except (OSError, MadkitError, KeyError, RuntimeError):
+                raise RunError("its digest does not match.")
+            state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        except (OSError, MadkitError, KeyError, RuntimeError) as error:
+            warn(f"The checkpoint {folder} is damaged and passed over: {error}")
             continue
         return int(manifest["step"]), state
     return None

@@ -136,7 +136,7 @@ class TrainingState:
 
         Raises RunError for one of another seed, or with other marks.
         """
-        found = latest_checkpoint(self.root, self.accelerator.device)
+        found = latest_checkpoint(self.root)
         if found is None:
             return
         _, state = found
@@ -184,7 +184,7 @@ class TrainingState:
                     f"The weights of step {self.best_step}, the best of this run, are gone: there is no {path}.",
                     hint=f"remove {self.root.parent} to train it anew.",
                 )
-            state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
             self.module.load_state_dict(state["module"])
             result.kept_step = int(state["step"])
         elif self.average is not None:

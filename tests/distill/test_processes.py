@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from madkit.core.files import read_json, read_jsonl
@@ -62,6 +63,7 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(workspace, benchm
         if journals and journals[0].read_bytes().count(b'"loss"') >= 6:
             break
         time.sleep(0.01)
+    assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)  # all of them: torchrun's own workers are in its group
     process.wait()
     assert 6 <= len(journal(workspace)) < 16
@@ -89,9 +91,9 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(workspace, student
         if journals and journals[0].read_bytes().count(b'"loss"') >= 6:
             break
         time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    ranks = [pid for pid in children if b"RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
-    os.kill(int(ranks[0]), signal.SIGTERM)
+    assert process.poll() is None
+    ranks = [child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "1"]
+    ranks[0].terminate()
     _, words = process.communicate(timeout=120)
     assert "Stopped by" in words
     (folder,) = workspace.runs.glob("mini-vcr/*/checkpoints")
