@@ -53,9 +53,12 @@ def show(
     json_: JsonOption = False,
 ) -> None:
     """Describe one student: its sizes, what it reads, where weights can be had, and how its paper trains it."""
+    from madkit.distill.recipes import recipe_rows
     from madkit.students.describe import describe_student
 
-    emit(facts := describe_student(name), json_, lambda: _print(facts))
+    facts = describe_student(name)
+    facts["recipes"] = recipe_rows(facts["name"])
+    emit(facts, json_, lambda: _print(facts))
 
 
 @app.command("convert")
@@ -165,10 +168,10 @@ def _print(facts: dict[str, Any]) -> None:
         )
     if facts["recipes"]:
         print()
-        keys = ("task", "learning_rate", "batch", "length", "warmup", "loss", "note")
+        keys = ("recipe", "learning_rate", "batch", "length", "warmup", "loss", "note")
         print_table(
-            ["its paper on", "rate", "batch", "length", "warm-up", "loss", "note"],
-            [[one["task"], f"{one['learning_rate']:g}", *(one[key] for key in keys[2:])] for one in facts["recipes"]],
+            ["its paper's recipe", "rate", "batch", "length", "warm-up", "loss", "note"],
+            [[one["recipe"], f"{one['learning_rate']:g}", *(one[key] for key in keys[2:])] for one in facts["recipes"]],
         )
 
 

@@ -39,6 +39,7 @@ class Recipe(StrictModel):
     task: str = Field(description="kind of task")
     source: str = Field(description="where it was read")
     published: str = Field(description="the batch as its authors state it")
+    note: str = Field("", description="what the settings below do not hold")
     batch: Batch
     optim: dict[str, Any] = Field(description="keys of an arm's `optim`")
     choice_loss: str | None = Field(None, description="an arm's `choice_loss`")
@@ -50,6 +51,34 @@ class Recipe(StrictModel):
         """What lies below an arm."""
         extra = {name: getattr(self, name) for name in ("choice_loss", "class_loss", "adversarial")}
         return {"optim": dict(self.optim), **{name: value for name, value in extra.items() if value is not None}}
+
+
+def recipe_rows(student: str) -> list[dict[str, Any]]:
+    """What the shipped recipes of a registered student say, a row for each task, for people to read."""
+    found = (load_config(Recipe, FOLDER / f"{name}.yaml", {}) for name in recipe_names())
+    return [_row(recipe) for recipe in found if recipe.student == student]
+
+
+def _row(recipe: Recipe) -> dict[str, Any]:
+    optim = recipe.optim
+    length = f"{optim['steps']:,} steps" if "steps" in optim else f"{optim['epochs']} epochs"
+    notes = [recipe.note]
+    if optim.get("optimizer") == "sgd":
+        notes.append("SGD by steps")
+    if optim.get("head_rate", 1) != 1:
+        notes.append(f"head rate x {optim['head_rate']:g}")
+    if recipe.adversarial:
+        notes.append(f"adversarial: {recipe.adversarial['modality']}, rate {recipe.adversarial['rate_text']:g}")
+    return {
+        "recipe": recipe.recipe,
+        "task": recipe.task,
+        "learning_rate": optim["learning_rate"],
+        "batch": recipe.published,
+        "length": length,
+        "warmup": f"{optim['warmup_steps']:,} steps" if "warmup_steps" in optim else f"{optim['warmup']:g}",
+        "loss": recipe.choice_loss or recipe.class_loss or optim.get("vqa_loss") or "softmax",
+        "note": "; ".join(note for note in notes if note),
+    }
 
 
 def recipe_names() -> list[str]:

@@ -11,13 +11,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from madkit.students import lxmert, uniter, visualbert, vl_bert
-from madkit.students.families import Family, Recipe
+from madkit.students.families import Family
 
 PAPER = "https://arxiv.org/abs/2107.06383"
-_VQA = Recipe("vqa", "base", 5e-5, "8 questions x 8", "5 epochs", "0.1", "bce", "the visual encoder trained along")
 
 
-def seeing_tokens(family: Family, name: str, recipes: tuple[Recipe, ...] = ()) -> Family:
+def seeing_tokens(family: Family, name: str) -> Family:
     """`family` with a teacher's tokens in the place of regions."""
     return replace(
         family,
@@ -26,12 +25,11 @@ def seeing_tokens(family: Family, name: str, recipes: tuple[Recipe, ...] = ()) -
         paper=PAPER,
         inputs="text; the teacher's image tokens and their cells, from its cache",
         visual="teacher",
-        recipes=recipes,
         official=None,
     )
 
 
 FAMILY = seeing_tokens(uniter.FAMILY, "clip-vil")
-LXMERT = seeing_tokens(lxmert.FAMILY, "clip-vil-lxmert", (_VQA,))
+LXMERT = seeing_tokens(lxmert.FAMILY, "clip-vil-lxmert")
 VISUALBERT = seeing_tokens(visualbert.FAMILY, "clip-vil-visualbert")
 VL_BERT = seeing_tokens(vl_bert.FAMILY, "clip-vil-vl-bert")

@@ -40,7 +40,6 @@ def describe_student(name: str) -> dict[str, Any]:
             {"name": source.name, "how": source.how, "licence": source.licence, "note": source.note}
             for source in family.weights
         ],
-        "recipes": [recipe.as_dict() for recipe in family.recipes if recipe.size == size],
     }
 
 

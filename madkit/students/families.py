@@ -36,26 +36,6 @@ class WeightSource:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a paper fine-tunes a size on a task. `batch` in samples and tokens as the paper counts, GPUs x accumulation
-    included.
-    """
-
-    task: str
-    size: str
-    learning_rate: float
-    batch: str
-    length: str
-    warmup: str
-    loss: str
-    note: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-@dataclass(frozen=True, slots=True)
 class Weights:
     """Weights read from elsewhere, under this family's own names.
 
@@ -118,7 +98,6 @@ class Family:
         readers: `model_type` of a Hugging Face config -> (that config, the state) -> Weights.
         visual: what its regions are: a detector's, patches of pixels, or a teacher's tokens.
         weights: where weights can be had.
-        recipes: the paper's fine-tuning.
         official: how the authors' files are read, None where there is no converter.
         inputs: a line on what goes in, for `madkit students show`.
     """
@@ -136,7 +115,6 @@ class Family:
     readers: Mapping[str, Callable[[Mapping[str, Any], State], Weights]] = field(default_factory=dict)
     visual: Visual = "regions"
     weights: tuple[WeightSource, ...] = ()
-    recipes: tuple[Recipe, ...] = ()
     official: Official | None = None
 
 

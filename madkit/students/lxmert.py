@@ -20,7 +20,7 @@ from transformers import LxmertConfig as HfLxmertConfig
 from transformers.models.lxmert.modeling_lxmert import LxmertEmbeddings, LxmertEncoder, LxmertPooler
 
 from madkit.students.encoder import Encoder, init_bert, widen_types
-from madkit.students.families import Family, Recipe, State, Weights, WeightSource
+from madkit.students.families import Family, State, Weights, WeightSource
 from madkit.students.heads import TaskHead
 from madkit.students.interface import Encoded, StudentInputs
 from madkit.students.location import location_features
@@ -176,5 +176,4 @@ FAMILY = Family(
         WeightSource("unc-nlp/lxmert-base-uncased", "--init", "MIT (code)", "pretrained; 36 regions of 2048 numbers"),
         WeightSource("bert-base-uncased", "--init", "Apache-2.0", "language layers; the others start afresh"),
     ),
-    recipes=(Recipe("vqa", "base", 5e-5, "32 questions", "4 epochs", "0.1", "bce", "text up to 20 tokens, clip 5"),),
 )

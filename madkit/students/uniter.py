@@ -20,7 +20,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertPooler
 
 from madkit.students.checkpoints import plain_names
 from madkit.students.encoder import BertLayers, Encoder, bert_config, init_bert, widen_types
-from madkit.students.families import Family, Official, Recipe, State, WeightSource
+from madkit.students.families import Family, Official, State, WeightSource
 from madkit.students.heads import TaskHead
 from madkit.students.inputs import UNITER_TEXT
 from madkit.students.interface import Encoded, StudentInputs
@@ -178,14 +178,6 @@ OFFICIAL = Official(
     binary=True,
     answer_bias="layers.3.bias",
 )
-RECIPES = (
-    Recipe("vcr", "base", 6e-5, "4 GPUs x 4,000 tokens x 5", "8,000 steps", "800", "binary", "text up to 220 tokens"),
-    Recipe("vcr", "large", 6e-5, "4 GPUs x 4,000 tokens x 5", "8,000 steps", "800", "binary", "text up to 220 tokens"),
-    Recipe("snli-ve", "base", 8e-5, "2 GPUs x 4,096 tokens x 4", "4,000 steps", "400", "bce", "text up to 60 tokens"),
-    Recipe("snli-ve", "large", 3e-5, "4 GPUs x 4,096 tokens x 2", "4,000 steps", "400", "bce", "text up to 60 tokens"),
-    Recipe("vqa", "base", 8e-5, "4 GPUs x 5,120 tokens x 5", "6,000 steps", "600", "bce", "head rate x 10"),
-    Recipe("vqa", "large", 5e-5, "8 GPUs x 3,072 tokens x 4", "5,000 steps", "500", "bce", "head rate x 10"),
-)
 SIZES = {
     "base": UniterConfig(),
     "large": UniterConfig(hidden_size=1024, layers=24, heads=16, intermediate_size=4096),
@@ -212,6 +204,5 @@ FAMILY = Family(
             "the authors' storage account answers no more: from a copy of your own",
         ),
     ),
-    recipes=RECIPES,
     official=OFFICIAL,
 )  # fmt: skip

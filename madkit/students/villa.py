@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from madkit.students import uniter
-from madkit.students.families import Recipe, WeightSource
+from madkit.students.families import WeightSource
 
-_VCR = "4 GPUs x 4,000 tokens x 5"
 FAMILY = replace(
     uniter.FAMILY,
     name="villa",
@@ -18,18 +17,6 @@ FAMILY = replace(
         WeightSource(
             "villa-base.pt, villa-large.pt", "madkit students convert FILE --family villa", "MIT (code)",
             "the authors' storage account answers no more: from a copy of your own",
-        ),
-    ),
-    recipes=(
-        Recipe("vcr", "base", 6e-5, _VCR, "8,000 steps", "800", "binary", "adversarial: text and image, rate 0.01"),
-        Recipe(
-            "vcr", "large", 6e-5, "4 GPUs x 2,000 tokens x 10", "10,000 steps", "1,000", "binary",
-            "adversarial: text and image, rate 0.1",
-        ),
-        *(
-            replace(recipe, note=f"{recipe.note}; adversarial: text")
-            for recipe in uniter.RECIPES
-            if recipe.task in ("snli-ve", "vqa")
         ),
     ),
 )  # fmt: skip

@@ -22,7 +22,7 @@ from transformers import ViltConfig as HfViltConfig
 from transformers.models.vilt.modeling_vilt import ViltEmbeddings, ViltEncoder, ViltPooler
 
 from madkit.students.encoder import Encoder, init_bert, widen_types
-from madkit.students.families import Family, Recipe, State, Weights, WeightSource
+from madkit.students.families import Family, State, Weights, WeightSource
 from madkit.students.heads import TaskHead
 from madkit.students.interface import Encoded, StudentInputs
 from madkit.students.text_style import TextStyle, segment_plan
@@ -193,8 +193,5 @@ FAMILY = Family(
     weights=(
         WeightSource("dandelin/vilt-b32-mlm", "--init", "Apache-2.0", "pretrained"),
         WeightSource("dandelin/vilt-b32-finetuned-vqa", "--init", "Apache-2.0", "fine-tuned on VQA v2; head left"),
-    ),
-    recipes=(
-        Recipe("vqa", "base", 1e-4, "256 questions", "10 epochs", "0.1", "bce", "head rate x 10, text up to 40 tokens"),
     ),
 )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertPooler
 
 from madkit.students.encoder import BertLayers, Encoder, bert_config, init_bert, widen_types
-from madkit.students.families import Family, Recipe, State, Weights, WeightSource
+from madkit.students.families import Family, State, Weights, WeightSource
 from madkit.students.heads import HeadSpec, LinearHead, MaskStateHead, StudentHead
 from madkit.students.interface import Encoded, StudentInputs
 from madkit.students.text_style import TextStyle, segment_plan
@@ -168,8 +168,5 @@ FAMILY = Family(
         WeightSource("uclanlp/visualbert-vcr", "--init", "Apache-2.0 (code)", "fine-tuned on VCR; 512-d features"),
         WeightSource("uclanlp/visualbert-vqa-coco-pre", "--init", "Apache-2.0 (code)", "2048-d features"),
         WeightSource("bert-base-uncased", "--init", "Apache-2.0", "text layers; visual tables copy the text ones"),
-    ),
-    recipes=(
-        Recipe("vcr", "base", 2e-5, "32 questions", "8 epochs (12 for rationales)", "0.1", "softmax", "text up to 128"),
     ),
 )

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertPooler, BertPredictionHeadTransform
 
 from madkit.students.encoder import BertLayers, Encoder, bert_config, init_bert, widen_types
-from madkit.students.families import Family, Recipe, State, WeightSource
+from madkit.students.families import Family, State, WeightSource
 from madkit.students.heads import HeadSpec, LinearHead, StudentHead, mask_states
 from madkit.students.interface import Encoded, StudentInputs
 from madkit.students.text_style import PERSON, Body, Mark, Plan, TextStyle
@@ -206,7 +206,6 @@ def from_text(state: State, config: VlBertConfig) -> State:
     return {**own, types: widen_types(own[types], config.types)}
 
 
-_VCR = "4 GPUs x 4 questions x 4"
 SIZES = {
     "base": VlBertConfig(),
     "large": VlBertConfig(hidden_size=1024, layers=24, heads=16, intermediate_size=4096),
@@ -231,16 +230,6 @@ FAMILY = Family(
         WeightSource(
             "vl-bert-base-e2e.model and its kin", "madkit students convert FILE --family vl-bert", "MIT (code)",
             "from the authors' drives",
-        ),
-    ),
-    recipes=(
-        *(
-            Recipe("vcr", size, 4.48e-3, _VCR, "20 epochs", "1,000", "sigmoid", "SGD, x0.1 at 14 and 18, clip 10")
-            for size in ("base", "large")
-        ),
-        *(
-            Recipe("vqa", size, 1.6e-4, "256 questions", "5 epochs", "500", "bce", "clip 1, 10 to 100 boxes")
-            for size in ("base", "large")
         ),
     ),
 )  # fmt: skip

@@ -13,7 +13,7 @@ from madkit.distill.arms import load_arm
 from madkit.distill.effective_batch import effective_batch
 from madkit.distill.optimizer import OptimizerSettings, make_optimizer
 from madkit.distill.order import BucketOrder, PlainOrder
-from madkit.distill.recipes import FOLDER, load_recipe, recipe_names
+from madkit.distill.recipes import FOLDER, load_recipe, recipe_names, recipe_rows
 from madkit.distill.schedule import rate_factor
 from madkit.distill.stage import distill
 
@@ -77,6 +77,19 @@ def test_every_recipe_trains(name, workspace, student):
     assert result.manifest["steps"] == 2
     assert result.manifest["batch"]["samples"] > 0
     assert math.isfinite(next(value for key, value in result.dev.items() if key != "n"))
+
+
+def test_every_recipe_is_told_of_its_student():
+    """What `madkit students show` prints is read from the files that train, and leaves none out."""
+    students = {load_recipe(name).student for name in recipe_names()}
+    rows = [row for student in students for row in recipe_rows(student)]
+    assert sorted(row["recipe"] for row in rows) == recipe_names()
+    by_name = {row["recipe"]: row for row in rows}
+    assert by_name["vl-bert-base-vcr"]["note"] == "SGD by steps"
+    assert by_name["vl-bert-base-vcr"]["warmup"] == "1,000 steps"
+    assert by_name["vilt-base-vqa"]["length"] == "10 epochs"
+    assert by_name["vilt-base-vqa"]["note"] == "text up to 40 tokens; head rate x 10"
+    assert recipe_rows("mini-uniter") == []
 
 
 def test_paper_means_the_student_and_the_task():

@@ -53,6 +53,16 @@ def test_show_says_where_weights_are_and_how_the_paper_trains(capsys: pytest.Cap
     assert facts["gflops"]["snli-ve"] == pytest.approx(9.75, rel=0.02)
     assert any("convert" in source["how"] for source in facts["weights"])
     assert {recipe["task"] for recipe in facts["recipes"]} == {"vcr", "snli-ve", "vqa"}
+    assert facts["recipes"][1] == {
+        "recipe": "villa-base-vcr",
+        "task": "vcr",
+        "learning_rate": 6e-5,
+        "batch": "4 GPUs x 4,000 tokens x 5 accumulations, counted over one of four candidates",
+        "length": "8,000 steps",
+        "warmup": "0.1",
+        "loss": "binary",
+        "note": "text up to 220 tokens; adversarial: both, rate 0.01",
+    }
     code, out, _ = madkit(capsys, "students", "show", "villa-large")
     assert code == 0
     assert "0.1" in out
