@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from madkit.cli import bench_teachers
+from madkit.cli import bench_distill, bench_teachers
 from madkit.cli.options import JsonOption
 from madkit.cli.output import emit, print_table
 
@@ -18,6 +18,8 @@ madkit bench data --questions 658111 --tsv-gb 5.3
 madkit bench read --tokens 33
 madkit bench extract --model ViT-L-14 --device cuda --json > extract.json
 madkit bench text
+madkit bench distill --student mini-uniter --shape snli-ve --device cpu
+madkit bench step --student uniter-base
 """
 
 app = typer.Typer(no_args_is_help=True, help="Measure madkit against what published code does.")
@@ -85,6 +87,8 @@ def read(
 
 app.command("extract")(bench_teachers.extract)
 app.command("text")(bench_teachers.text)
+app.command("distill")(bench_distill.distill)
+app.command("step")(bench_distill.step)
 
 
 def _print_read(document: dict[str, Any]) -> None:

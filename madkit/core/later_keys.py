@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# What does not change the numbers of a run: part of no digest, and no setting that sets runs apart. (`adaptation` chooses
-# the cache, and the cache is part of a run's identity.)
-OUTSIDE: tuple[str, ...] = ("checkpoint", "description", "adaptation", "divergence", "trackers")
+# What does not change the numbers of a run: part of no digest, and no setting that sets runs apart. (`adaptation`
+# chooses the cache, and the cache is part of a run's identity.)
+OUTSIDE: tuple[str, ...] = ("checkpoint", "description", "adaptation", "divergence", "trackers", "teacher_bank")
 
 # Dotted key -> default. Every new key of `distill.config` and of the schemas below it goes in here; a schema that is
 # used in two places (`mad` and `pre_phase.objective`) has its keys here twice.

@@ -211,9 +211,7 @@ class Choices:
         regions = self.images.regions
         if not isinstance(regions, Tensor):
             return regions[image.unsqueeze(1), index]
-        table = regions.flatten(0, 1)
-        rows = image.unsqueeze(1) * regions.shape[1] + index
-        return Lookup(table, rows) if table.device.type != "cpu" else _rows_of(table, rows)
+        return Lookup(regions.flatten(0, 1), image.unsqueeze(1) * regions.shape[1] + index)
 
 
 def _rows_of(table: Vectors, rows: Tensor) -> Tensor:

@@ -190,6 +190,9 @@ class DistillConfig(StrictModel):
         "softmax", description="multiple choice only; sigmoid is VL-BERT's, binary UNITER's (students.heads)"
     )
     class_loss: Literal["softmax", "bce"] = Field("softmax", description="classification only; bce is UNITER's")
+    teacher_bank: Literal["auto", "memory", "stream"] = Field(
+        "auto", description="the teacher's vectors: held in memory, or read batch by batch; auto: by what is free"
+    )
     permute_teacher: bool = Field(False, description="control: every image is given another image's teacher tokens")
     adaptation: Adaptation = Field(
         "named",

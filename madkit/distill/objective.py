@@ -14,11 +14,12 @@ from madkit.cache import TokenCache
 from madkit.core.errors import ConfigError
 from madkit.core.seeds import derive_seed
 from madkit.distill.absent_side import no_images, no_texts
+from madkit.distill.bank_room import AUTO, Room
 from madkit.distill.choices import Choices
 from madkit.distill.examples import ExampleSet, TeacherRows
 from madkit.distill.loop import StepLoss
 from madkit.distill.order import Indices
-from madkit.distill.teacher_bank import ImageBank, TextBank, image_bank, text_bank
+from madkit.distill.teacher_bank import ImageBank, TextBank, image_bank, image_bytes, text_bank, text_bytes
 from madkit.mad.calibrate import calibrated
 from madkit.mad.config import MADConfig
 from madkit.mad.criterion import MADCriterion, separate_spaces
@@ -86,6 +87,10 @@ class Side(Protocol):
         """The same with the token part chosen already (`TeacherSide.chosen`)."""
 
     @property
+    def reads(self) -> bool:
+        """Whether vectors are read from the cache when a batch asks for them."""
+
+    @property
     def untaught(self) -> int:
         """Examples with a sequence that no teacher says anything about."""
 
@@ -120,10 +125,11 @@ class TeacherSide:
         permute_seed: int | None = None,
         whole: bool = True,
         also: Sequence[MADConfig] = (),
+        room: Room = AUTO,
     ) -> None:
         """Read what `config` needs, and what those of `also` need, which are taught from the same vectors.
 
-        `whole` refuses a cache of images or texts alone; else its other side is empty.
+        `whole` refuses a cache of images or texts alone; else its other side is empty. `room` says what is held where.
 
         Raises CacheError, which names missing images or texts and the command that extracts them, or ConfigError where
         `config` compares images with texts and the teacher's two encoders do not share a space.
@@ -136,20 +142,25 @@ class TeacherSide:
                 raise separate_spaces(one.affinity_weight > 0)
         self.images: ImageBank
         if whole or "images" in cache.parts:
+            regions = (whole and cache.images.has_tokens) or any(map(needs_regions, configs))
             self.images = image_bank(
                 cache,
                 examples.image_ids,
                 examples.region_boxes,
                 threads=threads,
                 permute_seed=permute_seed,
-                tokens=(whole and cache.images.has_tokens) or any(map(needs_regions, configs)),
+                tokens=regions,
+                stream=room.streams("images", image_bytes(cache, examples.region_boxes, tokens=regions)),
             )
+            if isinstance(self.images.regions, Tensor):
+                self.images.regions = room.place("regions", self.images.regions)
         else:
             self.images = no_images(examples.region_boxes)
         pairs = examples.token_pairs if any(map(needs_text_tokens, configs)) else None
         self.texts: TextBank
         if whole or "texts" in cache.parts:
-            self.texts = text_bank(cache, examples.texts, pairs, threads=threads)
+            stream = room.streams("texts", text_bytes(cache, len(examples.texts), pairs))
+            self.texts = text_bank(cache, examples.texts, pairs, threads=threads, stream=stream)
         else:
             self.texts = no_texts(len(examples.texts))
         self._texts_there = None if self.texts.present.all() else self.texts.present
@@ -169,6 +180,11 @@ class TeacherSide:
         said = ((rows.texts >= 0) & self.texts.present[rows.texts.clamp_min(0)]).any(1)
         taught: Tensor = said & self.images.present[rows.images].repeat_interleave(self.examples.n_candidates)
         return taught
+
+    @property
+    def reads(self) -> bool:
+        """Whether vectors are read from the cache when a batch asks for them."""
+        return self.images.streamed or self.texts.streamed
 
     @property
     def taught(self) -> Tensor:
@@ -298,8 +314,8 @@ class BatchMaker:
 
     @property
     def reads(self) -> bool:
-        """Whether a micro-batch is worth making ahead of time: its region features come from a file."""
-        return not self.examples.regions.in_memory
+        """Whether a micro-batch is worth making ahead of time: its features or its targets come from files."""
+        return not self.examples.regions.in_memory or (self.teacher is not None and self.teacher.reads)
 
     def __call__(self, indices: Indices, step: int) -> Batch:
         """The micro-batch of the examples `indices` in step `step`."""

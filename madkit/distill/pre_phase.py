@@ -25,6 +25,7 @@ from madkit.core.interrupts import StopSignals
 from madkit.core.later_keys import without_later
 from madkit.core.seeds import derive_seed
 from madkit.core.workspace import Workspace
+from madkit.distill.bank_room import Room
 from madkit.distill.config import DistillConfig, PrePhaseConfig
 from madkit.distill.examples import ExampleSet
 from madkit.distill.folder import MANIFEST
@@ -183,8 +184,9 @@ def _train(
         rest = ExampleSet(held, student, regions, threads=threads, labelled=False, progress=shown)
     check_tags(phase.objective, pool)
     permute = derive_seed(seed, "permute") if config.permute_teacher else None
+    room = Room(config.teacher_bank, accelerator.device)
     teacher, held_teacher = (
-        side_of(examples, teachers, phase.objective, own=False, threads=threads, permute_seed=permute)
+        side_of(examples, teachers, phase.objective, own=False, threads=threads, permute_seed=permute, room=room)
         for examples in (pool, rest)
     )
     criterion = criterion_of(teacher, phase.objective, student, seed)

@@ -307,7 +307,15 @@ class _Run:
         if examples.shortened:
             info(f"{examples.shortened} text tokens did not fit the student and were left out.")
         taught = make_teaching(
-            config, examples, student, self.teachers, seed=self.seed, threads=self.threads, folder=folder, joint=joint
+            config,
+            examples,
+            student,
+            self.teachers,
+            seed=self.seed,
+            threads=self.threads,
+            folder=folder,
+            joint=joint,
+            device=self.accelerator.device,
         )
         self.untaught, objective, self.pool = taught.untaught, taught.objective, pool
         development = Development(self.data.spec, held, config.eval.tokens)

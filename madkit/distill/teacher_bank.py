@@ -94,6 +94,17 @@ def _stats(store: ImageTokens | TextTokens) -> tuple[ChannelStats, ChannelStats]
     return tokens, ChannelStats(torch.tensor(store.global_mean), torch.tensor(store.global_var))
 
 
+def image_bytes(cache: TokenCache, boxes: Tensor, *, tokens: bool) -> int:
+    """What `image_bank` holds of images with boxes [n, R, 4], in bytes."""
+    n, R = boxes.shape[:2]
+    return int(n * cache.images.dim * (4 + (2 * R if tokens else 0)))
+
+
+def text_bytes(cache: TokenCache, texts: int, pairs: NDArray[np.int64] | None) -> int:
+    """What `text_bank` holds of so many texts and the tokens `pairs` [u, 3], in bytes."""
+    return int(cache.texts.dim * (4 * texts + (0 if pairs is None else 2 * len(pairs))))
+
+
 def image_bank(
     cache: TokenCache,
     image_ids: Sequence[str],

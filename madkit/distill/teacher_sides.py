@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from madkit.distill.bank_room import AUTO, Room
 from madkit.distill.examples import ExampleSet, TeacherRows
 from madkit.distill.objective import Criterion, TeacherSide, make_criterion
 from madkit.distill.order import Indices
@@ -32,6 +33,7 @@ class TeacherSides:
         threads: readers.
         permute_seed: control: every image is given the tokens of another one, the same one by all teachers where their
             caches have the same images.
+        room: what is held of each of them, and where.
     """
 
     def __init__(
@@ -42,12 +44,19 @@ class TeacherSides:
         *,
         threads: int = 2,
         permute_seed: int | None = None,
+        room: Room = AUTO,
     ) -> None:
         self.examples = examples
         self.shares = dict(shares)
         self.members = {
             member.name: TeacherSide(
-                examples, member.cache, shares[member.name], threads=threads, permute_seed=permute_seed, whole=False
+                examples,
+                member.cache,
+                shares[member.name],
+                threads=threads,
+                permute_seed=permute_seed,
+                whole=False,
+                room=room,
             )
             for member in teachers
             if member.name in shares
@@ -63,6 +72,11 @@ class TeacherSides:
     ) -> dict[str, TeacherTargets]:
         """The same with the token parts chosen already (`TeacherSide.chosen`)."""
         return {name: side.chosen(rows, indices, inputs, label=label, step=step) for name, side in self.members.items()}
+
+    @property
+    def reads(self) -> bool:
+        """Whether vectors are read from a cache when a batch asks for them."""
+        return any(side.reads for side in self.members.values())
 
     @property
     def untaught(self) -> int:
@@ -94,6 +108,7 @@ def side_of(
     also: Sequence[MADConfig] = (),
     threads: int = 2,
     permute_seed: int | None = None,
+    room: Room = AUTO,
 ) -> AnySide:
     """What the teachers of a run say of a set of examples, as far as `config` compares it.
 
@@ -105,6 +120,7 @@ def side_of(
         also: settings that one teacher's vectors must serve, too; several teachers need a side for each.
         threads: readers.
         permute_seed: control: every image is given the tokens of another one.
+        room: what is held, and where.
 
     Raises:
         CacheError: images or texts are missing; the hint is the command that extracts them.
@@ -112,11 +128,11 @@ def side_of(
     """
     if teachers.one:
         cache = teachers.members[0].cache
-        return TeacherSide(examples, cache, config, threads=threads, permute_seed=permute_seed, also=also)
+        return TeacherSide(examples, cache, config, threads=threads, permute_seed=permute_seed, also=also, room=room)
     shares = teachers.shares(config, own=own)
     if not shares:
         raise separate_spaces(config.affinity_weight > 0)
-    return TeacherSides(examples, teachers, shares, threads=threads, permute_seed=permute_seed)
+    return TeacherSides(examples, teachers, shares, threads=threads, permute_seed=permute_seed, room=room)
 
 
 def criterion_of(side: AnySide, config: MADConfig, student: Student, seed: int) -> Criterion:

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from madkit.core.console import info
 from madkit.core.seeds import derive_seed
 from madkit.distill.adversarial import Adversary
+from madkit.distill.bank_room import Room
 from madkit.distill.confidence import FILE as CONFIDENCE
 from madkit.distill.confidence import teacher_confidence
 from madkit.distill.config import DistillConfig
@@ -107,6 +110,7 @@ def make_teaching(
     threads: int,
     folder: Path,
     joint: JointSet | None = None,
+    device: torch.device | str = "cpu",
 ) -> Teaching:
     """Bring together what a run learns from.
 
@@ -119,12 +123,14 @@ def make_teaching(
         threads: readers.
         folder: the run's folder, where the teachers' confidence is written.
         joint: the labelled examples and the pool beside them; None without a pool.
+        device: of the training.
 
     Raises:
         CacheError: a cache lacks images or texts; the hint is the command that extracts them.
         ConfigError: terms or weights that these teachers or this task cannot have.
     """
     mad, steps = config.mad, config.optim.steps
+    room = Room(config.teacher_bank, device)
     assert steps is not None
     teacher = confidence = None
     criterion: Criterion | None = None
@@ -137,7 +143,7 @@ def make_teaching(
     permute = derive_seed(seed, "permute") if config.permute_teacher else None
     if mad is not None and teachers is not None:
         also = () if own is None else (own,)
-        teacher = side_of(held, teachers, mad, also=also, threads=threads, permute_seed=permute)
+        teacher = side_of(held, teachers, mad, also=also, threads=threads, permute_seed=permute, room=room)
         untaught = teacher.untaught
         if untaught:
             info(f"{untaught} of {len(examples)} examples learn from their labels alone: {teachers.lacks}.")
@@ -156,7 +162,7 @@ def make_teaching(
     side, pool_criterion = teacher, None
     if own is not None and teachers is not None:
         if side is None or not teachers.one:
-            side = side_of(held, teachers, own, own=False, threads=threads, permute_seed=permute)
+            side = side_of(held, teachers, own, own=False, threads=threads, permute_seed=permute, room=room)
         pool_criterion = criterion_of(side, own, student, derive_seed(seed, "pool"))
     distils = config.pool.distilled(mad) is not None
     pool = PoolTeaching(

@@ -7,7 +7,7 @@ that it compares, not every token of every sequence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -47,10 +47,6 @@ class Lookup:
             found = found * self.mask.to(self.table.device, non_blocking=non_blocking).unsqueeze(-1)
         return found.to(device, non_blocking=non_blocking)
 
-    def pin(self) -> Lookup:
-        """The same with page-locked rows, which a GPU copies while the CPU goes on."""
-        return replace(self, rows=self.rows.pin_memory(), mask=None if self.mask is None else self.mask.pin_memory())
-
 
 @dataclass(frozen=True, slots=True)
 class ChosenKind:
@@ -76,12 +72,6 @@ class ChosenKind:
             self.target.to(device, non_blocking=non_blocking),
             None if self.region is None else self.region.to(device, non_blocking=non_blocking),
         )
-
-    def pin(self) -> ChosenKind:
-        """The same in page-locked memory."""
-        target = self.target.pin() if isinstance(self.target, Lookup) else self.target.pin_memory()
-        region = None if self.region is None else self.region.pin_memory()
-        return ChosenKind(self.index.pin_memory(), self.valid.pin_memory(), target, region)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +99,4 @@ class ChosenTokens:
             return None if kind is None else kind.to(device, non_blocking=non_blocking)
 
         sequences = self.sequences.to(device, non_blocking=non_blocking)
-        return ChosenTokens(sequences, self.gold, self.made_for, one(self.text), one(self.region), one(self.tag))
-
-    def pin(self) -> ChosenTokens:
-        """The same in page-locked memory."""
-
-        def one(kind: ChosenKind | None) -> ChosenKind | None:
-            return None if kind is None else kind.pin()
-
-        sequences = self.sequences.pin_memory()
         return ChosenTokens(sequences, self.gold, self.made_for, one(self.text), one(self.region), one(self.tag))

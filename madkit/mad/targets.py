@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from madkit.mad.chosen import ChosenTokens, Lookup
+from madkit.mad.chosen import ChosenTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,6 @@ class TeacherTargets:
         example_key: [S] long: a number that names the example whatever the batch; needed by random selection only.
         chosen: the token part, chosen beforehand. `text_tokens` [S, 0, Dl] and `regions` [B, 0, Dv] may then be empty
             where no affinity reads them.
-        lookups: fields, by name, that `to` reads out of tables on its way.
     """
 
     text_tokens: Tensor
@@ -79,28 +77,16 @@ class TeacherTargets:
     taught: Tensor | None = None
     example_key: Tensor | None = None
     chosen: ChosenTokens | None = None
-    lookups: Mapping[str, Lookup] | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TeacherTargets:
         """The same on another device, with nothing left to be looked up."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)} | dict(self.lookups or {})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=non_blocking)
             for name, value in values.items()
-            if isinstance(value, (Tensor, ChannelStats, ChosenTokens, Lookup))
+            if isinstance(value, (Tensor, ChannelStats, ChosenTokens))
         }
-        return replace(self, lookups=None, **moved)
-
-    def pin(self) -> TeacherTargets:
-        """The same in page-locked memory, which a GPU copies while the CPU goes on. Statistics stay where they are."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        pinned: dict[str, Any] = {
-            name: value.pin_memory() if isinstance(value, Tensor) else value.pin()
-            for name, value in values.items()
-            if isinstance(value, (Tensor, ChosenTokens))
-        }
-        lookups = None if self.lookups is None else {name: value.pin() for name, value in self.lookups.items()}
-        return replace(self, lookups=lookups, **pinned)
+        return replace(self, **moved)
 
     @property
     def selectable_text(self) -> Tensor:

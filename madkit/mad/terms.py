@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from madkit.core.errors import DataError
 from madkit.mad.choice import choose_regions, choose_tags, choose_text
 from madkit.mad.chosen import ChosenTokens, Lookup
 from madkit.mad.config import MADConfig
@@ -85,17 +84,16 @@ def _chosen_terms(chosen: ChosenTokens, targets: TeacherTargets, image: Tensor, 
     for name, kind in (("token_text", chosen.text), ("token_region", chosen.region), ("token_tag", chosen.tag)):
         if kind is None:
             continue
-        if isinstance(kind.target, Lookup):
-            raise DataError("The chosen targets are still to be looked up: move the batch to its device first.")
+        target = kind.target.to(image.device) if isinstance(kind.target, Lookup) else kind.target
         if name == "token_text":
-            parts.append(Term(name, kind.index, kind.valid, kind.target, None, targets.text_stats))
+            parts.append(Term(name, kind.index, kind.valid, target, None, targets.text_stats))
         elif name == "token_region":
             identity = first + kind.index
-            parts.append(Term(name, kind.index + T, kind.valid, kind.target, identity, targets.vision_stats))
+            parts.append(Term(name, kind.index + T, kind.valid, target, identity, targets.vision_stats))
         else:
             assert kind.region is not None
             identity = first + kind.region
-            parts.append(Term(name, kind.index, kind.valid, kind.target, identity, targets.vision_stats))
+            parts.append(Term(name, kind.index, kind.valid, target, identity, targets.vision_stats))
     return parts
 
 

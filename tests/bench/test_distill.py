@@ -1,0 +1,83 @@
+"""The benchmark of a distillation step in miniature: the same sides and the same code, figures that mean nothing."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from madkit.bench.distill import AGAIN, ALL, EAGER, MAD, ONLINE, PLAIN, DistillBenchOptions, _overhead, bench_distill
+from madkit.bench.distill_data import MINI_SHAPES, MadeUpRegions, Shape, made_up_examples, write_cache
+from madkit.cache import TokenCache
+from madkit.cli.bench import app
+from madkit.core.errors import UsageProblem
+from madkit.distill.examples import ExampleSet
+from madkit.distill.objective import BatchMaker, TeacherSide
+from madkit.mad.config import MADConfig
+from madkit.mad.targets import TeacherTargets
+from madkit.students.start import new_student
+
+
+@pytest.mark.parametrize("shape", sorted(MINI_SHAPES))
+def test_examples_have_the_shape_and_something_to_learn_from(shape, tmp_path):
+    torch.set_num_threads(1)
+    wanted = MINI_SHAPES[shape]
+    student = new_student("mini-uniter", init="random", head=wanted.head(), layers=1).student
+    examples = made_up_examples(wanted, student, 4)
+    found = ExampleSet(examples, student, MadeUpRegions(wanted, student.region_dim, 4))
+    assert (found.text_lengths == wanted.text).all()
+    assert (found.region_counts == wanted.regions).all()
+    assert found.shortened == 0
+    assert len(set(found.texts)) == len(found.texts)
+    with TokenCache.open(write_cache(tmp_path / "cache", examples, dim=8, grid=(3, 3), kept=5)) as cache:
+        side = TeacherSide(found, cache, MADConfig())
+        teacher = BatchMaker(found, 10, teacher=side)(np.arange(3), 0).teacher
+    assert isinstance(teacher, TeacherTargets)
+    assert teacher.chosen is not None
+    kinds = {"text": teacher.chosen.text, "region": teacher.chosen.region, "tag": teacher.chosen.tag}
+    for name, kind in kinds.items():
+        assert kind is not None
+        assert bool(kind.valid.any()) == (name != "tag" or shape == "vcr"), name
+
+
+def test_all_sides_take_turns():
+    torch.set_num_threads(1)
+    runner = CliRunner()
+    run = ["distill", "--tiny", "--device", "cpu", "--repeats", "1", "--shape", "vcr"]
+    result = runner.invoke(app, [*run, "--json"])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    rows = {row["side"]: row for row in document["rows"]}
+    assert list(rows) == [PLAIN, MAD, ALL, ONLINE, EAGER, AGAIN]
+    assert all(row["seconds"] > 0 for row in rows.values())
+    assert all("overhead" in rows[name] for name in (MAD, ALL, ONLINE, EAGER))
+    assert rows[ONLINE]["cached_is_faster"] > 0
+    assert document["reader"]["headroom"] > 0
+    assert document["batch"]["tokens"] == 3 * Shape("vcr", 18, 5).tokens
+
+
+def test_overhead_is_paired_with_an_interval():
+    base = [1.0, 2.0, 4.0, 8.0]
+    found = _overhead([1.1 * value for value in base], base)
+    assert found["overhead"] == pytest.approx(0.1)
+    assert found["interval"] == pytest.approx([0.1, 0.1])
+    low, high = _overhead([1.0, 2.4, 4.4, 8.0], base)["interval"]
+    assert low < 0.1 < high
+
+
+def test_what_it_does_not_know_is_refused():
+    with pytest.raises(UsageProblem, match="no student"):
+        bench_distill(DistillBenchOptions(student="lxmert"))
+    with pytest.raises(UsageProblem, match="no shape"):
+        bench_distill(DistillBenchOptions(shape="coco"))
+
+
+def test_the_step_command():
+    torch.set_num_threads(1)
+    result = CliRunner().invoke(app, ["step", "--tiny", "--device", "cpu", "--repeats", "1", "--shape", "vqa"])
+    assert result.exit_code == 0, result.output
+    assert "the time of BertModel" in " ".join(result.stdout.split())
+    assert max(map(len, result.stdout.splitlines())) <= 80
