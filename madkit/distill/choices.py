@@ -134,6 +134,8 @@ class Choices:
                 continue
             index, valid = self._pick(name, asked, step)
             valid = valid if said is None else valid & said
+            if name == "token_tag" and not valid.any():  # most tasks have no tags: nothing is projected for them
+                index, valid = index[:, :0], valid[:, :0]
             if name == "token_text":
                 assert self.texts.tokens is not None
                 row = asked.tokens.gather(1, index).clamp_min(0)
