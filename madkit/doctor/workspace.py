@@ -159,10 +159,10 @@ def distill_command(folder: Path, manifest: dict[str, Any]) -> str:
     given = {"task": manifest.get("task"), "shots": manifest.get("shots"), "seed": manifest.get("seed")}
     if not manifest.get("is_mini"):
         given["task"] = manifest.get("source")
-    student, teacher = manifest.get("student"), manifest.get("cache_key")
+    student, teachers = manifest.get("student"), manifest.get("cache_key")
     words = [f"--{name} {value}" for name, value in given.items() if value is not None]
     words += [f"--student {student}"] if student and student != "mini-uniter" else []
-    words += [f"--teacher {teacher}"] if teacher else []
+    words += [f"--teacher {name}" for name in str(teachers).split(", ")] if teachers else []
     return f"madkit distill {' '.join(words)} --config {shlex.quote(str(folder / 'config.yaml'))}"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from madkit.share.facts import teacher_licence
+from madkit.share.facts import teacher_licence, teachers_of
 from madkit.share.names import UNKNOWN
 
 if TYPE_CHECKING:
@@ -202,15 +202,17 @@ def _teacher(facts: Facts) -> str:
     if facts.teacher is None:
         return "None: this student learnt from labels alone."
     untaught = int(manifest.get("examples_without_teacher", 0))
-    rows = [
-        ("name", facts.teacher),
-        ("token cache", str(manifest.get("cache_key"))),
-        ("licence of its weights", teacher_licence(facts.teacher) or "unknown"),
-    ]
+    rows: list[tuple[str, str]] = []
+    teachers = teachers_of(manifest)
+    for name, base in teachers:
+        rows += [("name", name), *([("adapted from", base)] if base != name else [])]
+        rows.append(("licence of its weights", teacher_licence(base) or UNKNOWN))
+    rows.append(("token cache", str(manifest.get("cache_key"))))
     if untaught:
         rows.append(("examples without it", f"{untaught:,}"))
+    whom = "its teacher" if len(teachers) == 1 else "its teachers"
     needed = "as long as it answers" if facts.family.visual == "teacher" else "while it was trained, and not any more"
-    return f"{_table(rows)}\n\nThe student needs its teacher {needed}."
+    return f"{_table(rows)}\n\nThe student needs {whom} {needed}."
 
 
 def _training(facts: Facts) -> str:

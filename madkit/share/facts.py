@@ -32,7 +32,7 @@ DATA_TERMS = {
 }
 MINI_TERMS = "drawn by program, part of madkit"
 OWN_TERMS = "the owner's"
-_EMBEDDED = ("mini", None)
+_EMBEDDED = "mini"
 _VERSIONS = ("madkit", "python", "torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "gpu")
 
 
@@ -80,6 +80,9 @@ def public_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
         if manifest.get(key) is not None:
             kept[key] = public_name(str(manifest[key]))
     kept["config"] = _cleaned(manifest.get("config") or {})
+    if manifest.get("adapted"):
+        base = public_name(str(manifest["adapted"].get("base", "")))
+        kept["adapted"] = {**_cleaned(manifest["adapted"]), "base": base}
     if manifest.get("teachers"):  # several at once
         kept["teachers"] = [
             {**_cleaned(one), "name": public_name(one["name"]), "cache": public_name(one["cache"])}
@@ -115,13 +118,21 @@ def _cleaned(value: Any) -> Any:
     return public_name(value) if isinstance(value, str) and value.startswith(("/", "./", "../", "~")) else value
 
 
-def default_licence(workspace: Workspace, run: Run) -> str:
+def default_licence(workspace: Workspace, run: Run, manifest: Mapping[str, Any]) -> str:
     """`apache-2.0`, madkit's own, where student, data and teacher are all embedded in it; `unknown` otherwise."""
     from madkit.students.load import SHIPPED  # torch: not where a folder is pushed as it is
 
-    embedded = run.is_mini and run.teacher in _EMBEDDED
+    embedded = run.is_mini and all(base == _EMBEDDED for _, base in teachers_of(manifest))
     own = run.student in SHIPPED or _beginning(workspace, run.student) in (*SHIPPED, NO_CHECKPOINT)
     return "apache-2.0" if embedded and own else UNKNOWN
+
+
+def teachers_of(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and base of every teacher of a run; the two differ where a teacher was adapted."""
+    rows = manifest.get("teachers") or []
+    if not rows and manifest.get("teacher") is not None:
+        rows = [{"name": manifest["teacher"], "adapted": manifest.get("adapted")}]
+    return [(str(row["name"]), str((row.get("adapted") or {}).get("base") or row["name"])) for row in rows]
 
 
 def teacher_licence(name: str | None) -> str | None:

@@ -87,7 +87,7 @@ def export_run(
         region_dim=student.region_dim,
         parameters=sum(value.numel() for value in student.parameters()),
         scores=tuple(scores_of(found, spec_of(found, data), workspace.reports)),
-        licence=licence or default_licence(workspace, found),
+        licence=licence or default_licence(workspace, found, manifest),
         started_from=first_weights(workspace, found.student),
     )
     del student

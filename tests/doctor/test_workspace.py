@@ -121,8 +121,13 @@ def test_the_command_that_goes_on_is_one_that_parses(made: MadeWorkspace) -> Non
     found = one(check_runs(made.workspace), RUN)
     arguments = shlex.split(found.mend)[2:]
     context = load_command("distill").make_context("distill", list(arguments))
-    assert (context.params["task"], context.params["student"]) == ("my-vcr", "uniter-base-1234")
-    assert context.params["teacher"] in (None, ())
+    assert (context.params["task"], context.params["student"]) == (["my-vcr"], ["uniter-base-1234"])
+    assert not context.params["teacher"]
+
+
+def test_several_teachers_are_named_one_by_one(made: MadeWorkspace) -> None:
+    made.say(status="running", cache_key="mini-x-0, dinov2-x-1")
+    assert " --teacher mini-x-0 --teacher dinov2-x-1 --config " in one(check_runs(made.workspace), RUN).mend
 
 
 def test_adapters(made: MadeWorkspace) -> None:

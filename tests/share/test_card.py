@@ -123,3 +123,20 @@ def test_what_a_reader_needs_is_on_it(run: SharedRun, tmp_path: Path) -> None:
     text = card_of(run, tmp_path / "alone").text
     assert "learnt from labels alone" in text
     assert "knowledge-distillation" not in (tmp_path / "alone" / "README.md").read_text()
+
+
+def test_adapted_and_several_teachers_are_told_with_their_bases(run: SharedRun, tmp_path: Path) -> None:
+    adapted = {"name": "mine", "base": "clip-vit-l14", "train": "lora", "kind": "own", "outside": 0}
+    write_json_atomic(run.path / "manifest.json", run.manifest(teacher="mine", adapted=adapted))
+    text = card_of(run, tmp_path / "adapted").text
+    assert "| name | mine |\n| adapted from | clip-vit-l14 |\n| licence of its weights | MIT |" in text
+    names = ["mini", "local:/home/me/dino+roberta-base"]
+    rows = [{"name": name, "cache": key, "adapted": None} for name, key in zip(names, "ab", strict=True)]
+    manifest = run.manifest(teacher=", ".join(names), cache_key="a, b", teachers=rows)
+    write_json_atomic(run.path / "manifest.json", manifest)
+    export = card_of(run, tmp_path / "several")
+    assert "| name | mini |" in export.text
+    assert "| name | local:dino+roberta-base |" in export.text
+    assert "local:dino: unknown; roberta-base: MIT" in export.text
+    assert "/home/me" not in export.content
+    assert export.data.license == "unknown"
