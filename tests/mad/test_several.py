@@ -182,6 +182,30 @@ def test_one_sided_teachers_select_inside_their_own_modality(three: Any) -> None
     assert not hidden.grad[:, 1:T].any()  # of the text the global state alone
 
 
+def test_a_text_teacher_asks_which_words_carry_the_sentence(three: Any) -> None:
+    batch, targets = three
+    target = targets["roberta"]
+    criterion = criterion_for(target, k_text=1, weighting="uniform", candidates="all", global_text_weight=0)
+    relevance = torch.nn.functional.cosine_similarity(target.text_tokens, target.text_global.unsqueeze(1), dim=-1)
+    best = relevance.masked_fill(~target.selectable_text, -9.0).argmax(1)
+    hidden = batch.hidden[-1].requires_grad_()
+    run(criterion, batch, target, tag_regions=None).loss.backward()
+    for row, there in enumerate(target.selectable_text.any(1).tolist()):
+        assert torch.nonzero(hidden.grad[row].any(-1)).flatten().tolist() == ([int(best[row])] if there else [])
+
+
+@pytest.mark.parametrize("layer", [0, 1, -1])
+def test_teachers_may_speak_to_layers_of_their_own(three: Any, layer: int) -> None:
+    batch, targets = three
+    for states in batch.hidden:
+        states.requires_grad_()
+    layers = {"clip/b.32": -1, "dino": layer, "roberta": 2}
+    criteria = {name: criterion_for(one, layer=layers[name], weighting="uniform") for name, one in targets.items()}
+    run(SeveralTeachers(criteria), batch, targets).loss.backward()
+    reached = {place for place, states in enumerate(batch.hidden) if states.grad is not None and states.grad.any()}
+    assert reached == {place % len(batch.hidden) for place in layers.values()}
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [({"a": -1.0}, "0 or more"), ({"a": 0.0, "b": 0.0}, "at least one above 0"), ({"aa": 1.0}, "Did you mean 'a'")],
