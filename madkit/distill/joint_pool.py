@@ -24,7 +24,8 @@ from madkit.distill.examples import ExampleSet, targets_of
 from madkit.distill.order import Indices, Order, PlainOrder
 from madkit.distill.pool import known_to, unlabelled_examples
 from madkit.distill.pool_config import SoftLabelConfig
-from madkit.distill.soft_labels import GlobalVectors, ProbeAnswers, answer_pool
+from madkit.distill.probe_reader import ProbeReader
+from madkit.distill.soft_labels import ProbeAnswers, answer_pool
 from madkit.distill.teachers import Teachers
 from madkit.regions import RegionReader
 from madkit.students.heads import HeadSpec
@@ -56,7 +57,6 @@ def gather_pool(
     teachers: Teachers,
     *,
     seed: int,
-    threads: int,
 ) -> Pool | None:
     """The pool that a configuration asks for; None where nothing is left for it.
 
@@ -68,7 +68,6 @@ def gather_pool(
         teachers: the teachers. The probe reads their caches, or those of the teachers before they were adapted, which
             have not seen the labels.
         seed: the run's seed.
-        threads: readers.
 
     Raises:
         RunError: a cache knows no image of the pool.
@@ -94,14 +93,13 @@ def gather_pool(
     facts: dict[str, Any] = {"left_out": total - len(found)}
     answers = None
     if settings.asks_probe(config.mad):
-        vectors = GlobalVectors(
+        reader = ProbeReader(
             asked,
             list(dict.fromkeys(example.image.id for example in (*labelled, *found))),
             permute_seed=derive_seed(seed, "permute") if config.permute_teacher else None,
-            threads=threads,
         )
         found, answers = answer_pool(
-            vectors,
+            reader,
             labelled,
             targets_of(labelled, head, config.answer_match),
             found,

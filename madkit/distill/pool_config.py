@@ -21,6 +21,11 @@ class SoftLabelConfig(StrictModel):
         0.0, ge=0, le=1, description="an example counts if the probe's best guess is at least this probable"
     )
     probe: Literal["linear", "mlp"] = Field("linear", description="form of the probe")
+    features: Literal["auto", "global", "interaction"] = Field(
+        "auto",
+        description="what the probe reads: global vectors, how well each word is found among the patches, or whatever "
+        "of the two, or both, answers the labelled subset best out of fold",
+    )
     folds: int = Field(5, ge=2, description="parts of the labelled subset; nobody scores an image it was fitted on")
     answers: int = Field(32, ge=1, description="VQA only: the probe's most probable answers that are kept")
 

@@ -2,7 +2,7 @@
 
 The probe (`mad/probe.py`) is fitted on the labelled subset alone, by cross-fitting over images: an image of the pool
 that stands in the subset, too, is answered by the one head that was fitted without it, any other by the mean of all
-heads. It reads the teacher's global vectors of an image and its texts, straight from the cache.
+heads. It reads the teacher's vectors of an image and its texts straight from the cache (`probe_reader.py`).
 """
 
 from __future__ import annotations
@@ -11,20 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from madkit.cache import TokenCache
-from madkit.core.errors import DataError
+from madkit.core.errors import ConfigError, DataError
 from madkit.distill.pool import with_answer
 from madkit.distill.pool_config import SoftLabelConfig
+from madkit.distill.probe_reader import FeatureKind, ProbeReader
 from madkit.distill.soft_targets import SoftTargets
-from madkit.distill.teacher_bank import image_bank
-from madkit.mad.probe import CrossFitProbe, fit_cross_probe, joined_features
+from madkit.mad.probe import CrossFitProbe, fit_cross_probe
 from madkit.students.heads import ChoiceLoss, ClassLoss, HeadKind, VqaLoss, task_loss
-from madkit.tasks.example import Example, Segment
+from madkit.tasks.example import Example
 
 _CHUNK = 512
 _DENSE = 64  # outputs up to which all probabilities of an example are kept
@@ -45,106 +43,47 @@ class ProbeAnswers:
     facts: dict[str, Any]
 
 
-class GlobalVectors:
-    """The teachers' global vectors of examples, without a student in between.
+@dataclass(frozen=True, slots=True)
+class FittedProbe:
+    """A cross-fitted probe and the features that it reads."""
 
-    Args:
-        caches: of one teacher, or of several; each may be of images or texts alone.
-        image_ids: the images that will be asked for. With the images of a run's set in the set's order, a permutation
-            is the one that its other targets have.
-        permute_seed: control: every image is given the vector of another one.
-        threads: readers.
-    """
+    probe: CrossFitProbe
+    reader: ProbeReader
+    kinds: tuple[FeatureKind, ...]
 
-    def __init__(
-        self,
-        caches: Sequence[TokenCache],
-        image_ids: Sequence[str],
-        *,
-        permute_seed: int | None = None,
-        threads: int = 2,
-    ) -> None:
-        self._caches = list(caches)
-        nowhere = torch.zeros(len(image_ids), 0, 4)
-        self._row = {image: row for row, image in enumerate(image_ids)}
-        self._known = torch.ones(len(image_ids), dtype=torch.bool)
-        self._images: list[Any] = []  # looked up by rows
-        for cache in self._caches:
-            vectors: Any = torch.zeros(len(image_ids), 0)
-            if "images" in cache.parts:
-                bank = image_bank(cache, image_ids, nowhere, threads=threads, permute_seed=permute_seed, tokens=False)
-                vectors, self._known = bank.globals, self._known & bank.present
-            self._images.append(vectors)
-
-    def known(self, examples: Sequence[Example]) -> Tensor:
-        """[n] bool: examples whose image and texts all caches have values for."""
-        stores = [cache.texts for cache in self._caches if "texts" in cache.parts and cache.texts.absent]
-        there = self._known[self._rows(examples)]
-        if not stores:
-            return there
-        read = [all(bool(store.present(example.texts()).all()) for store in stores) for example in examples]
-        return there & torch.tensor(read, dtype=torch.bool)
-
-    def features(self, examples: Sequence[Example]) -> Tensor:
-        """The probe's features [n, F], or [n, C, F] of examples with candidates.
-
-        The vector of a sequence is the mean over its texts, as in `objective.TeacherSide`.
-        """
-        texts = list(dict.fromkeys(text for example in examples for text in example.texts()))
-        row = {text: place for place, text in enumerate(texts)}
-        sequences = [
-            [*(row[segment.text] for segment in example.context), *(row[segment.text] for segment in tail)]
-            for example in examples
-            for tail in _tails(example)
-        ]
-        most = max(len(sequence) for sequence in sequences)
-        places = torch.tensor([sequence + [-1] * (most - len(sequence)) for sequence in sequences])
-        there = (places >= 0).unsqueeze(-1)
-        images = self._rows(examples)
-        pairs = []
-        for cache, vectors in zip(self._caches, self._images, strict=True):
-            text = torch.zeros(len(sequences), 0)
-            if "texts" in cache.parts:
-                found = np.ascontiguousarray(cache.texts.globals(cache.texts.rows(texts)))
-                text = torch.where(there, torch.from_numpy(found).float()[places.clamp_min(0)], 0.0)
-                text = text.sum(1) / there.sum(1)
-            if len(sequences) > len(examples):
-                text = text.view(len(examples), len(sequences) // len(examples), text.shape[-1])
-            pairs.append((vectors[images], text))
-        return joined_features(pairs)
-
-    def _rows(self, examples: Sequence[Example]) -> Tensor:
-        return torch.tensor([self._row[example.image.id] for example in examples])
-
-
-def _tails(example: Example) -> list[tuple[Segment, ...]]:
-    """What follows the context in each of an example's sequences."""
-    return [(candidate,) for candidate in example.candidates] or [()]
+    def __call__(self, examples: Sequence[Example]) -> Tensor:
+        """Probabilities [n, K] or [n, C] of a few examples."""
+        features = torch.cat([self.reader.features(examples, kind) for kind in self.kinds], -1)
+        return self.probe.probabilities(features, [example.image.id for example in examples])
 
 
 def fit_on_labelled(
-    vectors: GlobalVectors,
+    reader: ProbeReader,
     labelled: Sequence[Example],
     target: Tensor | SoftTargets,
     config: SoftLabelConfig,
     *,
     outputs: int | None,
     seed: int,
-) -> tuple[CrossFitProbe, dict[str, Any]]:
+) -> tuple[FittedProbe, dict[str, Any]]:
     """The probe of a labelled subset, and how it does on it out of fold.
 
+    Where `config.features` leaves it open, the features are those with which the out-of-fold log-likelihood of the
+    subset is best: an answer's name is found in global vectors, an entailment in whether each word is in the picture.
+
     Args:
-        vectors: of the examples' images and texts.
+        reader: of the examples' images and texts.
         labelled: the subset.
         target: its labels [n], or soft scores.
-        config: which probe, how many folds.
+        config: which probe, how many folds, which features.
         outputs: K of classes; None for candidates and answers, whose number the data shows.
         seed: of the folds.
 
-    Raises DataError where the subset has fewer than two images, or none that the cache knows.
+    Raises:
+        DataError: the subset has fewer than two images, or none that the caches know.
+        ConfigError: `config` asks for features that the teacher does not have.
     """
-    known = vectors.known(labelled)
-    rows = torch.nonzero(known).flatten()
+    rows = torch.nonzero(reader.known(labelled)).flatten()
     if not len(rows):
         raise DataError(
             "The cache has no values for any labelled example, so no probe can be fitted.",
@@ -152,48 +91,81 @@ def fit_on_labelled(
         )
     kept = [labelled[row] for row in rows.tolist()]
     targets = target[rows]
-    features = torch.cat([vectors.features(kept[at : at + _CHUNK]) for at in range(0, len(kept), _CHUNK)])
     groups = [example.image.id for example in kept]
-    probe = fit_cross_probe(
-        features, targets, groups=groups, n_classes=outputs, folds=config.folds, kind=config.probe, seed=seed
-    )
-    out_of_fold = probe.probabilities(features, groups)
+    options = _features_of(config, reader.kinds)
+    read = {
+        kind: torch.cat([reader.features(kept[at : at + _CHUNK], kind) for at in range(0, len(kept), _CHUNK)])
+        for kind in dict.fromkeys(kind for option in options for kind in option)
+    }
+    best: tuple[float, FittedProbe, Tensor] | None = None
+    tried = {}
+    for kinds in options:
+        features = torch.cat([read[kind] for kind in kinds], -1)
+        probe = fit_cross_probe(
+            features, targets, groups=groups, n_classes=outputs, folds=config.folds, kind=config.probe, seed=seed
+        )
+        out_of_fold = probe.probabilities(features, groups)
+        surprise = float(_log_loss(out_of_fold, targets))
+        tried["+".join(kinds)] = round(surprise, 4)
+        if best is None or surprise < best[0]:
+            best = surprise, FittedProbe(probe, reader, kinds), out_of_fold
+    assert best is not None
+    _, fitted, out_of_fold = best
     right = out_of_fold.argmax(-1) == (targets if targets.dim() == 1 else targets.argmax(-1))
     if targets.dim() == 2:  # without an answer of the list nothing is right
         right = right[targets.sum(-1) > 0]
     facts = {
         "fitted_on": len(kept),
-        "folds": len(probe.heads),
-        "l2": list(probe.l2),
+        "folds": len(fitted.probe.heads),
+        "l2": list(fitted.probe.l2),
+        "features": "+".join(fitted.kinds),
+        "log_loss_out_of_fold": tried,
         "accuracy_out_of_fold": round(float(right.float().mean()), 4),
     }
-    return probe, facts
+    return fitted, facts
 
 
-def ask(
-    probe: CrossFitProbe, vectors: GlobalVectors, examples: Sequence[Example], *, keep: int
-) -> tuple[Tensor | SoftTargets, Tensor]:
+def _features_of(config: SoftLabelConfig, there: tuple[FeatureKind, ...]) -> list[tuple[FeatureKind, ...]]:
+    if config.features == "auto":
+        return [("global",), ("interaction",), ("global", "interaction")] if "interaction" in there else [("global",)]
+    if config.features not in there:
+        raise ConfigError(
+            "Interaction features look words up among patches, and no teacher here has one space for both and a cache "
+            "that keeps them.",
+            hint="--set pool.soft_labels.features=global",
+        )
+    return [(config.features,)]
+
+
+def _log_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """Mean -log p of labels [n], or of soft scores [n, K] as shares."""
+    logs = probabilities.clamp_min(1e-9).log()
+    if targets.dim() == 1:
+        return F.nll_loss(logs, targets)
+    shares = targets / targets.sum(-1, keepdim=True).clamp_min(1e-9)
+    return -(shares * logs).sum(-1).mean()
+
+
+def ask(probe: FittedProbe, examples: Sequence[Example], *, keep: int) -> tuple[Tensor | SoftTargets, Tensor]:
     """The probe's probabilities of examples, and that of each one's best guess [n].
 
     Of more than a few outputs the `keep` most probable are kept.
     """
-    dense = probe.n_outputs <= max(_DENSE, keep)
+    outputs = probe.probe.n_outputs
+    dense = outputs <= max(_DENSE, keep)
     values, places = [], []
     for at in range(0, len(examples), _CHUNK):
-        piece = examples[at : at + _CHUNK]
-        found = probe.probabilities(vectors.features(piece), [example.image.id for example in piece])
+        found = probe(examples[at : at + _CHUNK])
         if not dense:
             found, where = found.topk(keep, -1)
             places.append(where.to(torch.int32))
         values.append(found)
     shares = torch.cat(values)
     best = shares.amax(-1)
-    return (shares, best) if dense else (SoftTargets.of_rows(torch.cat(places), shares, probe.n_outputs), best)
+    return (shares, best) if dense else (SoftTargets.of_rows(torch.cat(places), shares, outputs), best)
 
 
-def with_best_answers(
-    probe: CrossFitProbe, vectors: GlobalVectors, examples: Sequence[Example], *, keep: int
-) -> list[Example]:
+def with_best_answers(probe: FittedProbe, examples: Sequence[Example], *, keep: int) -> list[Example]:
     """The same examples, with the probe's best answer to its question in the context of each rationale (VCR).
 
     The benchmark's files put the right answer there, which is a label; a student that is asked for rationales later is
@@ -203,7 +175,7 @@ def with_best_answers(
     asked = [example for example in examples if example.subtask == "answer"]
     if not asked or all(example.subtask != "rationale" for example in examples):
         return list(examples)
-    shares, _ = ask(probe, vectors, asked, keep=keep)
+    shares, _ = ask(probe, asked, keep=keep)
     assert isinstance(shares, Tensor)
     best = {
         example.question_id: example.candidates[place]
@@ -218,7 +190,7 @@ def with_best_answers(
 
 
 def answer_pool(
-    vectors: GlobalVectors,
+    reader: ProbeReader,
     labelled: Sequence[Example],
     target: Tensor | SoftTargets,
     pool: Sequence[Example],
@@ -231,7 +203,7 @@ def answer_pool(
     """Fit the probe on `labelled` and let it answer `pool`; the pool comes back with its rationales' contexts filled.
 
     Args:
-        vectors: of all images and texts.
+        reader: of all images and texts.
         labelled: the subset, with its labels.
         target: the subset's targets.
         pool: examples without labels.
@@ -242,9 +214,9 @@ def answer_pool(
 
     Raises as `fit_on_labelled`.
     """
-    probe, facts = fit_on_labelled(vectors, labelled, target, config, outputs=outputs, seed=seed)
-    examples = with_best_answers(probe, vectors, pool, keep=config.answers) if guess_contexts else list(pool)
-    shares, confidence = ask(probe, vectors, examples, keep=config.answers)
+    probe, facts = fit_on_labelled(reader, labelled, target, config, outputs=outputs, seed=seed)
+    examples = with_best_answers(probe, pool, keep=config.answers) if guess_contexts else list(pool)
+    shares, confidence = ask(probe, examples, keep=config.answers)
     return examples, ProbeAnswers(shares, confidence, facts)
 
 

@@ -289,9 +289,7 @@ class _Run:
         dev_examples = sample_questions(self.data.examples("dev"), config.eval.limit)
         pool: Pool | None = None
         if config.pool is not None and self.teachers is not None:
-            pool = gather_pool(
-                config, self.train, self.labelled, self.head, self.teachers, seed=self.seed, threads=self.threads
-            )
+            pool = gather_pool(config, self.train, self.labelled, self.head, self.teachers, seed=self.seed)
         count = len(self.labelled) + len(dev_examples) + (0 if pool is None else len(pool.examples))
         with progress("Encoding", count, "examples") as shown:
             examples, joint = encode_together(
