@@ -122,8 +122,8 @@ class _Words:
         rows = cache.texts.rows(texts)
         ragged = cache.texts.tokens(rows)
         tokens, spans, offsets = _tensor(ragged.tokens), np.asarray(ragged.spans), np.asarray(ragged.offsets)
-        self._sentences = dict(zip(texts, _tensor(cache.texts.globals(rows)), strict=True))
-        self._words = {}
+        self._sentences: dict[str, Tensor] = dict(zip(texts, _tensor(cache.texts.globals(rows)), strict=True))
+        self._words: dict[str, Tensor] = {}
         for place, text in enumerate(texts):
             first, last = int(offsets[place]), int(offsets[place + 1])
             content = ~function_word_mask_of_spans(text, [(int(a), int(b)) for a, b in spans[first:last]])
