@@ -8,17 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from madkit.adapt.config import OUTSIDE_DIGEST, AdaptConfig
-from madkit.core.environment import environment
 from madkit.core.errors import RunError, UsageProblem
-from madkit.core.files import digest_of, read_json, write_json_atomic, write_text_atomic
+from madkit.core.files import digest_of
+from madkit.core.manifest_folder import ManifestFolder
 from madkit.core.workspace import Workspace
-from madkit.teachers.adapter import MANIFEST, SCHEMA, adapters_folder
+from madkit.teachers.adapter import SCHEMA, adapters_folder
 from madkit.teachers.known import parse_teacher_name
-
-CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +40,12 @@ class AdaptIdentity:
         return digest_of([asdict(self), values])
 
 
-class AdaptFolder:
+class AdaptFolder(ManifestFolder):
     """One run: ``<workspace>/adapters/<name>/``."""
+
+    schema = SCHEMA
+    kind = "adapter"
+    config: AdaptConfig
 
     def __init__(self, workspace: Workspace, identity: AdaptIdentity, config: AdaptConfig, name: str | None) -> None:
         """Find the folder of a run; nothing is created.
@@ -73,38 +73,6 @@ class AdaptFolder:
                 hint="choose another --name, or remove the folder " + str(self.path),
             )
 
-    def manifest(self) -> dict[str, Any] | None:
-        """The manifest, or None before the run has begun."""
-        path = self.path / MANIFEST
-        if not path.exists():
-            return None
-        found = read_json(path)
-        return found if isinstance(found, dict) else None
-
-    def complete(self) -> dict[str, Any] | None:
-        """The manifest of a run that is complete, else None."""
-        found = self.manifest()
-        return found if found is not None and found.get("status") == "complete" else None
-
-    def begin(self) -> None:
-        """Write the resolved configuration and a manifest that says the run is under way."""
-        write_text_atomic(self.path / CONFIG, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
-        self._write({"status": "running"})
-
-    def finish(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the last word: the manifest with status "complete" and `facts`."""
-        return self._write({"status": "complete", **facts})
-
-    def _write(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        manifest = {
-            "schema": SCHEMA,
-            "kind": "adapter",
-            "name": self.name,
-            **asdict(self.identity),
-            "digest": self.digest,
-            "config": self.config.model_dump(mode="json"),
-            "environment": environment(),
-            **facts,
-        }
-        write_json_atomic(self.path / MANIFEST, manifest)
-        return manifest
+    def described(self) -> dict[str, Any]:
+        """Name, identity and digest."""
+        return {"name": self.name, **asdict(self.identity), "digest": self.digest}

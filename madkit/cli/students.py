@@ -172,6 +172,7 @@ def _print(facts: dict[str, Any]) -> None:
         print_table(
             ["its paper's recipe", "rate", "batch", "length", "warm-up", "loss", "note"],
             [[one["recipe"], f"{one['learning_rate']:g}", *(one[key] for key in keys[2:])] for one in facts["recipes"]],
+            whole=0,
         )
 
 

@@ -8,18 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from madkit.core.environment import environment
 from madkit.core.errors import RunError
-from madkit.core.files import digest_of, read_json, sha256_file, write_json_atomic, write_text_atomic
+from madkit.core.files import digest_of, sha256_file
 from madkit.core.later_keys import OUTSIDE, without_later
+from madkit.core.manifest_folder import MANIFEST as MANIFEST
+from madkit.core.manifest_folder import ManifestFolder
 from madkit.core.workspace import Workspace
 from madkit.distill.compute import code_identity
 from madkit.distill.config import DistillConfig
 
 SCHEMA = 1
-MANIFEST = "manifest.json"
 # Keys that came later than the first runs stand in madkit.core.later_keys.LATER, with the default that means as before.
 
 
@@ -68,8 +67,12 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", Path(name).name.lower()).strip("-.") or "student"
 
 
-class RunFolder:
+class RunFolder(ManifestFolder):
     """One run: ``<workspace>/runs/<source>/<student>-<arm>-<shots>-s<seed>-<digest8>/``."""
+
+    schema = SCHEMA
+    kind = "run"
+    config: DistillConfig
 
     def __init__(
         self, path: Path, identity: RunIdentity, config: DistillConfig, spec: Mapping[str, Any] | None = None
@@ -95,40 +98,11 @@ class RunFolder:
         digest = identity.digest(config)[:8]
         return cls(workspace.runs / identity.source / f"{name}-{digest}", identity, config, spec)
 
-    def manifest(self) -> dict[str, Any] | None:
-        """The manifest, or None before the run has begun."""
-        path = self.path / MANIFEST
-        if not path.exists():
-            return None
-        found = read_json(path)
-        return found if isinstance(found, dict) else None
+    def described(self) -> dict[str, Any]:
+        """Identity, task and digest."""
+        spec = {"spec": dict(self.spec)} if self.spec is not None else {}
+        return {**asdict(self.identity), **spec, "digest": self.identity.digest(self.config)}
 
-    def complete(self) -> dict[str, Any] | None:
-        """The manifest of a run that is complete, else None."""
-        found = self.manifest()
-        return found if found is not None and found.get("status") == "complete" else None
-
-    def begin(self, facts: dict[str, Any]) -> None:
-        """Write the resolved configuration and a manifest that says the run is under way, with `facts`."""
-        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
-        write_text_atomic(self.path / "config.yaml", text)
-        self._write({"status": "running", **facts})
-
-    def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Write the last word: the manifest with status "complete" and `facts`."""
-        return self._write({"status": "complete", **facts})
-
-    def _write(self, facts: dict[str, Any]) -> dict[str, Any]:
-        manifest = {
-            "schema": SCHEMA,
-            "kind": "run",
-            **asdict(self.identity),
-            **({"spec": dict(self.spec)} if self.spec is not None else {}),
-            "digest": self.identity.digest(self.config),
-            "config": self.config.model_dump(mode="json"),
-            "code": code_identity(),
-            "environment": environment(),
-            **facts,
-        }
-        write_json_atomic(self.path / MANIFEST, manifest)
-        return manifest
+    def surroundings(self) -> dict[str, Any]:
+        """The code that trains, and the environment."""
+        return {"code": code_identity(), "environment": environment()}
