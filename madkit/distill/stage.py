@@ -22,16 +22,15 @@ from madkit.distill.answers import head_for
 from madkit.distill.arms import load_arm
 from madkit.distill.checkpoint import list_checkpoints
 from madkit.distill.compute import check_code, parameter_count, settle_threads
-from madkit.distill.config import LEARNING_RATE, DistillConfig, resolve
+from madkit.distill.config import DistillConfig, resolve
 from madkit.distill.development import Development, sample_questions
 from madkit.distill.effective_batch import EffectiveBatch, effective_batch
 from madkit.distill.examples import ExampleSet
 from madkit.distill.folder import RunBusy, RunFolder, RunIdentity
 from madkit.distill.joint_pool import Pool, encode_together, gather_pool
-from madkit.distill.loop import Look, LoopResult, LoopSettings, make_accelerator, run_loop
+from madkit.distill.loop import Look, LoopResult, make_accelerator, run_loop
+from madkit.distill.loop_plan import loop_settings, training_order
 from madkit.distill.objective import is_fresh
-from madkit.distill.optimizer import OptimizerSettings
-from madkit.distill.order import BucketOrder, Order, PlainOrder
 from madkit.distill.pre_phase import PrePhaseResult, pre_phase
 from madkit.distill.recipes import PAPER, load_recipe
 from madkit.distill.run_teachers import Named, check_phases, name_teachers, open_teachers, with_teachers
@@ -322,8 +321,8 @@ class _Run:
         def look(step: int) -> Look:
             return development.look(student, device)
 
-        settings = self._settings()
-        order = self._order(examples)
+        settings = loop_settings(config, self.seed)
+        order = training_order(config, examples, self.seed)
         batch = effective_batch(order, examples.text_lengths, examples.region_counts, settings.micro_tokens)
         info(f"A step holds {batch}." + ("" if joint is None else f" {joint}"))
         with (
@@ -351,40 +350,6 @@ class _Run:
             manifest = self._export(student, examples, result, time.monotonic() - began, batch)
         self.accelerator.wait_for_everyone()
         return manifest or self.folder.manifest() or {}
-
-    def _order(self, examples: ExampleSet) -> Order:
-        optim = self.config.optim
-        if optim.token_budget is None:
-            return PlainOrder(len(examples), optim.batch_size, "order", self.seed)
-        lengths, sequences = examples.lengths.tolist(), examples.sequences.tolist()
-        regions = examples.region_counts.tolist()
-        return BucketOrder(
-            lengths, sequences, optim.token_budget, optim.bucket, "order", self.seed,
-            regions=regions, piece=optim.micro_tokens,
-        )  # fmt: skip
-
-    def _settings(self) -> LoopSettings:
-        optim, checkpoint, evaluation = self.config.optim, self.config.checkpoint, self.config.eval
-        assert optim.steps is not None
-        return LoopSettings(
-            steps=optim.steps,
-            learning_rate=optim.learning_rate or LEARNING_RATE,
-            warmup=optim.warmup,
-            optimizer=OptimizerSettings(optim.optimizer, optim.betas, optim.momentum, optim.weight_decay),
-            schedule=optim.schedule,
-            milestones=optim.milestones,
-            clip=optim.clip,
-            micro_tokens=optim.micro_tokens,
-            seed=self.seed,
-            checkpoint_every=checkpoint.every,
-            checkpoint_keep=checkpoint.keep,
-            look_every=evaluation.every,
-            keep=evaluation.keep,
-            patience=evaluation.patience,
-            fresh_rate=optim.head_rate or 1.0,
-            ema=optim.ema,
-            divergence=self.config.divergence,
-        )
 
     def _export(
         self, student: Student, examples: ExampleSet, result: LoopResult, seconds: float, batch: EffectiveBatch
