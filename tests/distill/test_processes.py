@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -56,7 +55,7 @@ def fresh(workspace, benchmark, place: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 def test_a_killed_run_goes_on_with_another_number_of_processes(workspace, benchmark, student, tmp_path, before, after):
-    process = subprocess.Popen(launched(before, workspace, student), stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(launched(before, workspace, student), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline:
         journals = list(workspace.runs.glob("mini-vcr/*/metrics.jsonl"))
@@ -64,7 +63,9 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(workspace, benchm
             break
         time.sleep(0.01)
     assert process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)  # all of them: torchrun's own workers are in its group
+    launcher = psutil.Process(process.pid)
+    for one in (launcher, *launcher.children(recursive=True)):  # torchrun's workers have sessions of their own
+        one.kill()
     process.wait()
     assert 6 <= len(journal(workspace)) < 16
     run(launched(after, workspace, student))
