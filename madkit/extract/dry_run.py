@@ -19,6 +19,7 @@ from madkit.cache.remote import RemoteStore, remote_store
 from madkit.cache.remote_copy import remote_units
 from madkit.core.console import info, warn
 from madkit.core.workspace import Workspace
+from madkit.extract.broken_files import broken_files
 from madkit.extract.frozen import load_frozen, with_decoder, with_view
 from madkit.extract.items import Items, collect_items, split_names
 from madkit.extract.options import ExtractOptions, resolve_device
@@ -51,7 +52,8 @@ class PlanReport:
         items: images and texts.
         pending: items that would be encoded.
         skipped: items that are there already.
-        absent: image files that do not exist and texts without tokens, which would have no values.
+        absent: image files that do not exist or are none (`broken_files`) and texts without tokens, which would have no
+            values.
         bytes: bytes of tokens, spans and global vectors of the complete store.
         needed_bytes: those that are not there yet.
         free_bytes: free space where it would lie (of a store at a URL: where its mirror lies).
@@ -140,6 +142,7 @@ def _plan_one(workspace: Workspace, teacher: Teacher, name: str, options: Extrac
     todo = _pending(place, plan)
     total, pending = len(items.image_ids) + len(items.texts), sum(len(rows) for rows in todo.values())
     size = _bytes(plan)
+    broken = broken_files([items.image_paths[row] for row in todo["images"] if row not in items.not_there])
     measured = warm_up(teacher, data, items, todo, options)
     report = PlanReport(
         path=place,
@@ -157,7 +160,7 @@ def _plan_one(workspace: Workspace, teacher: Teacher, name: str, options: Extrac
         items=total,
         pending=pending,
         skipped=total - pending,
-        absent=len(items.not_there) + len(plan.absent_texts),
+        absent=len(items.not_there) + len(plan.absent_texts) + len(broken),
         bytes=size,
         needed_bytes=round(size * _share(plan, todo)),
         free_bytes=shutil.disk_usage(_existing(folder)).free,
@@ -166,6 +169,9 @@ def _plan_one(workspace: Workspace, teacher: Teacher, name: str, options: Extrac
         measured=measured,
         seconds=round(_seconds(plan, todo, measured), 2),
     )
+    if broken:
+        more = f" and {len(broken) - 1:,} more" if len(broken) > 1 else ""
+        warn(f"{report.dataset}: {broken[0]}{more}: no images, or damaged ones.")
     if not report.fits:
         warn(
             f"{report.dataset}: {report.needed_bytes / 1e6:,.1f} MB are needed and {report.free_bytes / 1e6:,.1f} MB "

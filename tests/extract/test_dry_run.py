@@ -102,3 +102,17 @@ def test_the_table_fits_a_terminal_and_warns_of_a_small_disk(
     assert "10 images in 1 batch" in out
     assert "1 items have no values" in out
     assert "on cpu, by a sample" in out
+
+
+def test_files_that_are_no_images_are_counted(
+    workspace: Path, tiny_teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = workspace / "data/snli-ve/images"
+    (images / "102.png").write_text("<html>not found</html>")
+    (images / "104.png").write_bytes((images / "104.png").read_bytes()[:60])  # cut off behind its header
+    (images / "106.png").unlink()
+    plan = plan_of(workspace, tiny_teacher)
+    assert plan["absent"] == 3
+    told = capsys.readouterr().err
+    assert "102.png" in told
+    assert "and 1 more: no images, or damaged ones" in told
