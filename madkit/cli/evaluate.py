@@ -80,6 +80,7 @@ def evaluate(
 
     from madkit.core.console import warn
     from madkit.core.workspace import Workspace
+    from madkit.evaluate.differing import differing_scenes
     from madkit.evaluate.published import beside_published
     from madkit.evaluate.report import write_report
     from madkit.evaluate.stage import evaluate as run
@@ -91,7 +92,7 @@ def evaluate(
     if beside is Beside.published:
         results = beside_published(results)
     folder = results.protocol if vqa_rule is Rule.current else f"{results.protocol}-{vqa_rule.value}"
-    page = write_report(place.reports / folder, results)
+    page = write_report(place.reports / folder, results, gallery=differing_scenes(place, results))
     emit({**results.document(), "report": str(page)}, json_, lambda: _print(results, page))
     for problem in results.problems:
         hint = f" Try: {problem['hint']}" if problem["hint"] else ""

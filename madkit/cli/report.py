@@ -14,6 +14,7 @@ from madkit.cli.output import emit
 EXAMPLES = """
 madkit report full --format markdown
 madkit report full --format latex --output table.tex
+madkit report full --format parquet --output results.parquet
 """
 
 
@@ -24,6 +25,7 @@ class Format(StrEnum):
     markdown = "markdown"
     latex = "latex"
     csv = "csv"
+    parquet = "parquet"
 
 
 def report(
@@ -38,7 +40,7 @@ def report(
     """Print the table of an evaluation again, without evaluating anything."""
     from madkit.cli.evaluate import print_results
     from madkit.core.errors import NotFoundError, UsageProblem
-    from madkit.core.files import read_json, write_text_atomic
+    from madkit.core.files import read_json, write_bytes_atomic, write_text_atomic
     from madkit.core.workspace import Workspace
     from madkit.evaluate.report.latex import latex
     from madkit.evaluate.report.text import as_csv, markdown
@@ -53,11 +55,22 @@ def report(
         )
     results = Results.from_document(read_json(path), str(path))
     if output is not None and format_ is Format.table:
-        raise UsageProblem("A terminal table cannot be written to a file.", hint="--format markdown, latex or csv")
+        raise UsageProblem(
+            "A terminal table cannot be written to a file.", hint="--format markdown, latex, csv or parquet"
+        )
+
+    if output is None and format_ is Format.parquet and not json_:
+        raise UsageProblem("A Parquet file cannot be printed.", hint="name a file: --output results.parquet")
 
     def human() -> None:
         if format_ is Format.table:
             print_results(results)
+            return
+        if output is not None and format_ is Format.parquet:
+            from madkit.evaluate.report.parquet import as_parquet
+
+            write_bytes_atomic(output, as_parquet(results))
+            print(output)
             return
         text = {Format.markdown: markdown, Format.latex: latex, Format.csv: as_csv}[format_](results)
         if output is not None:

@@ -95,7 +95,8 @@ def specs_for(
 
 def _written(runs: Sequence[Like], folder: Path) -> Path:
     settings = settings_of([run.path for run in runs])
-    path = folder / f"{settings['arm']}-{runs[0].path.name.rpartition('-')[2]}.yaml"
+    # a folder for each experiment: the file's stem is the arm, by which a sweep finds its runs' journals
+    path = folder / runs[0].path.name.rpartition("-")[2] / f"{settings['arm']}.yaml"
     write_text_atomic(path, yaml.safe_dump(settings, sort_keys=False))
     return path
 

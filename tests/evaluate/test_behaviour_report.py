@@ -8,6 +8,7 @@ import json
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -17,6 +18,7 @@ from madkit.evaluate.published import beside_published, notes, published
 from madkit.evaluate.report import render_page
 from madkit.evaluate.report.behaviour_plots import reliability, shift_line
 from madkit.evaluate.report.latex import latex
+from madkit.evaluate.report.parquet import as_parquet
 from madkit.evaluate.report.terminal import terminal
 from madkit.evaluate.report.text import as_csv, difference, markdown, needed
 from madkit.evaluate.results import Results
@@ -112,6 +114,21 @@ def test_the_csv_and_the_terminal_tell_of_calibration(results):
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_parquet_has_the_rows_of_the_csv_with_their_types(results):
+    table = pq.read_table(io.BytesIO(as_parquet(results)))
+    lines = list(csv.DictReader(io.StringIO(as_csv(results))))
+    assert table.column_names == list(lines[0])
+    rows = table.to_pylist()
+    assert len(rows) == len(lines)
+    assert [row["mean"] for row in rows] == [row.mean for row in results.rows]
+    assert rows[0]["per_seed"] == list(results.rows[0].per_seed)
+    for row, line in zip(rows, lines, strict=True):
+        assert " ".join(map(str, row["seeds"])) == line["seeds"]
+        assert ("" if row["difference"] is None else str(row["difference"])) == line["difference"]
+        assert row["vqa_rule"] is None  # a column of text, though it holds none
+    assert str(table.schema.field("vqa_rule").type) == "string"
+
+
 def test_documents_of_an_earlier_madkit_are_read(results):
     document = json.loads(json.dumps(results.document()))
     for name in ("calibrations", "robustness", "agreements", "published", "breakdowns"):
@@ -189,6 +206,11 @@ def test_the_command_lays_them_beside(made_up, monkeypatch, capsys):
     assert main(["report", "smoke", *where[:2]]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "cannot be compared with the published ones" in out
+    assert main(["report", "smoke", *where[:2], "--format", "parquet"]) == 2
+    file = made_up.workspace.root / "out.parquet"
+    assert main(["report", "smoke", *where[:2], "--format", "parquet", "-o", str(file)]) == 0
+    assert pq.read_table(file).num_rows == len(document["rows"])
+    capsys.readouterr()
     assert main(["evaluate", *where, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["published"] == []
     assert main(["evaluate", *where, "--beside", "publishd"]) == 2

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
+from typing import Any
 
 from madkit.evaluate.power import MOST_SEEDS
 from madkit.evaluate.published import notes
@@ -177,49 +178,28 @@ def calibration_key(one: Row | Calibration) -> tuple[str, ...]:
     return (one.source, one.revision, one.student, one.label, one.shots, one.suite, one.metric)
 
 
-def as_csv(results: Results) -> str:
-    """One line per row with numbers as they are; `seeds` and `per_seed` are space-separated.
+def flat_rows(results: Results) -> list[dict[str, Any]]:
+    """One row per result by `COLUMNS`, with numbers as they are, and behind them one per kind of question.
 
-    Behind them one line per kind of question, with the kind in the metric's name and nothing but its mean and size.
+    A kind stands in the metric's name, with nothing but its mean and size.
     """
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
     calibrations = {calibration_key(one): one for one in results.calibrations}
+    found: list[dict[str, Any]] = []
     for row in results.rows:
-        gap = row.difference
-        writer.writerow(
-            [
-                results.protocol,
-                row.task,
-                row.source,
-                row.revision,
-                row.is_mini,
-                row.student,
-                row.teacher,
-                row.label,
-                row.shots,
-                row.suite,
-                row.metric,
-                row.mean,
-                row.low,
-                row.high,
-                row.n_seeds,
-                row.n_examples,
-                row.n_images,
-                *([gap.baseline, gap.mean, gap.low, gap.high, gap.p, gap.p_holm] if gap else [None] * 6),
-                " ".join(map(str, row.seeds)),
-                " ".join(f"{value:.4f}" for value in row.per_seed),
-                row.vqa_rule,
-                gap.seeds_needed if gap else None,
-                *([told.ece, told.brier] if (told := calibrations.get(calibration_key(row))) else [None] * 2),
-            ]
-        )
+        gap, told = row.difference, calibrations.get(calibration_key(row))
+        compared = [gap.baseline, gap.mean, gap.low, gap.high, gap.p, gap.p_holm] if gap else [None] * 6
+        values = [
+            results.protocol, row.task, row.source, row.revision, row.is_mini, row.student, row.teacher, row.label,
+            row.shots, row.suite, row.metric, row.mean, row.low, row.high, row.n_seeds, row.n_examples, row.n_images,
+            *compared, list(row.seeds), list(row.per_seed), row.vqa_rule, gap.seeds_needed if gap else None,
+            *([told.ece, told.brier] if told is not None else [None] * 2),
+        ]  # fmt: skip
+        found.append(dict(zip(COLUMNS, values, strict=True)))
     known = {(source.name, source.revision): source for source in results.sources}
     for one in results.breakdowns:
         source = known[one.source, one.revision]
         for kind, mean in one.mean.items():
-            cells: dict[str, object] = {
+            cells: dict[str, Any] = {
                 "protocol": results.protocol,
                 "task": one.task,
                 "source": one.source,
@@ -233,10 +213,23 @@ def as_csv(results: Results) -> str:
                 "mean": mean,
                 "n_seeds": len(one.seeds),
                 "n_examples": one.n_examples[kind],
-                "seeds": " ".join(map(str, one.seeds)),
+                "seeds": list(one.seeds),
                 "vqa_rule": one.vqa_rule,
             }
-            writer.writerow([cells.get(column) for column in COLUMNS])
+            found.append({column: cells.get(column) for column in COLUMNS})
+    return found
+
+
+def as_csv(results: Results) -> str:
+    """`flat_rows` as CSV; `seeds` and `per_seed` are space-separated."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in flat_rows(results):
+        listed = {"seeds": " ".join(map(str, row["seeds"]))}
+        if row["per_seed"] is not None:
+            listed["per_seed"] = " ".join(f"{value:.4f}" for value in row["per_seed"])
+        writer.writerow({**row, **listed}.values())
     return out.getvalue()
 
 
