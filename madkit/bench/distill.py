@@ -31,8 +31,9 @@ from madkit.core.console import info
 from madkit.core.errors import RunError, UsageProblem
 from madkit.distill.ahead import Ahead
 from madkit.distill.examples import ExampleSet
-from madkit.distill.objective import Batch, BatchMaker, Objective, TeacherSide, make_criterion
+from madkit.distill.objective import Batch, BatchMaker, Objective, make_criterion
 from madkit.distill.order import Indices
+from madkit.distill.teacher_side import TeacherSide
 from madkit.extract.options import resolve_device
 from madkit.mad.config import MADConfig
 from madkit.students.start import new_student

@@ -8,7 +8,8 @@ positions, some ten bytes per sequence. Random selection depends on the step and
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,8 +35,8 @@ class _Best:
     count: Tensor
 
     def fill(self, rows: Tensor, index: Tensor, valid: Tensor) -> None:
-        self.index[rows, : index.shape[1]] = index.to(torch.int16)
-        self.count[rows] = valid.sum(1, dtype=torch.int16)
+        self.index[rows, : index.shape[1]] = index.to("cpu", torch.int16)
+        self.count[rows] = valid.sum(1, dtype=torch.int16).cpu()
 
     def of(self, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Index [N, width] and validity."""
@@ -54,6 +55,12 @@ class _Asked:
     region_mask: Tensor  # [N, R] bool: regions with a target
     tags: Tensor | None  # [N, T] region of each tag, -1 none; None where tags are words like others
     keys: Tensor | None  # [N]
+
+    def to(self, device: torch.device) -> _Asked:
+        """The same on another device."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: None if one is None else one.to(device) for name, one in values.items()}
+        return _Asked(**moved)
 
 
 class Choices:
@@ -126,7 +133,7 @@ class Choices:
             places = places[::C] + label.clamp(0, C - 1)
         asked = self._asked(places, rows, indices, inputs)
         if self._best and not self._ranked[asked.rows].all():
-            self._rank(asked, inputs, whole())
+            self._rank(asked, whole())
         said = None if taught is None else taught[places].unsqueeze(1)
         kinds: dict[str, ChosenKind] = {}
         for name in self.sizes:
@@ -168,8 +175,11 @@ class Choices:
             keys=None if self.keys is None else self.keys[example].repeat_interleave(C)[places],
         )
 
-    def _rank(self, asked: _Asked, inputs: StudentInputs, targets: TeacherTargets) -> None:
+    def _rank(self, asked: _Asked, targets: TeacherTargets) -> None:
+        """Choose from the sequences of a batch, where the regions are held, and note what was chosen."""
         config, rows = self.config, asked.rows
+        where = targets.regions.device
+        targets, asked = targets.to(where), asked.to(where)
         if "token_text" in self._best:
             self._best["token_text"].fill(rows, *choose_text(config, targets, asked.places, asked.tags, 0))
         if "token_region" in self._best:

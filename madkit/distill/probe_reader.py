@@ -67,7 +67,7 @@ class ProbeReader:
         return self._interaction(examples) if kind == "interaction" else self._global(examples)
 
     def _global(self, examples: Sequence[Example]) -> Tensor:
-        """`joined_features`; a sequence's vector is the mean over its texts, as in `objective.TeacherSide`."""
+        """`joined_features`; a sequence's vector is the mean over its texts, as in `teacher_side.TeacherSide`."""
         texts = list(dict.fromkeys(text for example in examples for text in example.texts()))
         row = {text: place for place, text in enumerate(texts)}
         sequences = [[row[text] for text in sequence] for example in examples for sequence in _sequences(example)]

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from madkit.distill.bank_room import AUTO, Room
 from madkit.distill.examples import ExampleSet, TeacherRows
-from madkit.distill.objective import Criterion, TeacherSide, make_criterion
+from madkit.distill.objective import Criterion, make_criterion
 from madkit.distill.order import Indices
+from madkit.distill.teacher_side import TeacherSide
 from madkit.distill.teachers import Teachers
 from madkit.mad.config import MADConfig
 from madkit.mad.criterion import separate_spaces

@@ -15,7 +15,8 @@ from madkit.cache import TokenCache
 from madkit.cli.bench import app
 from madkit.core.errors import UsageProblem
 from madkit.distill.examples import ExampleSet
-from madkit.distill.objective import BatchMaker, TeacherSide
+from madkit.distill.objective import BatchMaker
+from madkit.distill.teacher_side import TeacherSide
 from madkit.mad.config import MADConfig
 from madkit.mad.targets import TeacherTargets
 from madkit.students.start import new_student

@@ -18,7 +18,7 @@ from madkit.distill.cached_teacher import pool_boxes
 from madkit.distill.confidence import teacher_confidence
 from madkit.distill.config import ConfidenceConfig
 from madkit.distill.examples import ExampleSet
-from madkit.distill.objective import TeacherSide
+from madkit.distill.teacher_side import TeacherSide
 from madkit.mad.targets import TeacherTargets
 from madkit.students.inputs import encode_example
 from madkit.students.load import load_student

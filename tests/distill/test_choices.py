@@ -12,7 +12,8 @@ from madkit.cache import choose_cache
 from madkit.core.errors import DataError
 from madkit.distill.answers import head_for
 from madkit.distill.examples import ExampleSet
-from madkit.distill.objective import Batch, BatchMaker, Objective, TeacherSide, make_criterion
+from madkit.distill.objective import Batch, BatchMaker, Objective, make_criterion
+from madkit.distill.teacher_side import TeacherSide
 from madkit.mad.chosen import Lookup
 from madkit.mad.config import MADConfig
 from madkit.mad.targets import TeacherTargets

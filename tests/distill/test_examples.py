@@ -12,7 +12,8 @@ from madkit.cache import choose_cache
 from madkit.core.errors import RunError
 from madkit.distill.answers import head_for
 from madkit.distill.examples import ExampleSet
-from madkit.distill.objective import BatchMaker, TeacherSide
+from madkit.distill.objective import BatchMaker
+from madkit.distill.teacher_side import TeacherSide
 from madkit.mad.config import MADConfig
 from madkit.students.inputs import collate, encode_example
 from madkit.students.load import load_student

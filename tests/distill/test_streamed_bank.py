@@ -18,8 +18,9 @@ from madkit.distill.answers import head_for
 from madkit.distill.bank_room import Room
 from madkit.distill.config import DistillConfig
 from madkit.distill.examples import ExampleSet
-from madkit.distill.objective import BatchMaker, TeacherSide
+from madkit.distill.objective import BatchMaker
 from madkit.distill.streamed_bank import StreamedGlobals, StreamedRegions, StreamedTexts
+from madkit.distill.teacher_side import TeacherSide
 from madkit.mad.config import MADConfig
 from madkit.students.load import load_student
 from madkit.tasks.data import open_task
@@ -113,7 +114,8 @@ CHILD = """
     from madkit.distill.ahead import Ahead
     from madkit.distill.bank_room import Room
     from madkit.distill.examples import ExampleSet
-    from madkit.distill.objective import BatchMaker, Objective, TeacherSide, make_criterion
+    from madkit.distill.objective import BatchMaker, Objective, make_criterion
+from madkit.distill.teacher_side import TeacherSide
     from madkit.mad.config import MADConfig
     from madkit.students.start import new_student
 

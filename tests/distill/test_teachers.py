@@ -11,8 +11,8 @@ from madkit.core.errors import ConfigError, UsageProblem
 from madkit.distill.answers import head_for
 from madkit.distill.arms import load_arm
 from madkit.distill.examples import ExampleSet
-from madkit.distill.objective import TeacherSide
 from madkit.distill.teacher_settings import TeacherSettings
+from madkit.distill.teacher_side import TeacherSide
 from madkit.distill.teacher_sides import TeacherSides, probe_features_of, side_of
 from madkit.distill.teachers import Teacher, Teachers, name_apart, wanted_teachers
 from madkit.mad.config import MADConfig
