@@ -20,10 +20,10 @@ from madkit.extract.stage import extract
 from madkit.tasks.data import open_task
 
 TASK, SHOTS, PART, TEACHER = "snli-ve", "200", "demo", "mini"
-ARMS = ("finetune", "mad", "affinity")
+ARMS = ("finetune", "mad", "affinity-absolute")
 # The demo has minutes: fewer steps than the arms' own, and one pre-phase shared by all seeds (the report says so).
 STEPS: dict[str, Any] = {"optim.steps": 300}
-OVERRIDES = {"affinity": {**STEPS, "pre_phase.steps": 700, "pre_phase.seed": 0}}
+OVERRIDES = {"affinity-absolute": {**STEPS, "pre_phase.steps": 700, "pre_phase.seed": 0}}
 
 
 @dataclass(frozen=True, slots=True)

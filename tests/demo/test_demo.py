@@ -19,7 +19,7 @@ def small() -> pytest.MonkeyPatch:
     steps = {"optim.steps": 2, "optim.batch_size": 4}
     patch.setattr(stage, "PART", "tiny")
     patch.setattr(stage, "STEPS", steps)
-    patch.setattr(stage, "OVERRIDES", {"affinity": {**steps, "pre_phase.steps": 2, "pre_phase.seed": 0}})
+    patch.setattr(stage, "OVERRIDES", {"affinity-absolute": {**steps, "pre_phase.steps": 2, "pre_phase.seed": 0}})
     return patch
 
 
