@@ -166,6 +166,13 @@ def test_a_pre_phase_is_taught_by_those_who_can(place, student, capsys):
         train(place, student, ["ear", "eye"], arm="mad-affinity")
 
 
+def test_a_joint_pool_is_taught_by_all_of_them(place, student):
+    result = train(place, student, ["pair", "eye", "ear"], **{"pool.batch_size": 4, "mad.weighting": "uniform"})
+    terms = {name for row in steps_of(result) for name in row["terms"]}
+    on_the_pool = {name for name in terms if "pool" in name}
+    assert all(any(teacher in name for name in on_the_pool) for teacher in ("pair", "eye", "ear")), terms
+
+
 def test_tables_name_all_teachers(place, student):
     train(place, student, ["pair", "eye"])
     train(place, student, arm="finetune")
