@@ -40,7 +40,7 @@ from madkit.students.start import new_student
 
 SCHEMA = 1
 PLAIN, AGAIN, MAD, ALL, ONLINE, EAGER = (
-    "finetune", "finetune again", "mad", "mad, all tokens", "online teacher", "online, open_clip eager",
+    "finetune", "finetune again", "mad", "mad, all tokens", "online teacher", "online, open_clip",
 )  # fmt: skip
 STUDENTS = ("uniter-base", "uniter-large", "mini-uniter")
 _TOKENS = {"cuda": 32_768, "cpu": 1_024}

@@ -97,12 +97,13 @@ def step(
 def _print_distill(document: Mapping[str, Any]) -> None:
     machine, device, batch, shape = (document[name] for name in ("machine", "device", "batch", "shape"))
     cuda = device["device"].startswith("cuda")
-    what = device["name"] if cuda else f"{device['threads']} threads ({device['name']})"
+    what = device["name"] if cuda else f"{device['threads']} thread{'s' * (device['threads'] > 1)} ({device['name']})"
     _say(f"{what}, {document['date']}; madkit {machine['madkit']}, torch {device['torch']}")
     texts = f"{shape['candidates']} x " if shape["candidates"] > 1 else ""
     _say(
         f"{document['student']}, {shape['task']}: {batch['examples']:,} examples of {texts}({shape['text']} + "
-        f"{shape['regions']}) tokens and regions a step, {batch['tokens']:,} in all; {document['kept']} of each image kept."
+        f"{shape['regions']}) tokens and regions a step, {batch['tokens']:,} in all; "
+        f"the cache keeps {document['kept']} tokens of an image."
     )
     print()
     print_table(
