@@ -144,8 +144,8 @@ class _Choice:
             return self._named(literal[0])
         if literal:
             return TeacherPick(self.teacher)  # several caches of one adaptation: choose_cache says so
-        said = ""
-        if self.adaptation in ("if-there", "required"):
+        said = self._base_of_named()
+        if not said and self.adaptation in ("if-there", "required"):
             fit = [(row, facts) for row in self._of_base() if (facts := self._facts(row)).same_examples]
             if len(fit) > 1:
                 names = ", ".join(facts.name for _, facts in fit)
@@ -179,6 +179,23 @@ class _Choice:
             else " Runs with it are not comparable with arms that have the run's labels alone."
         )
         return self._take(row, facts, f"Teacher {facts.base}, {facts.line}: {facts.name}." + warned)
+
+    def _base_of_named(self) -> str:
+        """Take the base where --teacher names an adaptation that kept it as it was, and say so.
+
+        Raises NotFoundError, with the command that makes it, where it names another one that no cache is of.
+        """
+        name = self.teacher or ""
+        made = _manifest(self.workspace.adapters / name) if name and Path(name).name == name else None
+        if made is None:
+            return ""
+        if not made.get("untouched"):
+            raise NotFoundError(
+                f"The adapted teacher {name} has read nothing of {self.data.source} yet.",
+                hint=f"madkit extract --adapter {name} --task {self.task}",
+            )
+        self.teacher = str(made["teacher"])
+        return f"The adaptation {name} kept {self.teacher} as it was, so that is the teacher."
 
     def _take(self, row: StoreRow, facts: AdaptedTeacher, said: str) -> TeacherPick:
         return TeacherPick(row.path.name, said, facts, self._before(row))

@@ -12,8 +12,8 @@ from madkit.core.errors import CacheError
 from madkit.core.files import read_json
 from madkit.core.workspace import Workspace
 from madkit.regions import RegionReader
-from madkit.students.counterpart import counterpart_folder
-from madkit.students.families import Visual, family_of, parse_name
+from madkit.students.counterpart import clip_vil_family, counterpart_folder
+from madkit.students.families import Family, Visual, family_of, parse_name
 from madkit.students.load import CONFIG, student_folder, student_names
 from madkit.students.start import starting_folder
 from madkit.tasks.data import TaskData
@@ -50,10 +50,15 @@ def kept_start(workspace: Workspace, student: str | Path | None) -> str | Path |
 
 def sees_with(student: str) -> Visual:
     """What a student, given by name or folder, sees with."""
+    family = _family(student)
+    return "regions" if family is None else family.visual
+
+
+def _family(student: str) -> Family | None:
     if student in student_names() or (Path(student) / CONFIG).is_file():
-        return sight_of(student_folder(student))
+        return family_of(str(read_json(student_folder(student) / CONFIG)["family"]))
     parsed = parse_name(student)
-    return "regions" if parsed is None else family_of(parsed[0]).visual
+    return None if parsed is None else family_of(parsed[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,9 @@ def beginning(
     Raises as `students.start.new_student` and `students.counterpart.counterpart`; CacheError or NotFoundError where it
     sees with a teacher whose cache is not there.
     """
-    sight = sees_with(student)
+    family, sight = _family(student), sees_with(student)
+    if visual_input == "teacher" and sight != "teacher" and family is not None:
+        clip_vil_family(family, student)  # refuses before anything is made
     source = student
     if student not in student_names() and not (Path(student) / CONFIG).is_file():
         dim: int | None = None

@@ -13,11 +13,13 @@ from madkit.cache.manage import choose_cache, describe, list_stores, plan_prune
 from madkit.cache.reader import TokenCache, extract_command
 from madkit.cli.main import main
 from madkit.core.errors import CacheError, NotFoundError
+from madkit.distill.adaptation import pick_teacher
 from madkit.extract.dry_run import dry_run
 from madkit.extract.recheck import recheck
 from madkit.extract.repair import repair
 from madkit.extract.stage import extract
 from madkit.tasks.data import open_task
+from madkit.tasks.id_lists import labelled_examples
 from madkit.teachers.adapter import named_teacher
 
 QUICK = {"train": "lora", "optim.batch_size": 8, "optim.steps": 12, "eval.every": 6, "optim.learning_rate": 2e-2}
@@ -55,6 +57,11 @@ def test_an_adapted_teacher_has_a_cache_of_its_own(workspace: Any, tiny_teacher:
         with choose_cache(workspace, data, asked) as cache:
             assert cache.path == path
     assert plan_prune(workspace) == [], "neither supersedes the other"
+    examples = labelled_examples(data, "full", 0)
+    pick = pick_teacher(workspace, data, None, "if-there", examples, shots="full", seed=0)
+    assert (pick.store, pick.unadapted) == (mine.path.name, base.path.name)
+    assert pick.adapted is not None
+    assert (pick.adapted.name, pick.adapted.train, pick.adapted.same_examples) == (adapted, "lora", True)
     assert {row.as_row()["adapter"] for row in list_stores(workspace)} == {None, adapted}
 
 

@@ -24,7 +24,7 @@ from madkit.tasks.id_lists import labelled_examples
 torch.set_num_threads(1)
 TASK, SHOTS, SEED = "snli-ve", "40", 1
 BASE = {"vision": "weights of the eyes", "text": "weights of the reader"}
-QUICK = {"optim.steps": 2, "optim.batch_size": 4, "eval.limit": 4}
+QUICK = {"optim.steps": 2, "optim.batch_size": 4, "eval.limit": 4, "confidence.folds": 2}
 
 
 class Place:
@@ -183,6 +183,9 @@ def test_adaptations_that_are_not_in_any_cache(place: Place) -> None:
     with pytest.raises(NotFoundError, match="has read nothing") as caught:
         place.pick("required")
     assert caught.value.hint == "madkit extract --adapter unread --task snli-ve"
+    with pytest.raises(NotFoundError, match="has read nothing") as caught:
+        place.pick("named", "unread")
+    assert caught.value.hint == "madkit extract --adapter unread --task snli-ve"
 
 
 def test_an_adaptation_that_kept_its_base_is_the_base(place: Place) -> None:
@@ -191,6 +194,10 @@ def test_an_adaptation_that_kept_its_base_is_the_base(place: Place) -> None:
     for adaptation in ("if-there", "required"):
         pick = place.pick(adaptation)
         assert (pick.store, pick.adapted) == (None, None)
+        assert "kept mini as it was" in pick.said
+    for adaptation in ("named", "if-there", "never"):
+        pick = place.pick(adaptation, "kept")
+        assert (pick.store, pick.adapted) == ("mini", None)
         assert "kept mini as it was" in pick.said
 
 

@@ -91,7 +91,7 @@ def test_the_control_is_called_by_another_name():
 @pytest.mark.parametrize("name", arm_names())
 def test_every_arm_runs(workspace, student, name):
     config = load_arm(name)
-    settings = {"optim.steps": 2, "optim.batch_size": 4, "eval.limit": 4}
+    settings = {"optim.steps": 2, "optim.batch_size": 4, "eval.limit": 4, "confidence.folds": 2}
     if config.pre_phase is not None:
         settings |= {"pre_phase.steps": 2, "pre_phase.batch_size": 4, "pre_phase.eval_every": 2, "pre_phase.pool": 12}
     if config.optim.extra_steps:
@@ -100,7 +100,8 @@ def test_every_arm_runs(workspace, student, name):
     rows = [row for row in read_jsonl(done.path / "metrics.jsonl") if "loss" in row]
     assert len(rows) == (3 if name == "finetune-long" else 2)
     assert all(np.isfinite(row["loss"]) for row in rows)
-    assert any(set(row["terms"]) - {"task"} for row in rows) == (config.mad is not None)
+    learnt = config.mad is not None or config.pool is not None
+    assert any(set(row["terms"]) - {"task"} for row in rows) == learnt
     assert done.manifest["teacher"] == ("random" if config.needs_cache else None)
     assert done.manifest["arm"] == name
 

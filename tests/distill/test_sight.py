@@ -65,6 +65,7 @@ def test_the_arm_turns_a_student_of_regions_into_one_that_sees_with_the_teacher(
 def test_the_arm_is_refused_to_students_of_pixels(workspace):
     with pytest.raises(UsageProblem, match="sees the pixels themselves"):
         distill(workspace, task="vcr", shots="12", arm="clip-vil", student="mini-vilt", part="tiny")
+    assert not (workspace.root / "students").exists()
 
 
 def test_first_weights_in_the_workspace_go_by_their_name(workspace):
