@@ -34,8 +34,8 @@ def phase(workspace, student, objective, *, task="vcr"):
     [
         ({**TOKENS, "schedule": "cosine", "warmup": 0.5}, TERMS),
         ({**TOKENS, "distance": "info-nce", "head": "mlp", "layer": [0, 2]}, AT_LAYERS),
-        ({**TOKENS, "distance": "smooth-l1", "tokens": "all", "global_source": "query"}, TERMS),
-        ({**TOKENS, "distance": "mse", "tokens": "random"}, TERMS),
+        pytest.param({**TOKENS, "distance": "smooth-l1", "tokens": "all"}, TERMS, marks=pytest.mark.slow),
+        pytest.param({**TOKENS, "distance": "mse", "tokens": "random", "global_source": "query"}, TERMS, marks=pytest.mark.slow),
         ({"affinity_form": "word"}, {"affinity_word"}),
         (
             {**TOKENS, "affinity_weight": 1.0, "affinity_form": "both", "tokens": "global", "head": "mlp"},
