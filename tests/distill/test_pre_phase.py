@@ -32,10 +32,10 @@ def phase(workspace, student, objective, *, task="vcr"):
 @pytest.mark.parametrize(
     ("objective", "terms"),
     [
-        ({**TOKENS, "schedule": "cosine", "warmup": 0.5}, TERMS),
+        ({**TOKENS, "schedule": "cosine", "warmup": 0.5, "global_source": "query"}, TERMS),
         ({**TOKENS, "distance": "info-nce", "head": "mlp", "layer": [0, 2]}, AT_LAYERS),
         pytest.param({**TOKENS, "distance": "smooth-l1", "tokens": "all"}, TERMS, marks=pytest.mark.slow),
-        pytest.param({**TOKENS, "distance": "mse", "tokens": "random", "global_source": "query"}, TERMS, marks=pytest.mark.slow),
+        pytest.param({**TOKENS, "distance": "mse", "tokens": "random"}, TERMS, marks=pytest.mark.slow),
         ({"affinity_form": "word"}, {"affinity_word"}),
         (
             {**TOKENS, "affinity_weight": 1.0, "affinity_form": "both", "tokens": "global", "head": "mlp"},
