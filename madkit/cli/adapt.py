@@ -67,9 +67,9 @@ def adapt(
 ) -> None:
     """Fine-tune a teacher on the training subset of a task, so that images find their texts.
 
-    The outcome lies in the workspace; give its name to `madkit extract --adapter RUN`. The development split chooses the
-    step; where none is better than the untouched teacher, that one is kept. Stopped or killed, the same command goes
-    on from the last checkpoint.
+    The outcome lies in the workspace; give its name to `madkit extract --adapter RUN`. The development split chooses
+    the step; where none is better than the untouched teacher, that one is kept. Stopped or killed, the same command
+    goes on from the last checkpoint.
     """
     from madkit.adapt.stage import adapt as run
     from madkit.core.workspace import Workspace
