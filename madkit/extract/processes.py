@@ -74,7 +74,8 @@ class Processes:
     ) -> None:
         if self._own_group:
             dist.destroy_process_group()
-        if error is not None and error is self._failure and not self.first:
+        known = error is not None and self._failure in (error, error.__cause__)
+        if error is not None and known and not self.first:
             raise SystemExit(_exit_code(error)) from None  # the first process says why
 
     def device(self, name: str) -> tuple[str, str]:

@@ -63,11 +63,17 @@ def test_only_a_given_list_changes_the_digest_of_a_run(tmp_path: Path) -> None:
     """Runs that were made before there was the setting keep their folders; the list counts by its content."""
     config = load_arm("finetune", {})
     values = config.model_dump(mode="json")
-    later = {"answers", "answer_match", "choice_loss", "class_loss", "adversarial"}
-    later_optim = {"warmup_steps", "schedule", "milestones", "optimizer", "momentum"}
-    earlier = {k: v for k, v in values.items() if k not in later | {"checkpoint", "description"}}
-    earlier["optim"] = {k: v for k, v in values["optim"].items() if k not in later_optim}
-    identity = {name: getattr(IDENTITY, name) for name in RunIdentity.__dataclass_fields__ if name != "regions"}
+    first = {"arm", "optim", "eval", "mad", "confidence", "pre_phase", "precision", "permute_teacher"}
+    first_optim = {
+        "learning_rate", "steps", "epochs", "min_steps", "max_steps", "batch_size", "token_budget", "bucket",
+        "micro_tokens", "warmup", "weight_decay", "betas", "clip", "dropout", "vqa_loss", "head_rate",
+    }  # fmt: skip
+    earlier = {k: v for k, v in values.items() if k in first}
+    earlier["optim"] = {k: v for k, v in values["optim"].items() if k in first_optim}
+    earlier["eval"] = {k: v for k, v in values["eval"].items() if k in {"every", "limit", "keep", "tokens"}}
+    earlier["confidence"] = {k: v for k, v in values["confidence"].items() if k in {"source", "folds"}}
+    names = set(RunIdentity.__dataclass_fields__) - {"regions", "confidence_cache"}
+    identity = {name: getattr(IDENTITY, name) for name in RunIdentity.__dataclass_fields__ if name in names}
     assert IDENTITY.digest(config) == digest_of([identity, earlier])
     digests = {IDENTITY.digest(config), IDENTITY.digest(config.model_copy(update={"answer_match": "raw"}))}
     for name, content in (("a.json", '["x"]'), ("b.json", '["x"]'), ("c.json", '["y"]')):

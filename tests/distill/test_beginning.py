@@ -8,7 +8,6 @@ import pytest
 
 from madkit.core.errors import NotFoundError, UsageProblem
 from madkit.core.files import read_json, read_jsonl
-from madkit.distill.recipes import load_recipe, recipe_names
 from madkit.distill.stage import distill
 from madkit.students.families import FAMILIES, family_of
 from madkit.students.load import load_student
@@ -74,17 +73,3 @@ def test_names_are_checked_before_anything_is_built(workspace) -> None:
         with pytest.raises(error, match=match):
             distill(workspace, task="vcr", arm="finetune", threads=1, **options)
     assert not (workspace.root / "students").exists()
-
-
-def test_what_students_show_says_of_a_paper_is_its_shipped_recipe() -> None:
-    told = {
-        f"{name}-{recipe.size}-{recipe.task}": recipe for name in FAMILIES.names() for recipe in family_of(name).recipes
-    }
-    assert sorted(told) == sorted(recipe_names())
-    for name, recipe in told.items():
-        shipped = load_recipe(name)
-        loss = shipped.choice_loss or shipped.class_loss or shipped.optim.get("vqa_loss")
-        assert shipped.optim["learning_rate"] == recipe.learning_rate, name
-        assert (loss or "softmax") == recipe.loss, name
-        length = str(shipped.optim.get("steps") or shipped.optim.get("epochs"))
-        assert length in recipe.length.replace(",", ""), name

@@ -153,10 +153,10 @@ def test_globals_alone_read_no_tokens(plain, monkeypatch):
     assert got.text_tokens.shape == usual.text_tokens.shape
 
 
-def test_absent_images_teach_nothing_and_unknown_ones_are_refused(plain):
+def test_absent_images_teach_nothing_and_unknown_ones_are_refused(plain, tmp_path):
     teacher, images, texts = plain
     folder = Path(teacher.cache.path)
-    home = folder.parent / "holed"
+    home = tmp_path / "holed"
     home.mkdir()
     for path in folder.iterdir():
         if path.name != "manifest.json":

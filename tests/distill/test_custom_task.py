@@ -25,7 +25,7 @@ from madkit.tasks.region_files import make_pixels
 
 KINDS = ("multiple-choice", "classification", "vqa")
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30)}
-QUICK = {"optim.steps": 2, "optim.batch_size": 4, "confidence.folds": 2}
+QUICK = {"optim.steps": 2, "optim.extra_steps": 0, "optim.batch_size": 4, "confidence.folds": 2}
 PHASE = {"pre_phase.steps": 2, "pre_phase.batch_size": 4, "pre_phase.eval_every": 1}
 
 

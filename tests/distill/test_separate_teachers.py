@@ -21,7 +21,7 @@ from madkit.extract.recheck import recheck
 from madkit.extract.stage import extract
 from madkit.teachers.load import load_teacher
 
-QUICK = {"optim.steps": 2, "optim.batch_size": 4, "eval.limit": 8, "confidence.folds": 2}
+QUICK = {"optim.steps": 2, "optim.extra_steps": 0, "optim.batch_size": 4, "eval.limit": 8, "confidence.folds": 2}
 PHASE = {"pre_phase.steps": 2, "pre_phase.batch_size": 8, "pre_phase.eval_every": 1}
 
 

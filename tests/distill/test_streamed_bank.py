@@ -115,7 +115,7 @@ CHILD = """
     from madkit.distill.bank_room import Room
     from madkit.distill.examples import ExampleSet
     from madkit.distill.objective import BatchMaker, Objective, make_criterion
-from madkit.distill.teacher_side import TeacherSide
+    from madkit.distill.teacher_side import TeacherSide
     from madkit.mad.config import MADConfig
     from madkit.students.start import new_student
 
