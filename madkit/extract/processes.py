@@ -74,8 +74,8 @@ class Processes:
     ) -> None:
         if self._own_group:
             dist.destroy_process_group()
-        known = error is not None and self._failure in (error, error.__cause__)
-        if error is not None and known and not self.first:
+        failure = self._failure
+        if error is not None and failure is not None and not self.first and failure in {error, error.__cause__}:
             raise SystemExit(_exit_code(error)) from None  # the first process says why
 
     def device(self, name: str) -> tuple[str, str]:
