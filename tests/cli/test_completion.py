@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,7 +136,6 @@ def test_nothing_heavy_is_imported_for_it() -> None:
     assert {"distill", "mad", "uniter-base", "clip-vit-l14", "low-shot", "snli-ve"} <= set(done.stdout.split())
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.usefixtures("workspace")
 def test_bash_takes_the_script_and_completes_with_it(tmp_path: Path) -> None:
     script = subprocess.run(

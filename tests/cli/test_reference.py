@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from madkit.cli import reference
 from madkit.cli.app import load_command
@@ -24,12 +25,12 @@ def test_the_committed_page_is_what_the_commands_say() -> None:
 def test_every_command_and_option_is_on_it() -> None:
     page = reference.reference()
 
-    def walk(path: str, command: object, wanted: dict[str, list[str]]) -> dict[str, list[str]]:
+    def walk(path: str, command: TyperCommand | TyperGroup, wanted: dict[str, list[str]]) -> dict[str, list[str]]:
         if isinstance(command, TyperGroup):
             for name, sub in command.commands.items():
                 walk(f"{path} {name}", sub, wanted)
         else:
-            names = [name for one in command.params for name in one.opts if name.startswith("-")]  # type: ignore[attr-defined]
+            names = [name for one in command.params for name in one.opts if name.startswith("-")]
             wanted[path] = [name for name in names if name != "--help"]
         return wanted
 
@@ -75,7 +76,7 @@ def test_the_exit_codes_are_those_of_the_failures() -> None:
     assert told == {0, INTERRUPTED, *(one.exit_code for one in classes)}
 
 
-def test_it_is_printed_or_written(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_it_is_printed_or_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert reference.main([]) == 0
     assert reference.main([str(tmp_path / "x.md")]) == 0
     assert capsys.readouterr().out == (tmp_path / "x.md").read_text() == reference.reference()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from dataclasses import replace
@@ -149,7 +148,6 @@ def test_nested_settings_become_dotted_numbers_and_texts():
     assert flat({"a": {"b": 1, "c": {"d": None}}, "e": [1, "x"]}) == {"a.b": 1, "a.c.d": "null", "e": '[1, "x"]'}
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="TensorBoard is not installed")
 def test_tensorboard_holds_every_step_once(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

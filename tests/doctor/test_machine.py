@@ -90,7 +90,11 @@ def test_the_probe_tries_this_machines_libraries(tmp_path: Path) -> None:
     assert jpeg["torchvision"] > 0
     assert jpeg["same"]
     assert probe._zarr(tmp_path / "store")["ok"]
-    assert probe._tried(lambda: 1 / 0)["error"] == "ZeroDivisionError: division by zero"  # type: ignore[arg-type]
+
+    def broken() -> dict[str, object]:
+        raise ZeroDivisionError("division by zero")
+
+    assert probe._tried(broken)["error"] == "ZeroDivisionError: division by zero"
     torch = probe._torch()
     assert torch["threads"] >= 1
     assert torch["computes"] in (None, True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from madkit.cli.main import main
+from madkit.core.workspace import Workspace
 from madkit.doctor import disk, hub, machine, stage
 from madkit.doctor.stage import examine
 
@@ -109,7 +110,5 @@ def test_the_real_probe_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert any(one.name == "zarr pipeline" for one in found.findings)
 
 
-def stage_workspace(root: Path):  # type: ignore[no-untyped-def]
-    from madkit.core.workspace import Workspace
-
+def stage_workspace(root: Path) -> Workspace:
     return Workspace.at(root)

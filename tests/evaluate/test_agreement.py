@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from statsmodels.stats import inter_rater
 
 from madkit.evaluate.agreement import kappa, same_answers
 
@@ -22,11 +23,10 @@ def test_kappa_of_cohens_own_kind_of_table():
 
 
 def test_statsmodels_kappa_says_the_same():
-    rater = pytest.importorskip("statsmodels.stats.inter_rater")
     random = np.random.default_rng(0)
     first, second = random.integers(0, 3, (2, 80))
-    table, _ = rater.to_table(np.stack([first, second], axis=1))
-    assert kappa(first.tolist(), second.tolist()) == pytest.approx(rater.cohens_kappa(table).kappa)
+    table, _ = inter_rater.to_table(np.stack([first, second], axis=1))
+    assert kappa(first.tolist(), second.tolist()) == pytest.approx(inter_rater.cohens_kappa(table).kappa)
 
 
 def test_kappa_of_equal_independent_and_constant_answers():

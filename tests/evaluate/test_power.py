@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.power import TTestPower
 
 from madkit.evaluate.power import power, seeds_needed
 from madkit.evaluate.statistics import VarianceParts, cluster_sums, paired_difference, variance_parts
@@ -21,7 +22,7 @@ def test_without_images_it_is_the_textbook_sample_size_of_the_paired_t_test(effe
 
 
 def test_statsmodels_says_the_same():
-    solver = pytest.importorskip("statsmodels.stats.power").TTestPower()
+    solver = TTestPower()
     for effect in (0.3, 0.7, 1.2):
         assert seeds_needed(effect, of_seeds(1.0)) == int(np.ceil(solver.solve_power(effect, alpha=0.05, power=0.8)))
 

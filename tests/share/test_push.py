@@ -23,6 +23,12 @@ from madkit.share.push import push_folder
 from .conftest import SharedRun
 
 
+class Refused(RuntimeError):
+    """An error of the hub, with its answer."""
+
+    response: SimpleNamespace
+
+
 class Hub:
     """Takes what is uploaded; `error` is raised by the call of that name."""
 
@@ -93,12 +99,12 @@ def test_branch_pull_request_and_visibility_are_passed_on(reached: Hub, out: Pat
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(401, "does not know this token"), (403, "write there"), (500, "RuntimeError: it broke")]
+    ("status", "words"), [(401, "does not know this token"), (403, "write there"), (500, "Refused: it broke")]
 )
 @pytest.mark.parametrize("call", ["create_repo", "upload_folder"])
 def test_a_refusal_is_one_sentence(reached: Hub, out: Path, call: str, status: int, words: str) -> None:
-    error = RuntimeError("it broke.\nfor many reasons")
-    error.response = SimpleNamespace(status_code=status)  # type: ignore[attr-defined]
+    error = Refused("it broke.\nfor many reasons")
+    error.response = SimpleNamespace(status_code=status)
     reached.error = (call, error)
     with pytest.raises(RunError, match=words) as found:
         push_folder(out, "me/student")
