@@ -145,16 +145,13 @@ def cross_fit_probe(
     Raises:
         DataError: fewer than two groups, or no labelled examples outside of some fold.
     """
+    groups = _names_of(groups, features.shape[0])
     fitted = fit_cross_probe(
         features, targets, groups=groups, n_classes=n_classes, folds=folds, kind=kind, l2=l2, iterations=iterations,
         fit_limit=fit_limit, seed=seed,
     )  # fmt: skip
-    features, targets = features.detach().float().cpu(), targets.detach().cpu()
-    probabilities = torch.zeros(features.shape[0], fitted.n_outputs)
-    for number, score in enumerate(fitted.heads):
-        rows = torch.nonzero(fitted.fold == number).flatten()
-        probabilities[rows] = score(features[rows]).softmax(-1)
-    confidence = gold_probability(probabilities.clamp_min(1e-30).log(), targets)
+    probabilities = fitted.probabilities(features, groups)
+    confidence = gold_probability(probabilities.clamp_min(1e-30).log(), targets.detach().cpu())
     return CrossFit(confidence, probabilities, fitted.fold, fitted.l2)
 
 
@@ -215,11 +212,7 @@ def fit_cross_probe(
 ) -> CrossFitProbe:
     """Fit the heads of a cross-fitted probe. Arguments and errors are those of `cross_fit_probe`."""
     features, targets = features.detach().float().cpu(), targets.detach().cpu()
-    N = features.shape[0]
-    if groups is None:
-        groups = range(N)
-    elif isinstance(groups, Tensor):
-        groups = groups.tolist()
+    groups = _names_of(groups, features.shape[0])
     fold = assign_folds(groups, folds, seed)
     labelled = targets >= 0 if targets.dim() == 1 else targets.sum(-1) > 0
     if features.dim() == 3:
@@ -246,6 +239,12 @@ def fit_cross_probe(
         )
     fold_of = dict(zip(groups, fold.tolist(), strict=True))
     return CrossFitProbe(tuple(heads), fold, fold_of, tuple(chosen), n_classes)
+
+
+def _names_of(groups: Sequence[Hashable] | Tensor | None, n: int) -> Sequence[Hashable]:
+    if groups is None:
+        return range(n)
+    return groups.tolist() if isinstance(groups, Tensor) else groups
 
 
 def fit_probe(
