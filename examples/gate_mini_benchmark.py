@@ -16,7 +16,7 @@ from typing import Any
 
 from madkit.core.files import append_jsonl
 from madkit.core.workspace import Workspace
-from madkit.distill.sweep import RunReport, RunSpec, run_many
+from madkit.distill.sweep.sweep import RunReport, RunSpec, run_many
 from madkit.evaluate.metrics import score
 from madkit.evaluate.predict import predict
 from madkit.tasks.data import open_task

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from madkit.cache import TokenCache as TokenCache
-    from madkit.distill.cached_teacher import CachedTeacher as CachedTeacher
-    from madkit.distill.student_places import token_spans as token_spans
+    from madkit.distill.teacher.cached_teacher import CachedTeacher as CachedTeacher
+    from madkit.distill.teacher.student_places import token_spans as token_spans
     from madkit.mad.config import MADConfig as MADConfig
     from madkit.mad.criterion import MADCriterion as MADCriterion
     from madkit.students.load import load_student as load_student
@@ -32,13 +32,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CachedTeacher": "madkit.distill.cached_teacher",
+    "CachedTeacher": "madkit.distill.teacher.cached_teacher",
     "MADConfig": "madkit.mad.config",
     "MADCriterion": "madkit.mad.criterion",
     "TokenCache": "madkit.cache",
     "load_student": "madkit.students.load",
     "load_teacher": "madkit.teachers.load",
-    "token_spans": "madkit.distill.student_places",
+    "token_spans": "madkit.distill.teacher.student_places",
 }
 
 

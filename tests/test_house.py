@@ -37,6 +37,9 @@ BELOW["bench"] = set(BELOW)
 BELOW["demo"] = set(BELOW)
 BELOW["cli"] = set(BELOW)
 
+# The rooms of training, in their order: each may import those before it.
+TRAINING = ["settings", "batches", "teacher", "loop", "objective", "runs", "pool", "teaching", "stage", "sweep"]
+
 # What any room may know: how teachers are called, and what caches call them. No network is behind it.
 NAMES = {"madkit.teachers.known"}
 
@@ -108,6 +111,19 @@ def test_imports_point_down(room: str) -> None:
             if name in NAMES:
                 continue
             if parts[0] == "madkit" and len(parts) > 1 and parts[1] in BELOW and parts[1] not in BELOW[room] | {room}:
+                wrong.append(f"{path.relative_to(PACKAGE)}:{line} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_within_training_imports_go_one_way() -> None:
+    wrong = []
+    for path in sorted((PACKAGE / "distill").rglob("*.py")):
+        room = path.relative_to(PACKAGE / "distill").parts[0].removesuffix(".py")
+        for name, line in imports(path, whole=True):
+            parts = name.split(".")
+            if parts[:2] != ["madkit", "distill"] or len(parts) < 3 or parts[2] == room:
+                continue
+            if TRAINING.index(parts[2]) > TRAINING.index(room):
                 wrong.append(f"{path.relative_to(PACKAGE)}:{line} imports {name}")
     assert not wrong, "\n".join(wrong)
 

@@ -26,7 +26,7 @@ import yaml
 from madkit.core.errors import MadkitError
 from madkit.core.files import write_text_atomic
 from madkit.core.workspace import Workspace
-from madkit.distill.sweep import RunReport, RunSpec, run_many
+from madkit.distill.sweep.sweep import RunReport, RunSpec, run_many
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / "docs" / "results"
@@ -96,7 +96,7 @@ def wanted(grid: Mapping[str, Any], arm: str) -> bool:
 
 def seeded(grid: Mapping[str, Any], arm: str, settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """`settings` with the number of the pre-phase, for arms that have one."""
-    from madkit.distill.arms import load_arm
+    from madkit.distill.settings.arms import load_arm
 
     if load_arm(arm, settings).pre_phase is None:
         return dict(settings)

@@ -9,7 +9,7 @@ from typing import Any
 
 from madkit.core.errors import DataError
 from madkit.core.files import write_text_atomic
-from madkit.distill.arms import ORDER
+from madkit.distill.settings.arms import ORDER
 
 Row = Mapping[str, Any]
 TASKS = {"mini-snli-ve": "mini-SNLI-VE, accuracy", "mini-vqa": "mini-VQA, accuracy", "mini-vcr": "mini-VCR, Q->AR"}

@@ -29,11 +29,13 @@ from madkit.bench.turns import synchronise
 from madkit.cache import TokenCache
 from madkit.core.console import info
 from madkit.core.errors import RunError, UsageProblem
-from madkit.distill.ahead import Ahead
-from madkit.distill.examples import ExampleSet
-from madkit.distill.objective import Batch, BatchMaker, Objective, make_criterion
-from madkit.distill.order import Indices
-from madkit.distill.teacher_side import TeacherSide
+from madkit.distill.batches.examples import ExampleSet
+from madkit.distill.batches.micro_batch import Batch, BatchMaker
+from madkit.distill.batches.order import Indices
+from madkit.distill.loop.ahead import Ahead
+from madkit.distill.objective.objective import Objective
+from madkit.distill.teacher.criterion import make_criterion
+from madkit.distill.teacher.side import TeacherSide
 from madkit.extract.options import resolve_device
 from madkit.mad.config import MADConfig
 from madkit.students.start import new_student

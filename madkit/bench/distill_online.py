@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from madkit.bench.extract_models import Source, as_open_clip, as_teacher
-from madkit.distill.objective import Batch
+from madkit.distill.batches.micro_batch import Batch
 from madkit.extract.image_encoding import ImageEncoder
 from madkit.mad.align import pool_regions
 from madkit.mad.targets import TeacherTargets

@@ -73,7 +73,7 @@ def adapt(
     """
     from madkit.adapt.stage import adapt as run
     from madkit.core.workspace import Workspace
-    from madkit.distill.arms import parse_overrides
+    from madkit.distill.settings.arms import parse_overrides
 
     overrides: dict[str, Any] = parse_overrides(set_ or [])
     if train is not None:

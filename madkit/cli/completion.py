@@ -93,7 +93,7 @@ def _constant(*names: str) -> Names:
 
 
 def _configurations(workspace: Workspace) -> Iterable[str]:
-    for folder in ("distill/arms", "distill/recipes", "evaluate/protocols"):
+    for folder in ("distill/settings/arms", "distill/settings/recipes", "evaluate/protocols"):
         yield from _files(folder)(workspace)
 
 
@@ -137,8 +137,8 @@ def _reports(workspace: Workspace) -> list[str]:
 
 # By the name of an option or argument.
 _BY_NAME: dict[str, Names] = {
-    "arm": _files("distill/arms"),
-    "recipe": lambda workspace: ["paper", *_files("distill/recipes")(workspace)],
+    "arm": _files("distill/settings/arms"),
+    "recipe": lambda workspace: ["paper", *_files("distill/settings/recipes")(workspace)],
     "protocol": _files("evaluate/protocols"),
     "task": _tasks,
     "shots": _constant(*SHOTS),

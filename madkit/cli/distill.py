@@ -152,7 +152,7 @@ def distill(
     """
     from madkit.core.errors import UsageProblem
     from madkit.core.workspace import Workspace
-    from madkit.distill.arms import parse_overrides
+    from madkit.distill.settings.arms import parse_overrides
     from madkit.distill.stage import DEFAULT_ARM, DEFAULT_SHOTS
     from madkit.distill.stage import distill as train
 
@@ -169,7 +169,7 @@ def distill(
     arms = [str(config)] if config is not None else arm or []
     if sweep or plan is not None:
         from madkit.cli.distill_sweep import sweep as run_sweep
-        from madkit.distill.sweep_plan import load_plan
+        from madkit.distill.sweep.plan import load_plan
 
         dimensions: dict[str, Any] = {
             "task": task, "arm": arms, "shots": shots, "student": student, "teacher": teacher,

@@ -11,16 +11,16 @@ from madkit.cli.output import emit, print_table
 
 if TYPE_CHECKING:
     from madkit.core.workspace import Workspace
-    from madkit.distill.sweep import RunReport
-    from madkit.distill.sweep_plan import SweepPlan
+    from madkit.distill.sweep.plan import SweepPlan
+    from madkit.distill.sweep.sweep import RunReport
 
 
 def sweep(workspace: Workspace, plan: SweepPlan, *, processes: int, threads: int, json_: bool) -> None:
     """Train what is missing of `plan` and print its table; runs that failed are named at the end (exit code 1)."""
     from madkit.core.console import info
     from madkit.core.errors import RunError, UsageProblem
-    from madkit.distill.fitting import fit
-    from madkit.distill.sweep import run_many
+    from madkit.distill.sweep.fitting import fit
+    from madkit.distill.sweep.sweep import run_many
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageProblem("A sweep starts its own processes.", hint="start it without torchrun or accelerate launch")

@@ -107,9 +107,9 @@ def train(workspace: Workspace, protocol: str, *, processes: int = 0) -> list[Pr
 
     from madkit.core.console import info
     from madkit.core.errors import RunError
-    from madkit.distill.filling import specs_for
-    from madkit.distill.fitting import fit
-    from madkit.distill.sweep import run_many
+    from madkit.distill.sweep.filling import specs_for
+    from madkit.distill.sweep.fitting import fit
+    from madkit.distill.sweep.sweep import run_many
     from madkit.evaluate.grid import Problem
     from madkit.evaluate.missing import cells_to_train
     from madkit.evaluate.protocol import load_protocol

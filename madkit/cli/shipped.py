@@ -50,9 +50,9 @@ class Shipped:
 
 def shipped() -> list[Shipped]:
     """All of them: arms in the order of comparisons, then recipes, then protocols. A name is that of one kind only."""
-    from madkit.distill.arms import arm_names, arm_path
-    from madkit.distill.recipes import FOLDER as RECIPES
-    from madkit.distill.recipes import recipe_names
+    from madkit.distill.settings.arms import arm_names, arm_path
+    from madkit.distill.settings.recipes import FOLDER as RECIPES
+    from madkit.distill.settings.recipes import recipe_names
     from madkit.evaluate import protocol as protocols
 
     files = [("arm", name, arm_path(name)) for name in arm_names()]
@@ -96,7 +96,7 @@ def kind_of(path: Path) -> str:
 def load(one: Shipped) -> StrictModel:
     """Its typed configuration. Raises ConfigError, which lists every wrong key at once."""
     if one.kind == "arm":
-        from madkit.distill.arms import load_arm
+        from madkit.distill.settings.arms import load_arm
 
         return load_arm(str(one.path))
     from madkit.core.config import load_config
@@ -145,11 +145,11 @@ def how_to_use(one: Shipped, path: Path) -> str:
 
 def _schema(kind: str) -> type[StrictModel]:
     if kind == "arm":
-        from madkit.distill.config import DistillConfig
+        from madkit.distill.settings.config import DistillConfig
 
         return DistillConfig
     if kind == "recipe":
-        from madkit.distill.recipes import Recipe
+        from madkit.distill.settings.recipes import Recipe
 
         return Recipe
     from madkit.evaluate.protocol import Protocol

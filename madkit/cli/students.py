@@ -53,7 +53,7 @@ def show(
     json_: JsonOption = False,
 ) -> None:
     """Describe one student: its sizes, what it reads, where weights can be had, and how its paper trains it."""
-    from madkit.distill.recipes import recipe_rows
+    from madkit.distill.settings.recipes import recipe_rows
     from madkit.students.describe import describe_student
 
     facts = describe_student(name)

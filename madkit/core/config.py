@@ -6,7 +6,7 @@ Precedence: overrides (command-line flags) > file > defaults. Unknown keys are e
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -27,29 +27,39 @@ M = TypeVar("M", bound=pydantic.BaseModel)
 
 
 def load_config(
-    cls: type[M], path: Path | None, overrides: Mapping[str, Any], *, below: Mapping[str, Any] | None = None
+    cls: type[M],
+    path: Path | None,
+    overrides: Mapping[str, Any],
+    *,
+    below: Mapping[str, Any] | None = None,
+    nulls: bool = False,
 ) -> M:
     """Build ``cls`` from its defaults, then ``below``, then a YAML file, then ``overrides``.
 
     Args:
         cls: the schema.
         path: a YAML file with a mapping at its top, or None.
-        overrides: values by key; ``"mad.k_text"`` reaches into a section. A value of None means "not given".
+        overrides: values by key; ``"mad.k_text"`` reaches into a section.
         below: values that the file's replace, section by section.
+        nulls: whether an override of None is a value like any other; else it means "not given".
 
     Raises:
         NotFoundError: there is no such file.
-        ConfigError: not YAML, a key twice, unknown keys or wrong values; the message lists all of them.
+        ConfigError: not YAML, a key twice, unknown keys or wrong values; the message lists all of them, and names the
+            file where it holds one of them.
     """
     values = _merged(below or {}, read_yaml(path) if path is not None else {})
     for key, value in overrides.items():
-        if value is not None:
+        if nulls or value is not None:
             _put(values, key, value)
     try:
         return cls.model_validate(values)
     except pydantic.ValidationError as error:
-        problems = [_describe(cls, item) for item in error.errors(include_url=False)]
-        where = f" in {path}" if path is not None else ""
+        found = error.errors(include_url=False)
+        problems = [_describe(cls, item) for item in found]
+        given = [tuple(key.split(".")) for key in overrides]
+        in_file = path is not None and not all(_set_by(given, item["loc"]) for item in found)
+        where = f" in {path}" if in_file else ""
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(
             f"{count} with the configuration{where}:\n" + "\n".join(f"  {problem}" for problem in problems),
@@ -100,6 +110,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path} must hold a mapping of names to values at its top level.")
     return values
+
+
+def _set_by(given: Sequence[tuple[str, ...]], place: Sequence[int | str]) -> bool:
+    """Whether what stands at `place` came from an override: one of it, of a section around it, or of a part of it."""
+    parts = tuple(map(str, place))
+    return bool(parts) and any(parts[: len(key)] == key[: len(parts)] for key in given)
 
 
 def _put(values: dict[str, Any], dotted: str, value: object) -> None:

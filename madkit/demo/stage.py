@@ -12,7 +12,7 @@ from typing import Any
 from madkit.core.console import info
 from madkit.core.workspace import Workspace
 from madkit.demo.gallery import demo_gallery
-from madkit.distill.sweep import RunSpec, run_many
+from madkit.distill.sweep.sweep import RunSpec, run_many
 from madkit.evaluate.report.write import write_report
 from madkit.evaluate.results import Results
 from madkit.evaluate.stage import evaluate

@@ -18,28 +18,28 @@ from madkit.core.errors import RunError, UsageProblem
 from madkit.core.files import FileLock, digest_of, read_jsonl, sha256_file, write_json_atomic, write_text_atomic
 from madkit.core.seeds import derive_seed
 from madkit.core.workspace import Workspace
-from madkit.distill.answers import head_for
-from madkit.distill.arms import load_arm
-from madkit.distill.checkpoint import list_checkpoints
-from madkit.distill.compute import check_code, parameter_count, settle_threads
-from madkit.distill.config import DistillConfig, resolve
-from madkit.distill.development import Development, sample_questions
-from madkit.distill.effective_batch import EffectiveBatch, effective_batch
-from madkit.distill.examples import ExampleSet
-from madkit.distill.folder import RunBusy, RunFolder, RunIdentity
-from madkit.distill.joint_pool import Pool, encode_together, gather_pool
-from madkit.distill.loop import Look, LoopResult, make_accelerator, run_loop
-from madkit.distill.loop_plan import loop_settings, training_order
-from madkit.distill.objective import is_fresh
-from madkit.distill.pre_phase import PrePhaseResult, pre_phase
-from madkit.distill.recipes import PAPER, load_recipe
-from madkit.distill.run_teachers import Named, check_phases, name_teachers, open_teachers, with_teachers
-from madkit.distill.sight import Start, beginning, kept_start, regions_seen, sees_with, sight_of
-from madkit.distill.summary import summary_text
-from madkit.distill.teachers import teacher_name
+from madkit.distill.batches.answers import head_for
+from madkit.distill.batches.effective_batch import EffectiveBatch, effective_batch
+from madkit.distill.batches.examples import ExampleSet
+from madkit.distill.batches.sight import Start, beginning, kept_start, regions_seen, sees_with, sight_of
+from madkit.distill.loop.checkpoint import list_checkpoints
+from madkit.distill.loop.development import Development, sample_questions
+from madkit.distill.loop.loop import Look, LoopResult, make_accelerator, run_loop
+from madkit.distill.loop.plan import loop_settings, training_order
+from madkit.distill.loop.trackers import Trackers, check_trackers
+from madkit.distill.loop.weight_mean import weight_means
+from madkit.distill.objective.objective import is_fresh
+from madkit.distill.pool.joint_pool import Pool, encode_together, gather_pool
+from madkit.distill.pool.pre_phase import PrePhaseResult, pre_phase
+from madkit.distill.runs.compute import check_code, parameter_count, settle_threads
+from madkit.distill.runs.folder import RunBusy, RunFolder, RunIdentity
+from madkit.distill.runs.summary import summary_text
+from madkit.distill.settings.arms import load_arm
+from madkit.distill.settings.config import DistillConfig, resolve
+from madkit.distill.settings.recipes import PAPER, load_recipe
+from madkit.distill.teacher.run_teachers import Named, check_phases, name_teachers, open_teachers, with_teachers
+from madkit.distill.teacher.teachers import teacher_name
 from madkit.distill.teaching import make_teaching
-from madkit.distill.trackers import Trackers, check_trackers
-from madkit.distill.weight_mean import weight_means
 from madkit.students.heads import HeadSpec
 from madkit.students.load import load_student, save_student, student_folder
 from madkit.students.start import check_start

@@ -11,20 +11,22 @@ import torch
 
 from madkit.core.console import info
 from madkit.core.seeds import derive_seed
-from madkit.distill.adversarial import Adversary
-from madkit.distill.bank_room import Room
-from madkit.distill.confidence import FILE as CONFIDENCE
-from madkit.distill.confidence import teacher_confidence
-from madkit.distill.config import DistillConfig
-from madkit.distill.examples import ExampleSet
-from madkit.distill.joint_objective import JointAdversary, JointBatchMaker, JointObjective
-from madkit.distill.joint_pool import JointOrder, JointSet
-from madkit.distill.loop_contract import Attack
-from madkit.distill.objective import BatchMaker, Criterion, Objective, check_tags
-from madkit.distill.order import Indices, Order
-from madkit.distill.pool_config import PoolConfig
-from madkit.distill.teacher_sides import asked_side, criterion_of, side_of
-from madkit.distill.teachers import Teachers
+from madkit.distill.batches.examples import ExampleSet
+from madkit.distill.batches.micro_batch import BatchMaker
+from madkit.distill.batches.order import Indices, Order
+from madkit.distill.loop.contract import Attack
+from madkit.distill.objective.adversarial import Adversary
+from madkit.distill.objective.objective import Objective
+from madkit.distill.pool.joint_objective import JointAdversary, JointBatchMaker, JointObjective
+from madkit.distill.pool.joint_pool import JointOrder, JointSet
+from madkit.distill.settings.config import DistillConfig
+from madkit.distill.settings.pool_config import PoolConfig
+from madkit.distill.teacher.bank_room import Room
+from madkit.distill.teacher.confidence import FILE as CONFIDENCE
+from madkit.distill.teacher.confidence import teacher_confidence
+from madkit.distill.teacher.criterion import Criterion, check_tags
+from madkit.distill.teacher.sides import asked_side, criterion_of, side_of
+from madkit.distill.teacher.teachers import Teachers
 from madkit.mad.criterion import MADCriterion
 from madkit.students.heads import ChoiceLoss, ClassLoss, VqaLoss
 from madkit.students.student import Student

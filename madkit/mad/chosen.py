@@ -1,7 +1,7 @@
 """Tokens of a batch that were chosen before the step: what stays of a teacher's side when only those are compared.
 
 Relevance, and with it the choice, depends on the example and the teachers alone, not on the student or the step. Who
-trains for more than one epoch therefore chooses once (`madkit.distill.choices`) and hands each step the few targets
+trains for more than one epoch therefore chooses once (`distill.teacher.choices`) and hands each step the few targets
 that it compares, not every token of every sequence.
 """
 

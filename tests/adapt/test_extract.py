@@ -13,7 +13,7 @@ from madkit.cache.manage import choose_cache, describe, list_stores, plan_prune
 from madkit.cache.reader import TokenCache, extract_command
 from madkit.cli.main import main
 from madkit.core.errors import CacheError, NotFoundError
-from madkit.distill.adaptation import pick_teacher
+from madkit.distill.teacher.adaptation import pick_teacher
 from madkit.extract.dry_run import dry_run
 from madkit.extract.recheck import recheck
 from madkit.extract.repair import repair

@@ -14,9 +14,9 @@ from madkit.bench.distill_data import MINI_SHAPES, MadeUpRegions, Shape, made_up
 from madkit.cache import TokenCache
 from madkit.cli.bench import app
 from madkit.core.errors import UsageProblem
-from madkit.distill.examples import ExampleSet
-from madkit.distill.objective import BatchMaker
-from madkit.distill.teacher_side import TeacherSide
+from madkit.distill.batches.examples import ExampleSet
+from madkit.distill.batches.micro_batch import BatchMaker
+from madkit.distill.teacher.side import TeacherSide
 from madkit.mad.config import MADConfig
 from madkit.mad.targets import TeacherTargets
 from madkit.students.start import new_student

@@ -12,8 +12,8 @@ import pytest
 
 from madkit.cli.commands import COMMANDS
 from madkit.cli.main import main
-from madkit.distill.arms import arm_names
-from madkit.distill.recipes import recipe_names
+from madkit.distill.settings.arms import arm_names
+from madkit.distill.settings.recipes import recipe_names
 from madkit.evaluate import protocol
 from madkit.teachers.known import KNOWN
 

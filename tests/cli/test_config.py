@@ -13,8 +13,8 @@ import yaml
 
 from madkit.cli.main import main
 from madkit.cli.shipped import KINDS, copy_out, shipped
-from madkit.distill.arms import arm_names, load_arm
-from madkit.distill.recipes import load_recipe
+from madkit.distill.settings.arms import arm_names, load_arm
+from madkit.distill.settings.recipes import load_recipe
 from madkit.evaluate.protocol import load_protocol
 
 

@@ -66,6 +66,25 @@ def test_all_mistakes_are_reported_at_once_with_near_misses(tmp_path: Path) -> N
     )
 
 
+def test_an_override_of_none_is_a_value_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.yaml", "loss: {k_text: 3}\nextra: {weight: 2}\n")
+    given = {"loss.k_text": None, "extra": None}
+    assert load_config(Training, path, given).loss.k_text == 3
+    config = load_config(Training, path, given, nulls=True)
+    assert config.loss.k_text is None
+    assert config.extra is None
+
+
+def test_the_file_is_named_only_where_it_holds_a_mistake(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.yaml", "steps: 7\n")
+    for given in ({"stesp": 1}, {"loss.wieght": 1}, {"loss": {"wieght": 1}}, {"steps": 0}):
+        with pytest.raises(ConfigError) as caught:
+            load_config(Training, path, given)
+        assert caught.value.message.startswith("1 problem with the configuration:\n")
+    with pytest.raises(ConfigError, match=r"2 problems with the configuration in .*c\.yaml"):
+        load_config(Training, write(path, "steps: 0\n"), {"stesp": 1})
+
+
 def test_required_values_and_validators(tmp_path: Path) -> None:
     class Strict(StrictModel):
         task: str

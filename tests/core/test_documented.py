@@ -10,9 +10,9 @@ from pydantic import Field
 
 from madkit.core.config import StrictModel, load_config
 from madkit.core.documented import WIDTH, documented, keys_of
-from madkit.distill.arms import arm_names, load_arm
-from madkit.distill.config import DistillConfig
-from madkit.distill.recipes import Recipe, load_recipe, recipe_names
+from madkit.distill.settings.arms import arm_names, load_arm
+from madkit.distill.settings.config import DistillConfig
+from madkit.distill.settings.recipes import Recipe, load_recipe, recipe_names
 
 
 class Inner(StrictModel):

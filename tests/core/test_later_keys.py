@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from madkit.core.later_keys import LATER, without_later
-from madkit.distill.config import DistillConfig
+from madkit.distill.settings.config import DistillConfig
 
 
 def test_only_keys_that_came_later_and_hold_their_default_are_left_out():

@@ -79,8 +79,8 @@ def test_a_complete_run_is_left_alone(workspace, student):
 
 
 def test_the_exported_student_holds_the_trained_weights_and_scores_as_the_run_said(workspace, student):
-    from madkit.distill.development import Development, sample_questions
-    from madkit.distill.examples import ExampleSet
+    from madkit.distill.batches.examples import ExampleSet
+    from madkit.distill.loop.development import Development, sample_questions
     from madkit.tasks.data import open_task
 
     result = run(workspace, student, optim__steps=6, optim__learning_rate=0.01, eval__limit=40)

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from madkit.core.errors import NotFoundError
-from madkit.distill.arms import ORDER
-from madkit.distill.arms import PERMUTED as CONTROL
-from madkit.distill.config import DistillConfig
-from madkit.distill.folder import RunFolder, RunIdentity
+from madkit.distill.runs.folder import RunFolder, RunIdentity
+from madkit.distill.settings.arms import ORDER
+from madkit.distill.settings.arms import PERMUTED as CONTROL
+from madkit.distill.settings.config import DistillConfig
 from madkit.evaluate.grid import (
     ARM_ORDER,
     PERMUTED,

@@ -6,7 +6,7 @@ import pytest
 
 from madkit.cli.main import main
 from madkit.core.errors import NotFoundError
-from madkit.distill import sweep
+from madkit.distill.sweep import sweep
 from madkit.evaluate import predict as predict_module
 from madkit.evaluate.grid import find_runs, group_runs
 from madkit.evaluate.missing import cells_to_train, missing_cells

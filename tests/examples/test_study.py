@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from madkit.core.errors import DataError
-from madkit.distill.arms import arm_names, load_arm
+from madkit.distill.settings.arms import arm_names, load_arm
 
 FOLDER = Path(__file__).parents[2] / "examples" / "study"
 

@@ -18,7 +18,7 @@ from madkit.cache.manage import plan_prune
 from madkit.cli.main import main
 from madkit.core.errors import CacheError, UsageProblem
 from madkit.core.workspace import Workspace
-from madkit.distill.teacher_bank import image_bank
+from madkit.distill.teacher.bank import image_bank
 from madkit.extract.repair import repair
 from madkit.extract.selection import coverage_cells, select_patches
 from madkit.extract.stage import extract

@@ -15,7 +15,7 @@ from PIL import Image
 from madkit.cache import TokenCache
 from madkit.cache.token_regions import TokenRegions
 from madkit.core.workspace import Workspace
-from madkit.distill.teacher_bank import image_bank
+from madkit.distill.teacher.bank import image_bank
 from madkit.extract import planning
 from madkit.extract.stage import extract
 from madkit.look.relevance import relevance_of

@@ -1,0 +1,1 @@
+"""A set of examples as tensors, the order in which steps see them, and what a step's batch really holds."""

@@ -1,0 +1,107 @@
+"""What a loop writes down of its steps: lines of `metrics.jsonl`, the note beside its progress, and what stops it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from madkit.core.errors import RunError
+from madkit.core.metrics_log import MetricsLog
+from madkit.distill.loop.divergence import DivergenceWatch, shown_ids
+
+
+def digest_ids(ids: Sequence[str]) -> str:
+    """Eight hex digits that stand for the ids of a batch, in order."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:8]
+
+
+class Journal:
+    """Keeps losses on the device for a few steps, then adds them over processes, checks and writes them.
+
+    Args:
+        log: the file; None in processes that do not write.
+        accelerator: adds over processes.
+        watch: sees every loss.
+        asked: whether this process has been told to stop. Signals reach processes at different steps, and all must
+            stop after the same one: what any of them was told becomes known with the losses.
+    """
+
+    def __init__(
+        self, log: MetricsLog | None, accelerator: Accelerator, watch: DivergenceWatch, asked: Callable[[], bool]
+    ) -> None:
+        self.note = ""
+        self._asked = asked
+        self._anyone_asked = False
+        self._log = log
+        self._accelerator = accelerator
+        self._watch = watch
+        self._pending: list[tuple[dict[str, Any], list[str], Tensor, dict[str, Tensor]]] = []
+        # reading a loss waits for the device: on CUDA a few steps are queued before their lines are written
+        self._lag = 16 if accelerator.device.type == "cuda" else 1
+
+    def add(self, step: int, rate: float, ids: list[str], loss: Tensor, terms: dict[str, Tensor]) -> None:
+        """Note a step (counted from 1): this process's part of its loss and terms."""
+        self._pending.append(({"step": step, "lr": rate, "n": len(ids)}, ids, loss, terms))
+        if len(self._pending) >= self._lag:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending. Raises RunError at a loss that is not a number, or one that has run away."""
+        rows = self._values()
+        for (row, ids, _, _), (loss, terms) in zip(self._pending, rows, strict=True):
+            if not math.isfinite(loss):
+                raise RunError(
+                    f"The loss of step {row['step']} is {loss}; the samples of that step are {shown_ids(ids)}.",
+                    hint="look at those samples, or lower the rate: --set optim.learning_rate=...",
+                )
+            if self._log is not None:
+                line = {"step": row["step"], "loss": loss, "terms": terms, "lr": row["lr"]}
+                self._log.write({**line, "ids": digest_ids(ids), "n": row["n"]})
+            self._watch.see(row["step"], loss, ids)
+            self.note = _note(loss, terms)
+        self._pending.clear()
+
+    @property
+    def stop(self) -> bool:
+        """Whether to stop after this step, the same in every process."""
+        return self._anyone_asked if self._accelerator.num_processes > 1 else self._asked()
+
+    def look(self, row: dict[str, Any]) -> None:
+        """Write the line of a look at held-out data."""
+        if self._log is not None:
+            self._log.write(row)
+
+    def _values(self) -> list[tuple[float, dict[str, float]]]:
+        """Loss and terms of each pending step, added over processes."""
+        if self._accelerator.num_processes == 1:
+            return [
+                (float(loss), {name: float(value) for name, value in terms.items()})
+                for _, _, loss, terms in self._pending
+            ]
+        if not self._pending:
+            return []
+        # a term may be missing where a process's share has nothing that it speaks of
+        mine = [list(dict.fromkeys(name for _, _, _, terms in self._pending for name in terms))]
+        names = list(dict.fromkeys(name for other in gather_object(mine) for name in other))
+        zero = torch.zeros((), device=self._accelerator.device)
+        asked = zero + float(self._asked())
+        parts = [
+            torch.stack([asked, loss, *(terms.get(name, zero) for name in names)]).float()
+            for _, _, loss, terms in self._pending
+        ]
+        summed = self._accelerator.reduce(torch.stack(parts), reduction="sum").tolist()
+        self._anyone_asked = summed[0][0] > 0
+        return [(row[1], dict(zip(names, row[2:], strict=True))) for row in summed]
+
+
+def _note(loss: float, terms: dict[str, float]) -> str:
+    if len(terms) < 2:
+        return f"loss {loss:.3f}"
+    return f"loss {loss:.3f}: " + ", ".join(f"{name} {value:.3f}" for name, value in terms.items())

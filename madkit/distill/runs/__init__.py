@@ -1,0 +1,1 @@
+"""Run folders: identity, manifest, summary, and what else decides a run's last bits."""

@@ -1,0 +1,98 @@
+"""Arms by name: shipped configurations, each a YAML file that can be copied out, edited and given back by its path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from madkit.core.config import load_config
+from madkit.core.errors import ConfigError, NotFoundError, UsageProblem
+from madkit.core.registry import suggest
+
+if TYPE_CHECKING:
+    from madkit.distill.settings.config import DistillConfig
+
+FOLDER = Path(__file__).parent / "arms"
+PERMUTED = "-permuted"  # at the end of an arm's name: its control, as run folders and tables call it
+# Baselines, naive distillation, the method and its ablations, what goes beyond it, the teacher as the student's eyes.
+ORDER = (
+    "finetune", "finetune-long", "kd-global", "kd-all", "mad", "mad-no-selection", "mad-no-confidence",
+    "mad-no-adaptation", "affinity", "affinity-absolute", "mad-affinity", "soft-labels", "clip-vil",
+)  # fmt: skip
+
+
+def arm_names() -> list[str]:
+    """The shipped arms, in the order in which comparisons list them."""
+    found = {path.stem for path in FOLDER.glob("*.yaml")}
+    return [name for name in ORDER if name in found] + sorted(found - set(ORDER))
+
+
+def arm_path(arm: str) -> Path:
+    """The YAML file of an arm: a shipped name, its control's ("mad-permuted"), or the path of a file.
+
+    Raises UsageProblem, with the nearest name, for a name that is not shipped, NotFoundError for a missing file.
+    """
+    if (shipped := arm.removesuffix(PERMUTED)) in arm_names():
+        return FOLDER / f"{shipped}.yaml"
+    path = Path(arm).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise NotFoundError(f"There is no arm configuration {path}.")
+        return path
+    raise UsageProblem(
+        f"There is no arm '{arm}'.{suggest(arm, arm_names())}",
+        hint=f"one of: {', '.join(arm_names())}; or the path of a YAML file.",
+    )
+
+
+def load_arm(
+    arm: str, overrides: Mapping[str, Any] | None = None, *, below: Mapping[str, Any] | None = None
+) -> DistillConfig:
+    """The typed configuration of an arm with `overrides` (dotted keys) on top, and a recipe's settings `below` it.
+
+    An override of None is a value: it takes a section away, or leaves a number to be measured.
+
+    "mad-permuted" is `mad` with `permute_teacher`. A file of one's own that names no arm gets the stem of its name.
+
+    Raises UsageProblem, NotFoundError or ConfigError; the last lists every wrong key at once.
+    """
+    from madkit.distill.settings.config import ARM_NAME, DistillConfig
+
+    path = arm_path(arm)
+    values = dict(overrides or {})
+    if arm == f"{path.stem}{PERMUTED}":
+        values["permute_teacher"] = True
+    config = load_config(DistillConfig, path, values, below=below, nulls=True)
+    if config.arm:
+        return config
+    if not re.fullmatch(ARM_NAME, path.stem):
+        raise ConfigError(
+            f"{path} names no arm, and '{path.stem}' cannot be the name of one.",
+            hint="write into it: arm: NAME, in small letters, digits and dashes",
+        )
+    return config.model_copy(update={"arm": path.stem})
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, Any]:
+    """``["mad.k_text=8", "optim.clip=0"]`` as a mapping; values are read as YAML.
+
+    Raises UsageProblem for text without ``=`` or a value that YAML cannot read.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise UsageProblem(f"'--set {pair}' is not key=value.", hint="for example: --set optim.learning_rate=2e-4")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UsageProblem(
+                f"The value of '--set {pair}' is not valid YAML.", hint="quote it: --set 'key=[1, 2]'"
+            ) from None
+        values[key] = value  # YAML 1.1 reads 3e-4 as text; the schema turns it into a number
+    return values

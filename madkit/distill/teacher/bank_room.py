@@ -1,0 +1,67 @@
+"""Where the teacher's vectors of a training set are held: on the device, in memory, or in the cache alone.
+
+The sizes are worked out before anything is read. None of it changes a number, so it is part of no run's identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from madkit.core.console import info
+from madkit.distill.batches.region_features import free_memory
+
+Held = Literal["auto", "memory", "stream"]
+SHARE_OF_MEMORY = 0.4
+SHARE_OF_DEVICE = 0.3  # the student, its optimiser and its activations come later
+_WORTH_SAYING = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What may be held, and where.
+
+    Attributes:
+        bank: ``memory`` or ``stream``; ``auto`` holds what takes at most a share of the memory that is free.
+        device: of the training.
+        limit: bytes that ``auto`` may hold of one side; None: that share.
+    """
+
+    bank: Held = "auto"
+    device: torch.device | str = "cpu"
+    limit: int | None = None
+
+    def streams(self, what: str, needed: int) -> bool:
+        """Whether `needed` bytes of vectors of `what` (images, texts) are read batch by batch, not held."""
+        limit = int(SHARE_OF_MEMORY * free_memory()) if self.limit is None else self.limit
+        size = f"The teacher's vectors of the {what} take {_size(needed)}"
+        if self.bank == "stream" or (self.bank == "auto" and needed > limit):
+            why = (
+                "as teacher_bank: stream asks" if self.bank == "stream" else f"more than the {_size(limit)} to be held"
+            )
+            info(f"{size}, {why}: they are read batch by batch.")
+            return True
+        if needed >= _WORTH_SAYING:
+            why = "as teacher_bank: memory asks" if self.bank == "memory" else f"within the {_size(limit)} to be held"
+            info(f"{size}, {why}: they are held in memory.")
+        return False
+
+    def place(self, what: str, table: torch.Tensor) -> torch.Tensor:
+        """`table`, on the training's device where that is a GPU with room for it."""
+        device = torch.device(self.device)
+        if device.type != "cuda" or self.bank == "stream" or not table.numel():
+            return table
+        free, _ = torch.cuda.mem_get_info(device)
+        fits = table.nbytes <= SHARE_OF_DEVICE * free
+        where = "they are held on the GPU" if fits else "they stay in memory"
+        info(f"The teacher's {what} take {_size(table.nbytes)} of {_size(free)} that are free on {device}: {where}.")
+        return table.to(device) if fits else table
+
+
+AUTO = Room()
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

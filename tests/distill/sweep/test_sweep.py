@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from madkit.cli.main import main
+from madkit.core.errors import ConfigError, RunError, UsageProblem
+from madkit.core.files import FileLock, read_jsonl
+from madkit.core.workspace import Workspace
+from madkit.distill.sweep import fitting, sweep
+from madkit.distill.sweep.plan import load_plan, parse_seeds
+from madkit.distill.sweep.sweep import RunReport, RunSpec, run_many
+from madkit.distill.sweep.worker import answer
+from madkit.distill.sweep.worker_process import Plan, WorkerProcess
+
+QUICK = {"optim.steps": 3, "optim.batch_size": 4, "eval.limit": 8}
+
+
+def test_runs_are_trained_side_by_side_and_failures_named(workspace, student):
+    good = [RunSpec("snli-ve", "finetune", "10", seed, str(student), None, QUICK) for seed in (1, 2)]
+    bad = RunSpec("snli-ve", "mad", "10", 1, str(student), "clip-vit-b32", QUICK)
+    seen = []
+    with pytest.raises(RunError) as error:
+        run_many(workspace, [good[0], bad, good[1]], processes=2, threads_each=1, on_done=seen.append)
+    assert error.value.message.startswith("1 of 3 runs failed: snli-ve mad 10 seed 1: ")
+    assert "no token cache of 'clip-vit-b32'" in error.value.message
+    assert sorted(report.spec.seed for report in seen) == [1, 2]
+    assert all((report.path / "student" / "model.safetensors").is_file() for report in seen)
+    (again,) = run_many(workspace, good[:1])
+    assert again.skipped
+    assert again.path == next(report.path for report in seen if report.spec.seed == 1)
+    assert set(again.dev) == {"accuracy", "n"}
+
+
+def test_a_wrong_spec_is_found_before_any_process_starts(workspace, student):
+    spec = RunSpec("snli-ve", "finetune", overrides={"optim.step": 3})
+    with pytest.raises(ConfigError, match="Did you mean 'steps'"):
+        run_many(workspace, [spec])
+
+
+def test_a_worker_that_dies_is_an_answer_and_no_hang(tmp_path):
+    worker = WorkerProcess(1)
+    worker._process.kill()
+    worker._process.wait()
+    worker.ask(0, RunSpec("vcr", "finetune"), Plan("mini-vcr", 0, 1), Workspace.at(tmp_path), "auto")
+    reply = worker.reply()
+    assert reply is not None
+    assert "ended with code -9" in reply["error"]
+    assert not worker.alive
+    worker.stop()
+
+
+def test_seeds_are_read_as_people_write_them():
+    assert parse_seeds("0-4") == [0, 1, 2, 3, 4]
+    assert parse_seeds("0-2, 9,1") == [0, 1, 2, 9]
+    for wrong in ("", "4-2", "a", "1,,2", "-1"):
+        with pytest.raises(UsageProblem, match="does not name seeds"):
+            parse_seeds(wrong)
+
+
+def test_a_plan_is_every_combination_seed_by_seed(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        "task: vcr\narm: [mad, finetune]\nshots: [1pct, 200]\nseeds: 0-1\nstudent: x\n"
+        "set: {optim.steps: 9}\ngrid: {mad.weight: [0.3, 1.0], optim.ema: [0.9]}\n"
+    )
+    plan = load_plan(path, {"shots": ["5pct"]}, {"optim.steps": 7, "optim.ema": 0.5})
+    specs = plan.specs()
+    assert len(specs) == len(set(map(str, specs))) == 8
+    assert [spec.seed for spec in specs] == [0] * 4 + [1] * 4
+    assert {spec.shots for spec in specs} == {"5pct"}
+    assert {spec.arm for spec in specs[:2]} == {"mad", "finetune"}
+    assert dict(specs[0].overrides) == {"optim.steps": 7, "optim.ema": 0.5, "mad.weight": 0.3}
+    assert plan.tried(specs[2]) == {"mad.weight": 1.0}
+
+
+def test_mistakes_in_a_plan_are_all_named(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text("arms: mad\nseeds: 4-2\n")
+    with pytest.raises(ConfigError) as error:
+        load_plan(path, {}, {})
+    for part in (
+        "3 problems",
+        "plan.yaml",
+        "arms: unknown key",
+        "'arm'",
+        "'4-2' does not name seeds",
+        "task: required",
+    ):
+        assert part in error.value.message
+
+
+def test_processes_fit_the_cores_the_memory_and_the_devices(monkeypatch):
+    monkeypatch.setattr(fitting, "visible_gpus", lambda: ())
+    monkeypatch.setattr(fitting.os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    monkeypatch.setattr(fitting, "free_memory", lambda: 64 * 10**9)
+    assert fitting.fit(100, 1).processes == 12
+    assert fitting.fit(100, 5).processes == 2
+    assert fitting.fit(3, 1).processes == 3
+    monkeypatch.setattr(fitting, "free_memory", lambda: 7 * 10**9)
+    small = fitting.fit(100, 1)
+    assert (small.processes, small.reason) == (3, "7 GB of free memory")
+    assert fitting.fit(100, 1, student_bytes=10**9).processes == 1
+    monkeypatch.setattr(fitting, "visible_gpus", lambda: ("2", "GPU-abc"))
+    several = fitting.fit(100, 1)
+    assert (several.processes, several.gpus, several.reason) == (2, ("2", "GPU-abc"), "2 GPUs")
+
+
+def test_devices_keep_the_names_that_were_given(monkeypatch):
+    monkeypatch.setattr(fitting.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    assert fitting.visible_gpus() == ("3", "5")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert fitting.visible_gpus() == ("0", "1")
+
+
+def test_each_process_gets_the_device_with_the_fewest(monkeypatch):
+    class Fake:
+        busy = True
+
+        def __init__(self, threads: int, gpu: str | None) -> None:
+            self.gpu = gpu
+
+    monkeypatch.setattr(sweep, "WorkerProcess", Fake)
+    workers: list = []
+    for _ in range(4):
+        assert sweep._idle(workers, 4, 1, ("0", "1")) is workers[-1]
+    assert [worker.gpu for worker in workers] == ["0", "1", "0", "1"]
+    assert sweep._idle(workers, 4, 1, ("0", "1")) is None
+
+
+class Answering:
+    """A worker whose answers are written beforehand."""
+
+    answers: list[dict] = []
+    alive = True
+
+    def __init__(self, threads: int, gpu: str | None = None) -> None:
+        self.number = self.spec = None
+        self.gpu = gpu
+
+    @property
+    def busy(self) -> bool:
+        return self.number is not None
+
+    def ask(self, number, spec, plan, workspace, part) -> None:
+        self.number, self.spec = number, spec
+
+    def reply(self):
+        return self.answers.pop(0) if self.busy else None
+
+    def steps_done(self) -> int:
+        return 0
+
+    def stop(self) -> None:
+        pass
+
+
+def test_a_run_that_another_process_trains_is_waited_for(workspace, student, monkeypatch, capsys):
+    done = {"run": "there", "skipped": True, "dev": {"accuracy": 50.0, "n": 8}}
+    monkeypatch.setattr(Answering, "answers", [{"busy": "the run x is in use by process 7."}] * 2 + [done])
+    monkeypatch.setattr(sweep, "WorkerProcess", Answering)
+    monkeypatch.setattr(sweep, "POLL_S", 0.01)
+    monkeypatch.setattr(sweep, "BUSY_S", 0.05)
+    (report,) = run_many(workspace, [RunSpec("snli-ve", "finetune", "10", 3, str(student), None, QUICK)])
+    assert report.skipped
+    assert capsys.readouterr().err.count("Waiting: the run x is in use by process 7.") == 1
+
+
+def test_a_locked_run_is_busy_and_not_failed(workspace, student):
+    request = {"workspace": str(workspace.root), "task": "snli-ve", "shots": "10", "arm": "finetune"}
+    request |= {"student": str(student), "config_overrides": dict(QUICK), "threads": 1}
+    run = Path(answer(dict(request))["run"])
+    manifest = run / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"complete"', '"running"'))
+    with FileLock(run / ".lock"):
+        reply = answer(dict(request))
+    assert set(reply) == {"busy"}
+    assert f"in use by process {os.getpid()}" in reply["busy"]
+
+
+def test_a_worker_ends_when_its_sweep_is_gone():
+    """Its stdin closes: an idle one leaves at once, a busy one is told to save."""
+    script = (
+        "import os, signal, sys, time\n"
+        "from madkit.distill.sweep.worker import _Requests\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('told', flush=True), os._exit(75)))\n"
+        "requests = _Requests()\n"
+        "print('got', requests.next().strip(), flush=True)\n"
+        "if sys.argv[1] == 'busy': time.sleep(60)\n"
+        "requests.answered()\n"
+        "print('done', flush=True)\n"
+        "print('next', requests.next(), flush=True)\n"
+    )
+    for state, code, said in (("busy", 75, "told\n"), ("idle", 0, "next None\n")):
+        command = [sys.executable, "-c", script, state]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("x\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "got x\n"
+            if state == "idle":
+                assert process.stdout.readline() == "done\n"
+            process.stdin.close()
+            assert process.stdout.read() == said
+        assert process.returncode == code
+
+
+SWEEP = ["--task", "snli-ve", "--arm", "finetune", "--arm", "mad", "--shots", "10", "--seeds", "0-1"]
+
+
+def command(workspace, student, *more: str) -> list[str]:
+    sets = [part for key, value in QUICK.items() for part in ("--set", f"{key}={value}")]
+    place = ["--student", str(student), "--workspace", str(workspace.root)]
+    return ["distill", "--sweep", *SWEEP, "--processes", "2", *place, *sets, *more]
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_leaves_nobody_writing_and_is_finished_by_the_next_call(workspace, student, capsys):
+    long = [part.replace("optim.steps=3", "optim.steps=60") for part in command(workspace, student)]
+    long += ["--set", "checkpoint.every=5"]
+    process = subprocess.Popen([sys.executable, "-m", "madkit", *long], start_new_session=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        journals = list(workspace.runs.glob("mini-snli-ve/*/metrics.jsonl"))
+        if len(journals) >= 2 and all(path.read_bytes().count(b"\n") >= 6 for path in journals):
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert main([*long, "--json"]) == 0  # at once: what is left of the first is waited for
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["runs"]) == report["asked"] == 4
+    for run in report["runs"]:
+        folder = Path(run["run"])
+        steps = [row["step"] for row in read_jsonl(folder / "metrics.jsonl") if "loss" in row]
+        assert steps == list(range(1, 61))
+        assert json.loads((folder / "manifest.json").read_bytes())["status"] == "complete"
+    assert any(json.loads((Path(run["run"]) / "manifest.json").read_bytes())["resumed_from"] for run in report["runs"])
+    assert main([*long, "--json"]) == 0
+    assert all(run["skipped"] for run in json.loads(capsys.readouterr().out)["runs"])
+
+
+def test_the_command_prints_a_table_of_what_is_there_and_names_what_failed(workspace, student, capsys, monkeypatch):
+    def some(place, specs, *, on_done, processes, threads_each, gpus):
+        assert (processes, threads_each) == (2, 1)
+        for number, spec in enumerate(specs):
+            if spec.arm == "finetune":
+                on_done(RunReport(spec, Path("runs/mini-snli-ve/x"), number == 0, {"accuracy": 50.0 + number, "n": 8}))
+        raise RunError("2 of 4 runs failed: mad.")
+
+    monkeypatch.setattr(sweep, "run_many", some)
+    assert main(command(workspace, student)) == 1
+    captured = capsys.readouterr()
+    assert "4 runs, 2 at a time" in captured.err
+    assert "2 of 4 runs failed" in captured.err
+    assert ["mini-snli-ve", "10", "finetune", "accuracy", "51.00", "±", "1.41", "2"] in [
+        line.split() for line in captured.out.splitlines()
+    ]
+    assert "1 of 2 runs trained now." in captured.out
+    assert max(map(len, captured.out.splitlines())) <= 80
+    assert main([*command(workspace, student), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert [row["mean"] for row in report["rows"]] == [51.0]
+    assert report["problem"].startswith("2 of 4")
+
+
+@pytest.mark.parametrize(
+    ("extra", "text"),
+    [
+        (["--arm", "mad", "--arm", "finetune"], "--arm was given 2 times"),
+        (["--seeds", "0-3"], "--seeds is for a sweep"),
+        (["--sweep", "--seeds", "x"], "'x' does not name seeds"),
+    ],
+)
+def test_a_sweep_is_asked_for(workspace, student, capsys, extra, text):
+    base = ["distill", "--task", "snli-ve", "--student", str(student), "--workspace", str(workspace.root)]
+    assert main([*base, *extra]) in (1, 2)
+    assert text in capsys.readouterr().err
