@@ -70,13 +70,9 @@ def _row(first: Group, second: Group, suite: str, one: dict[int, Scores], other:
         return None
     shares = [100 * same_answers(a.answers, b.answers) for a, b in pairs]
     spread = mean_interval(shares)
-    run, alone = first.first, first is second
+    alone = first is second
     return Agreement(
-        task=run.task,
-        source=run.source,
-        revision=run.revision,
-        student=run.student,
-        shots=run.shots,
+        **first.condition(),
         suite=suite,
         metric=pairs[0][0].metric,
         first=first.label,

@@ -106,8 +106,8 @@ def build_calibrations(
     """
     made: list[Calibration] = []
     for group in groups:
-        spec, run = spec_of(group.first), group.first
-        if spec.kind == "vqa" and run.config.get("optim.vqa_loss") == "bce":
+        spec = spec_of(group.first)
+        if spec.kind == "vqa" and group.first.config.get("optim.vqa_loss") == "bce":
             continue
         for suite in suites_of(group, scores):
             cells = {one.seed: scores[one, suite] for one in group.runs if (one, suite) in scores}
@@ -133,13 +133,7 @@ def build_calibrations(
                 of_ece, of_brier = mean_interval(errors), mean_interval(briers)
                 made.append(
                     Calibration(
-                        task=run.task,
-                        source=run.source,
-                        revision=run.revision,
-                        student=run.student,
-                        arm=run.arm,
-                        label=group.label,
-                        shots=run.shots,
+                        **group.about(),
                         suite=suite,
                         metric=metric,
                         seeds=tuple(told),

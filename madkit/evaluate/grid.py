@@ -17,6 +17,7 @@ from madkit.tasks.spec import TASKS, TaskSpec
 
 if TYPE_CHECKING:
     from madkit.core.workspace import Workspace
+    from madkit.evaluate.experiment import AboutCondition, AboutExperiment
     from madkit.evaluate.protocol import Protocol
 
 RUN_SCHEMA = 1
@@ -99,6 +100,21 @@ class Group:
     def seeds(self) -> tuple[int, ...]:
         """Ascending."""
         return tuple(run.seed for run in self.runs)
+
+    def condition(self) -> AboutCondition:
+        """What the group shares with those that it can be compared with."""
+        run = self.first
+        return {
+            "task": run.task,
+            "source": run.source,
+            "revision": run.revision,
+            "student": run.student,
+            "shots": run.shots,
+        }
+
+    def about(self) -> AboutExperiment:
+        """What every row that tells something of the group begins with."""
+        return {**self.condition(), "arm": self.first.arm, "label": self.label}
 
 
 def find_runs(workspace: Workspace, protocol: Protocol) -> tuple[list[Run], list[Problem], int]:

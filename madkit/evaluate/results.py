@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from madkit.core.errors import DataError
+from madkit.evaluate.experiment import Condition, Experiment
 
 SCHEMA = "madkit.results/1"
 SIGNIFICANT = 0.05
@@ -54,25 +55,17 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Experiment):
     """One cell of a table: an experiment on a suite by a metric. Scores are percent, `difference` is in points.
 
-    `label` is the arm, with the settings that set it apart where the workspace holds several experiments of one arm.
     `mean`, `low`, `high` are over the seeds of `per_seed`. `n_pre_phases` counts the distinct pre-phase seeds behind
     the row: fewer than `n_seeds` means that runs share one, and the interval does not hold its spread. Of `n_labelled`
     training examples the teacher's cache had no values for `n_untaught` (of the seed with most of them). `vqa_rule` is
     the version of VQA's official accuracy ("current" or "pre2021"), None where the task has none.
     """
 
-    task: str
-    source: str
-    revision: str
     is_mini: bool
-    student: str
     teacher: str | None
-    arm: str
-    label: str
-    shots: str
     suite: str
     metric: str
     headline: bool
@@ -93,19 +86,12 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Breakdown:
+class Breakdown(Experiment):
     """One metric of an experiment on a suite, by kind of question (`Example.form`); told, not tested.
 
     `by` says what the kinds are. `mean` (over seeds, percent) and `n_examples` are by kind.
     """
 
-    task: str
-    source: str
-    revision: str
-    student: str
-    arm: str
-    label: str
-    shots: str
     suite: str
     metric: str
     by: str
@@ -116,7 +102,7 @@ class Breakdown:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Experiment):
     """How well the probabilities of an experiment's answers to a suite fit its scores (see calibration.py).
 
     `ece` is in points, `brier` as it is; both are means over seeds with Student's interval. `brier_of` says which
@@ -124,13 +110,6 @@ class Calibration:
     percent, `bins` the reliability diagram over all seeds (calibration.Bin, 0..1).
     """
 
-    task: str
-    source: str
-    revision: str
-    student: str
-    arm: str
-    label: str
-    shots: str
     suite: str
     metric: str
     seeds: tuple[int, ...]
@@ -151,7 +130,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Robustness:
+class Robustness(Experiment):
     """What an experiment loses under a shift, and whether that is more or less than its in-domain score lets expect.
 
     `gap` is the score on `suite` minus that on `in_domain`, in points, over seeds. `effective` is the effective
@@ -161,13 +140,6 @@ class Robustness:
     over common seeds, paired.
     """
 
-    task: str
-    source: str
-    revision: str
-    student: str
-    arm: str
-    label: str
-    shots: str
     suite: str
     in_domain: str
     metric: str
@@ -190,18 +162,13 @@ class Robustness:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Agreement(Condition):
     """How often two experiments give the same answer to a question, in percent, over common seeds.
 
     `first_better` and `second_better` are the shares of questions on which one scores more than the other. Where
     `first` and `second` are the same experiment, its seeds are compared with each other, and there is no interval.
     """
 
-    task: str
-    source: str
-    revision: str
-    student: str
-    shots: str
     suite: str
     metric: str
     first: str

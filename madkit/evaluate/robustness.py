@@ -134,7 +134,6 @@ def _row(
     theirs: Mapping[int, tuple[float, float]],
     line: Line | None,
 ) -> Robustness:
-    run = group.first
     gap = mean_interval([shifted - usual for usual, shifted in ours.values()])
     common = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     apart = mean_interval([(a[1] - a[0]) - (b[1] - b[0]) for a, b in common]) if common else None
@@ -142,13 +141,7 @@ def _row(
     effective = mean_interval(above) if above else None
     usual = float(np.mean([pair[0] for pair in ours.values()]))
     return Robustness(
-        task=run.task,
-        source=run.source,
-        revision=run.revision,
-        student=run.student,
-        arm=run.arm,
-        label=group.label,
-        shots=run.shots,
+        **group.about(),
         suite=suite,
         in_domain=in_domain,
         metric=metric,

@@ -78,16 +78,9 @@ def build_breakdowns(
                 kinds = next(iter(by_seed.values()), {})
                 if not kinds:
                     continue
-                run = group.first
                 found.append(
                     Breakdown(
-                        task=run.task,
-                        source=run.source,
-                        revision=run.revision,
-                        student=run.student,
-                        arm=run.arm,
-                        label=group.label,
-                        shots=run.shots,
+                        **group.about(),
                         suite=suite,
                         metric=metric,
                         by="question type",
@@ -113,15 +106,9 @@ def _row(group: Group, spec: TaskSpec, suite: str, metric: str, scores: Mapping[
     least_taught = max(group.runs, key=lambda member: member.untaught)
     phases = {member.pre_phase_seed for member in group.runs if member.pre_phase_seed is not None}
     return Row(
-        task=run.task,
-        source=run.source,
-        revision=run.revision,
+        **group.about(),
         is_mini=run.is_mini,
-        student=run.student,
         teacher=run.teacher,
-        arm=run.arm,
-        label=group.label,
-        shots=run.shots,
         suite=suite,
         metric=metric,
         headline=False,  # the caller knows what the suite has
