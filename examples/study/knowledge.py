@@ -6,10 +6,10 @@
 For the untrained student (and for the students of finished runs) every layer is asked two things, by probes that are
 fitted on unlabelled examples of the train split and scored on the development split, whose images they have not seen:
 
-- *content*: how much of the teacher's vector of a region, or of a text token, a ridge regression reads from the student's
-  state of the same region or token (R2: 1 is all of its variance, 0 none);
-- *relation*: how often a bilinear probe, trained to give the teacher's distribution over the regions of an image from the
-  states of the sentence's [SEP] and of the regions, names the region that the teacher finds closest to the sentence.
+- *content*: how much of the teacher's vector of a region, or of a text token, a ridge regression reads from the
+  student's state of the same region or token (R2: 1 is all of its variance, 0 none);
+- *relation*: how often a bilinear probe, trained to give the teacher's distribution over the regions of an image from
+  the states of the sentence's [SEP] and of the regions, names the region that the teacher finds closest.
 
 Rows are appended to docs/results/knowledge.jsonl; `run.py table` makes the table of docs/results.md from them.
 """
@@ -155,7 +155,9 @@ def explained(states: Tensor, targets: Tensor, new_states: Tensor, new_targets: 
     return float(1 - left.square().sum() / (new_targets - new_targets.mean(0)).double().square().sum())
 
 
-def agreement(known: Gathered, unknown: Gathered, layer: int, *, width: int = 64, epochs: int = 30) -> tuple[float, float]:
+def agreement(
+    known: Gathered, unknown: Gathered, layer: int, *, width: int = 64, epochs: int = 30
+) -> tuple[float, float]:
     """How often the probe's best region is the teacher's, and how often one drawn at random would be."""
     torch.manual_seed(0)
     size = known.query.shape[-1]

@@ -24,6 +24,7 @@ def fill_page(results: Path, page: Path) -> None:
     tables = {
         "tuning": tuning_table(read(results / "tuning.jsonl")),
         "variants": variant_table(read(results / "variants.jsonl")),
+        "knowledge": knowledge_table(read(results / "knowledge.jsonl")),
     }
     for shots in ("1pct", "5pct", "full"):
         here = [row for row in rows if row["shots"] == shots]
@@ -150,3 +151,32 @@ def variant_table(rows: Sequence[Row]) -> str:
             columns.append("" if gain is None or variant == "finetune" else f"{gain:+.1f}")
         lines.append(f"| {variant} | " + " | ".join(columns) + " |")
     return "\n".join(lines) + "\n"
+
+
+def knowledge_table(rows: Sequence[Row]) -> str:
+    """Students by layer: what their states hold of the teacher's vectors, and of its choice of a region."""
+    if not rows:
+        return "Not measured yet.\n"
+    layers = sorted({row["layer"] for row in rows})
+    measures = [("region_r2", "regions, R²"), ("text_r2", "text tokens, R²"), ("relation", "closest region, %")]
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        mine = [row for row in rows if row["task"] == task]
+        chance = mine[0]["relation_chance"]
+        lines += [
+            f"{task}; a region drawn at random is the closest one in {chance:.1f} %.",
+            "",
+            "| student | " + " | ".join(f"{name}, by layer {layers[0]} to {layers[-1]}" for _, name in measures) + " |",
+            "|---|" + "---|" * len(measures),
+        ]
+        for student in dict.fromkeys((row["student"], row["seed"]) for row in mine):
+            found = {row["layer"]: row for row in mine if (row["student"], row["seed"]) == student}
+            name = student[0] if student[1] is None else f"{student[0]}, seed {student[1]}"
+            cells = [" / ".join(_shown(key, found[layer][key]) for layer in layers) for key, _ in measures]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _shown(measure: str, value: float) -> str:
+    return f"{value:.1f}" if measure == "relation" else f"{value:.2f}"

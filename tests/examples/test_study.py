@@ -9,7 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from madkit.core.errors import DataError
 from madkit.distill.settings.arms import arm_names, load_arm
@@ -27,7 +29,7 @@ def module(name: str) -> ModuleType:
     return found
 
 
-run, tables = module("run"), module("tables")
+run, tables, knowledge = module("run"), module("tables"), module("knowledge")
 
 
 def grid() -> dict[str, Any]:
@@ -131,3 +133,53 @@ def test_tables_tell_what_is_shown_from_what_is_not(tmp_path):
     page.write_text("<!-- table: nothing -->\n<!-- end -->\n")
     with pytest.raises(DataError, match="nothing"):
         tables.fill_page(tmp_path, page)
+
+
+def test_probes_tell_what_is_there_from_what_is_not():
+    torch.manual_seed(0)
+    states, noise = torch.randn(600, 8), torch.randn(600, 5)
+    linear = states @ torch.randn(8, 5) + 3.0
+    found = knowledge.explained(states[:400], linear[:400] + noise[:400], states[400:], linear[400:] + noise[400:])
+    centred = np.c_[states.numpy(), np.ones(600)]
+    weights = np.linalg.lstsq(centred[:400], (linear + noise)[:400].numpy(), rcond=None)[0]
+    target = (linear + noise)[400:].numpy()
+    left = ((target - centred[400:] @ weights) ** 2).sum() / ((target - target.mean(0)) ** 2).sum()
+    assert found == pytest.approx(1 - left, abs=0.01)
+    assert 0.5 < found < 0.99
+    assert abs(knowledge.explained(states[:400], noise[:400], states[400:], noise[400:])) < 0.1
+
+
+@pytest.mark.parametrize("related", [True, False])
+def test_the_probe_of_relations_finds_them_only_where_they_are(related):
+    torch.manual_seed(0)
+    n, regions, width = 900, 4, 6
+    keys, query = torch.randn(1, n, regions, width), torch.randn(1, n, width)
+    turned = query[0] @ torch.linalg.qr(torch.randn(width, width))[0]
+    scores = (keys[0] @ turned.unsqueeze(-1)).squeeze(-1) if related else torch.randn(n, regions)
+    mask = torch.ones(n, regions, dtype=torch.bool)
+    nothing = torch.zeros(n, regions, 0)
+    affinity = (4 * scores).softmax(-1)
+    held = [
+        knowledge.Gathered(
+            keys[:, rows], mask[rows], nothing[rows], query[:, rows], keys[:, rows, 0], nothing[rows], affinity[rows]
+        )
+        for rows in (slice(0, 700), slice(700, n))
+    ]
+    named, chance = knowledge.agreement(*held, 0)
+    assert chance == 0.25
+    assert named > 0.85 if related else abs(named - 0.25) < 0.12
+
+
+def test_what_students_know_is_told_by_layer(tmp_path):
+    rows = [
+        {"task": "mini-vqa", "student": student, "seed": seed, "layer": layer, "region_r2": 0.456, "text_r2": 0.3,
+         "relation": 40.0 + layer, "relation_chance": 25.0}
+        for student, seed in (("untrained", None), ("mad", 0)) for layer in (0, 1)
+    ]  # fmt: skip
+    lines = tables.knowledge_table(rows).splitlines()
+    assert lines[0] == "mini-vqa; a region drawn at random is the closest one in 25.0 %."
+    assert lines[-2:] == [
+        "| untrained | 0.46 / 0.46 | 0.30 / 0.30 | 40.0 / 41.0 |",
+        "| mad, seed 0 | 0.46 / 0.46 | 0.30 / 0.30 | 40.0 / 41.0 |",
+    ]
+    assert tables.knowledge_table([]) == "Not measured yet.\n"
