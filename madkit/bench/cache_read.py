@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from madkit.bench.disk_reads import disk_seconds
 from madkit.bench.machine import busy, cached_bytes, forget_cached, machine_facts
 from madkit.cache import TokenCache
 from madkit.cache.layout import DEFAULT_SHARD_MB, image_layout, text_layout
@@ -81,8 +82,10 @@ def bench_cache_read(options: ReadBenchOptions | None = None) -> dict[str, Any]:
         ``machine``, ``options``, ``rows`` and ``warnings``. A row holds ``part``, ``state``, ``items_per_s`` of each
         side, the ratios ``of_np_take`` and ``of_zarr_python`` with their least and greatest over the turns
         (``..._range``), ``noise`` (by how much two runs of `np.take` differed, as a share), and for cold batches
-        ``read_mb``: what came into memory for a batch, by the system's account. Warm ones hold ``of_np_take_cpu``,
-        the ratio of processor times, which bears a busy machine better.
+        ``read_mb`` (what came into memory for a batch, by the system's account), ``disk_per_s`` (what random reads of
+        that size, straight from the disk in the same turns, give at most) and ``of_disk``; both None where the system
+        has no such reads. ``of_np_take_cpu`` and ``of_zarr_python_cpu`` are ratios of processor times, which bear a
+        busy machine better; np.take's is left out when cold, where it waits instead.
 
     Raises:
         RunError: not enough disk, or a side read other values than were written.
@@ -212,15 +215,29 @@ def _compare(
     _same(part, {name: make()(batches[0]) for name, make in sides.items()})
     sides = {**sides, AGAIN: sides[FLAT]}
     turns, cpu = _warm(sides, batches, options.repeats)
-    spent = round(median(theirs / ours for theirs, ours in zip(cpu[FLAT], cpu[MADKIT], strict=True)), 3)
-    rows = [{**_row(part, "warm", options, turns), "of_np_take_cpu": spent}]
+    spent = {"of_np_take_cpu": _ratio(cpu[FLAT], cpu[MADKIT]), "of_zarr_python_cpu": _ratio(cpu[ZARR], cpu[MADKIT])}
+    rows = [{**_row(part, "warm", options, turns), **spent}]
     cold = [
         draw.choice(items, options.batch, replace=False) for _ in range(max(1, options.repeats * options.cold_batches))
     ]
-    seconds, read = _cold(sides, cold, _data_files(folder))
-    if seconds:
-        rows.append({**_row(part, "cold", options, seconds), "read_mb": read})
+    flat_file = folder / f"{part}.bin"
+    found = _cold(sides, cold, _data_files(folder), flat_file, flat_file.stat().st_size // items)
+    if found is not None:
+        disk = [taken for taken in found.disk if taken is not None]
+        ours = found.seconds[MADKIT]
+        facts = {
+            "of_zarr_python_cpu": _ratio(found.cpu[ZARR], found.cpu[MADKIT]),
+            "read_mb": found.brought,
+            "disk_per_s": round(options.batch / median(disk), 1) if disk else None,
+            "of_disk": _ratio(disk, ours) if len(disk) == len(ours) else None,
+        }
+        rows.append({**_row(part, "cold", options, found.seconds), **facts})
     return rows
+
+
+def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    """Return the median of the turns' ratios: whatever else the machine does weighs on neighbours alike."""
+    return round(median(one / other for one, other in zip(theirs, ours, strict=True)), 3)
 
 
 def _warm(
@@ -245,27 +262,43 @@ def _warm(
     return seconds, cpu
 
 
+@dataclass(frozen=True, slots=True)
+class _Cold:
+    """Cold batches: seconds by the clock and of the processor by side, MB that one brought, and seconds of the disk."""
+
+    seconds: dict[str, list[float]]
+    cpu: dict[str, list[float]]
+    brought: dict[str, float]
+    disk: list[float | None]
+
+
 def _cold(
-    sides: dict[str, Callable[[], Read]], batches: Sequence[Rows], files: Sequence[Path]
-) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Return seconds of each batch and side, and MB that a batch brought into memory. Empty where pages stay."""
+    sides: dict[str, Callable[[], Read]], batches: Sequence[Rows], files: Sequence[Path], flat: Path, size: int
+) -> _Cold | None:
+    """Measure each batch and side, and random reads of ``size`` bytes from ``flat``. None where pages stay."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    cpu: dict[str, list[float]] = {name: [] for name in sides}
     brought: dict[str, list[float]] = {name: [] for name in sides}
-    size = sum(path.stat().st_size for path in files)
+    disk: list[float | None] = []
+    draw = np.random.default_rng(2)
+    total = sum(path.stat().st_size for path in files)
     for number, batch in enumerate(batches):
         for name in _order(sides, number):
             if not all(forget_cached(path) for path in files):
-                return {}, {}
+                return None
             stayed = cached_bytes(files)
-            if stayed is None or stayed > _STAYED * size + 2**20:
-                return {}, {}
+            if stayed is None or stayed > _STAYED * total + 2**20:
+                return None
             read = sides[name]()
-            started = time.perf_counter()
+            started, spent = time.perf_counter(), time.process_time()
             read(batch)
             seconds[name].append(time.perf_counter() - started)
+            cpu[name].append(time.process_time() - spent)
             del read  # its maps would keep pages in memory
             brought[name].append(((cached_bytes(files) or stayed) - stayed) / 1e6)
-    return seconds, {name: round(median(values), 1) for name, values in brought.items() if name != AGAIN}
+        disk.append(disk_seconds(flat, size, len(batch), draw))
+    shown = {name: round(median(values), 1) for name, values in brought.items() if name != AGAIN}
+    return _Cold(seconds, cpu, shown, disk)
 
 
 def _order(sides: dict[str, Callable[[], Read]], turn: int) -> list[str]:
@@ -283,7 +316,6 @@ def _row(part: str, state: str, options: ReadBenchOptions, seconds: dict[str, li
         },
     }
     for key, peer in (("of_np_take", FLAT), ("of_zarr_python", ZARR)):
-        # turn by turn, since whatever else the machine does weighs on neighbours alike
         ratios = [theirs / ours for theirs, ours in zip(seconds[peer], seconds[MADKIT], strict=True)]
         row |= {key: round(median(ratios), 3), f"{key}_range": [round(min(ratios), 3), round(max(ratios), 3)]}
     both = zip(seconds[FLAT], seconds[AGAIN], strict=True)

@@ -43,7 +43,7 @@ class Fetch(Protocol):
 class _OpenFile:
     """A file descriptor that closes when the last reader has let go of it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def announce_end(self, size: int) -> None:
@@ -221,7 +221,7 @@ class ShardedRows:
         size, want = os.fstat(file.fd).st_size, index_size(self.spec)
         if size < want:
             raise self._truncated(shard)
-        path = self.root / self.spec.file(shard)
+        path = f"{self.root}/{self.spec.file(shard)}"
         index = parse_index(self.spec, self._pread(shard, file, want, size - want), path, self.root)
         held = index[index[:, 0] != np.uint64(ABSENT)]
         chunk = self.spec.inner_rows * self.spec.row_bytes + CRC_BYTES
@@ -265,7 +265,7 @@ class ShardedRows:
             files = {shard: self._open_shard(shard) for shard in order[first : first + MAX_OPEN_FILES]}
             for file in files.values():
                 file.announce_end(index_size(self.spec))
-            for shard, file in files.items():
+            for shard, file in reversed(files.items()):  # once the last is there, the others mostly are: one wait
                 found[shard] = self._map(shard, file)
         return found
 
@@ -313,7 +313,7 @@ class ShardedRows:
             if self._fetch is not None:
                 self._fetch(name)
             try:
-                return _OpenFile(self.root / name)
+                return _OpenFile(f"{self.root}/{name}")
             except FileNotFoundError:
                 if self._fetch is None or last:  # else another process has just removed it to make room
                     raise CacheError(f"{self.root / name} is missing.", hint=verify_hint(self.root)) from None

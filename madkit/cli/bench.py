@@ -110,10 +110,15 @@ def _print_read(document: dict[str, Any]) -> None:
         low, high = row["of_np_take_range"]
         cpu = f", {row['of_np_take_cpu']:.2f}x by CPU time" if "of_np_take_cpu" in row else ""
         print(f"{row['part'].capitalize()}, {row['state']}: {low:.2f}x to {high:.2f}x of np.take over the turns{cpu}.")
-        print(f"  np.take against itself: {row['noise']:.0%}.")
+        spent = f"{row['of_zarr_python_cpu']:.0f}x of zarr-python by CPU time"
+        print(f"  np.take against itself: {row['noise']:.0%}; {spent}.")
         if "read_mb" in row:
             came = ", ".join(f"{name} {value:,.1f} MB" for name, value in row["read_mb"].items())
             print(f"  Read for a batch: {came}.")
+            if row["of_disk"] is not None:
+                enough = 20 * row["items_per_s"]["zarr-python"] / row["disk_per_s"]
+                print(f"  The disk alone gives {row['disk_per_s']:,.0f}/s, and madkit {row['of_disk']:.2f}x of that;")
+                print(f"  20 times zarr-python would be {enough:.2f}x of it.")
     for warning in document["warnings"]:
         print(f"Warning: {warning}")
 

@@ -33,6 +33,8 @@ def test_every_side_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
         assert row["noise"] >= 0
         assert ("read_mb" in row) == (row["state"] == "cold")
         assert ("of_np_take_cpu" in row) == (row["state"] == "warm")
+        assert row["of_zarr_python_cpu"] > 0
+        assert ("of_disk" in row) == (row["state"] == "cold")
     assert main(["bench", "read", *SMALL]) == 0
     text = capsys.readouterr().out
     assert "of np.take" in text
