@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from madkit.cache import TokenCache as TokenCache
     from madkit.distill.teacher.cached_teacher import CachedTeacher as CachedTeacher
     from madkit.distill.teacher.student_places import token_spans as token_spans
+    from madkit.evaluate.asking import predict as predict
     from madkit.mad.config import MADConfig as MADConfig
     from madkit.mad.criterion import MADCriterion as MADCriterion
     from madkit.students.load import load_student as load_student
@@ -28,6 +29,7 @@ __all__ = [
     "__version__",
     "load_student",
     "load_teacher",
+    "predict",
     "token_spans",
 ]
 
@@ -38,6 +40,7 @@ _HOMES = {
     "TokenCache": "madkit.cache",
     "load_student": "madkit.students.load",
     "load_teacher": "madkit.teachers.load",
+    "predict": "madkit.evaluate.asking",
     "token_spans": "madkit.distill.teacher.student_places",
 }
 

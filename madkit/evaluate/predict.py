@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,26 +11,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from madkit.core.console import progress
-from madkit.core.errors import DataError
+from madkit.core.errors import DataError, MadkitError, UsageProblem
+from madkit.core.registry import suggest
 from madkit.evaluate.metrics import prediction_row
 from madkit.students.inputs import EncodedExample, collate
 from madkit.students.load import load_student
 from madkit.students.seeing import reader_for
 
 if TYPE_CHECKING:
-    from madkit.regions import RegionReader, Regions
+    from madkit.regions import RegionReader
     from madkit.students.student import Student
     from madkit.tasks.example import Example
     from madkit.tasks.spec import TaskSpec
 
 TOKEN_BUDGET = 16384
 TOP_ANSWERS = 10
+PRECISIONS = ("auto", "fp32", "bf16")
 # Features kept in memory: detectors give up to 2048 values for each of 100 boxes, so an image can take 800 kB.
 _KEPT_BYTES = 512 * 2**20
 _BOXES = 100
 
+Batch = tuple[list[int], list[dict[str, Any]]]
 
-@torch.inference_mode()
+
 def predict(
     student_folder: Path | str,
     examples: Sequence[Example],
@@ -37,6 +41,7 @@ def predict(
     *,
     spec: TaskSpec,
     device: str = "auto",
+    precision: str = "auto",
     token_budget: int = TOKEN_BUDGET,
 ) -> list[dict[str, Any]]:
     """Answer every example with the student of a folder.
@@ -47,13 +52,16 @@ def predict(
         regions: the features of their images.
         spec: their task, as the data tells it.
         device: a torch device, or "auto" for the GPU where there is one.
+        precision: "fp32", "bf16" (autocast), or "auto": bf16 on a GPU that has it, fp32 elsewhere.
         token_budget: padded positions (text and regions, over all sequences) of one batch.
 
     Returns rows in the order of `examples` (see `metrics.prediction_row`). `prediction` is the index of the candidate
     or class, or the answer (VQA; `logits` then are those of the `top` answers, best first). Logits that are not finite
     are passed on as they are; it is for the caller to refuse them.
 
-    Raises DataError where features are missing or of another width, or the student answers another kind of task.
+    Raises:
+        DataError: features are missing or of another width, or the student answers another kind of task.
+        UsageProblem: no such device or precision.
     """
     student = load_student(student_folder)
     regions = reader_for(student, examples, regions)
@@ -63,63 +71,146 @@ def predict(
             hint=f"add them: madkit data regions add {spec.name} PATH",
         )
     if examples:
-        _check(student, spec, regions, student_folder)
-    where = _device(device)
-    student = student.to(where).eval()
-    encoded = [student.encode(example) for example in examples]
-    look_up = lru_cache(maxsize=max(256, _KEPT_BYTES // (4 * _BOXES * regions.dim)))(regions.get)
+        check_student(student, spec, regions, student_folder)
+    answering = Answering(student, regions, spec, device=device, precision=precision, token_budget=token_budget)
     rows: list[dict[str, Any]] = [{} for _ in examples]
     with progress("Answering", len(examples), "examples") as bar:
-        for batch in _batches(encoded, look_up, token_budget):
-            chosen = [encoded[index] for index in batch]
-            inputs = collate(chosen, [look_up(one.image_id) for one in chosen], pad_id=student.tokenizer.pad_id)
-            logits = student(inputs.to(where)).logits.float().cpu()
-            for index, values in zip(batch, logits, strict=True):
-                rows[index] = _row(student, spec, examples[index], values)
+        for batch, answers in answering.batches(examples):
+            for index, row in zip(batch, answers, strict=True):
+                rows[index] = row
             bar.advance(len(batch))
     return rows
 
 
-def _device(name: str) -> torch.device:
+class Answering:
+    """A student on its device, and the features that it has read lately.
+
+    Args:
+        student: with a head that fits `spec`.
+        regions: what it sees of the images.
+        spec: the task, whose order of classes the answers have.
+        device, precision, token_budget: as for `predict`.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        regions: RegionReader,
+        spec: TaskSpec,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        token_budget: int = TOKEN_BUDGET,
+    ) -> None:
+        self._device = device_of(device)
+        self._bf16 = in_bf16(precision, self._device)
+        self._student = student.to(self._device).eval()
+        self._spec = spec
+        self._budget = token_budget
+        self._look_up = lru_cache(maxsize=max(256, _KEPT_BYTES // (4 * _BOXES * regions.dim)))(regions.get)
+
+    @property
+    def precision(self) -> str:
+        """What it computes in: "fp32" or "bf16"."""
+        return "bf16" if self._bf16 else "fp32"
+
+    def batches(
+        self, examples: Sequence[Example], *, unseen: Callable[[int, MadkitError], None] | None = None
+    ) -> Iterator[Batch]:
+        """Answer examples in batches of like length: their indices, and a row of answers each.
+
+        `unseen` is told of an example whose image has no features that can be read, and it is left out; without it
+        the error is raised.
+        """
+        student = self._student
+        encoded = [student.encode(example) for example in examples]
+        for batch in self._groups(encoded, unseen):
+            chosen = [encoded[index] for index in batch]
+            inputs = collate(chosen, [self._look_up(one.image_id) for one in chosen], pad_id=student.tokenizer.pad_id)
+            with torch.inference_mode(), self._autocast():
+                logits = student(inputs.to(self._device)).logits.float().cpu()
+            rows = [
+                _row(student, self._spec, examples[index], values) for index, values in zip(batch, logits, strict=True)
+            ]
+            yield batch, rows
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device.type, dtype=torch.bfloat16) if self._bf16 else nullcontext()
+
+    def _groups(
+        self, encoded: Sequence[EncodedExample], unseen: Callable[[int, MadkitError], None] | None
+    ) -> Iterator[list[int]]:
+        """Indices of examples with equally many candidates, sorted by length, at most a budget of padded positions."""
+
+        def key(index: int) -> tuple[int, int, str]:
+            one = encoded[index]
+            return len(one.sequences), one.tokens, one.image_id  # about one image together: features are read once
+
+        batch: list[int] = []
+        widest = 0
+        for index in sorted(range(len(encoded)), key=key):
+            one = encoded[index]
+            try:
+                found = self._look_up(one.image_id)
+            except MadkitError as error:
+                if unseen is None:
+                    raise
+                unseen(index, error)
+                continue
+            width = max(widest, len(found.features))
+            padded = (len(batch) + 1) * len(one.sequences) * (one.tokens + width)  # sorted: `one` is the longest so far
+            if batch and (padded > self._budget or len(encoded[batch[0]].sequences) != len(one.sequences)):
+                yield batch
+                batch, width = [], len(found.features)
+            batch.append(index)
+            widest = width
+        if batch:
+            yield batch
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name. Raises UsageProblem for one that does not exist, or is not on this machine."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageProblem(f"There is no device named '{name}'.", hint="--device auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageProblem("This machine has no GPU that PyTorch can use.", hint="--device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageProblem(
+            f"This machine has {torch.cuda.device_count()} GPU(s), counted from 0.", hint="--device cuda"
+        )
+    return device
 
 
-def _check(student: Student, spec: TaskSpec, regions: RegionReader, folder: Path | str) -> None:
+def in_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to compute in bfloat16. Raises UsageProblem for an unknown precision, with the nearest."""
+    if precision not in PRECISIONS:
+        raise UsageProblem(
+            f"There is no precision '{precision}'.{suggest(precision, PRECISIONS)}",
+            hint=f"--precision {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}",
+        )
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return precision == "bf16"
+
+
+def check_student(student: Student, spec: TaskSpec, regions: RegionReader, name: Path | str) -> None:
+    """Raise DataError where a student answers another kind of task, other classes, or reads features of another width.
+
+    `name` is what the student is called in the message.
+    """
     kind = student.head_spec.kind
     if kind != spec.kind:
-        raise DataError(f"The student {folder} answers {kind} tasks, but {spec.name} is {spec.kind}.")
+        raise DataError(f"The student {name} answers {kind} tasks, but {spec.name} is {spec.kind}.")
     if kind == "classification" and set(student.head_spec.outputs) != set(spec.labels):
-        raise DataError(f"The student {folder} has other classes than {spec.name} ({', '.join(spec.labels)}).")
+        raise DataError(f"The student {name} has other classes than {spec.name} ({', '.join(spec.labels)}).")
     if student.region_dim != regions.dim:
         raise DataError(
-            f"The student {folder} reads region features of {student.region_dim} values; the data has {regions.dim}."
+            f"The student {name} reads region features of {student.region_dim} values; the data has {regions.dim}."
         )
-
-
-def _batches(encoded: Sequence[EncodedExample], look_up: Any, token_budget: int) -> Iterator[list[int]]:
-    """Indices of examples with equally many candidates, sorted by length, at most `token_budget` padded positions."""
-
-    def key(index: int) -> tuple[int, int, str]:
-        one = encoded[index]
-        return len(one.sequences), one.tokens, one.image_id  # examples about one image together: features are read once
-
-    order = sorted(range(len(encoded)), key=key)
-    batch: list[int] = []
-    widest = 0
-    for index in order:
-        one = encoded[index]
-        found: Regions = look_up(one.image_id)
-        width = max(widest, len(found.features))
-        padded = (len(batch) + 1) * len(one.sequences) * (one.tokens + width)  # sorted: `one` is the longest so far
-        if batch and (padded > token_budget or len(encoded[batch[0]].sequences) != len(one.sequences)):
-            yield batch
-            batch, width = [], len(found.features)
-        batch.append(index)
-        widest = width
-    if batch:
-        yield batch
 
 
 def _row(student: Student, spec: TaskSpec, example: Example, values: torch.Tensor) -> dict[str, Any]:

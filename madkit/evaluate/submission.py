@@ -167,7 +167,7 @@ def write_submission(
             f"{where}: {len(broken):,} of {len(rows):,} have NaN or infinite scores (first: {broken[0]}).",
             hint="look at the losses in the run's metrics.jsonl; a lower learning rate usually mends it",
         )
-    write = {"vcr-csv": _vcr_csv, "vqa-json": _vqa_json, "csv": _csv}.get(format_, _json_lines)
+    write = {"vcr-csv": _vcr_csv, "vqa-json": _vqa_json, "csv": csv_text}.get(format_, _json_lines)
     text = write(rows, spec, raw) if format_ != "snli-ve-jsonl" else _pair_lines(rows, spec, raw)
     write_text_atomic(path, text)
     return len({str(row["question_id"]) for row in rows})
@@ -253,7 +253,8 @@ def _pair_lines(rows: Sequence[Mapping[str, Any]], spec: TaskSpec, raw: bool) ->
     )
 
 
-def _csv(rows: Sequence[Mapping[str, Any]], spec: TaskSpec, raw: bool) -> str:
+def csv_text(rows: Sequence[Mapping[str, Any]], spec: TaskSpec, raw: bool) -> str:
+    """Lines of id, prediction and, but for VQA, a score for every class or choice."""
     width = 0 if spec.kind == "vqa" else max((len(row["logits"]) for row in rows), default=0)
     names = spec.labels if spec.kind == "classification" else tuple(map(str, range(width)))
     out = io.StringIO()

@@ -1,12 +1,13 @@
 """Students by name or folder: loading, fresh heads, saving. Weights are safetensors only.
 
 A student's folder holds `model.safetensors`, `config.json` (family, sizes, head, casing) and `vocab.txt` or, where
-the text checkpoint it began with has byte pairs, `tokenizer.json`.
+the text checkpoint it began with has byte pairs, `tokenizer.json`. `ORG/NAME` is such a folder on the Hugging Face hub.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from madkit.core.errors import DataError, NotFoundError, RunError
 from madkit.core.files import read_json, sha256_file, write_json_atomic
+from madkit.core.hub_files import hub_folder
 from madkit.core.registry import suggest
 from madkit.students.families import FAMILIES, size_names
 from madkit.students.heads import HeadSpec
@@ -25,6 +27,11 @@ from madkit.students.tokenizer import StudentTokenizer
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # Students that ship with madkit: name -> folder beside this file.
 SHIPPED = {"mini-uniter": "mini_uniter"}
+# What of a repository on the hub is downloaded, and nothing else: none of it can hold code.
+_WORDS = ("vocab.txt", "tokenizer.json")
+_SMALL = (CONFIG, *_WORDS, "manifest.json", "labels.json", "answers.json")
+# Two names with one slash, of the letters that the hub allows; no path that was mistyped begins with "." or "/".
+_ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def student_names() -> list[str]:
@@ -32,12 +39,31 @@ def student_names() -> list[str]:
     return sorted(SHIPPED)
 
 
+def on_the_hub(source: str | Path) -> bool:
+    """Whether a student's name can only be one on the hub: `ORG/NAME`, and nothing of that name is on this disk."""
+    return isinstance(source, str) and _ON_THE_HUB.fullmatch(source) is not None and not Path(source).exists()
+
+
 def student_folder(source: str | Path) -> Path:
-    """The folder of a student given by name or path. Raises NotFoundError with the nearest name."""
+    """The folder of a student given by name, path or `ORG/NAME`, which is taken from the hub's cache or downloaded.
+
+    A folder of that name on disk goes first. Raises NotFoundError with the nearest name, or with the reason why the
+    hub gave nothing.
+    """
     if isinstance(source, str) and source in SHIPPED:
         return Path(__file__).parent / SHIPPED[source]
     folder = Path(source)
     if not (folder / CONFIG).is_file():
+        if on_the_hub(source):
+            return hub_folder(
+                str(source),
+                None,
+                _SMALL,
+                ([WEIGHTS],),
+                complete=_is_whole,
+                wanted=f"There is no folder '{source}', and the files of a student of that name on the hub",
+                hint=f"on a machine with a network: hf download {source}, then copy the folder here",
+            )
         known = [*student_names(), *(name for name in size_names() if name not in SHIPPED), *FAMILIES.names()]
         raise NotFoundError(
             f"There is no student {str(source)!r}: neither a known name nor a folder with {CONFIG}."
@@ -47,14 +73,20 @@ def student_folder(source: str | Path) -> Path:
     return folder
 
 
+def _is_whole(folder: Path) -> bool:
+    words = any((folder / name).is_file() for name in _WORDS)
+    return words and (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
 def load_student(source: str | Path, *, head: HeadSpec | None = None, head_seed: int = 0) -> Student:
-    """Load a student by name ("mini-uniter") or from the folder of a trained one, in eval mode, on the CPU.
+    """Load a student by name ("mini-uniter"), from the folder of a trained one, or from the Hugging Face hub
+    ("ORG/NAME"), in eval mode, on the CPU.
 
     `head`: what a fresh head shall decide between; its weights depend on `head_seed` alone. Without it the folder must
     hold a trained head.
 
     Raises:
-        NotFoundError: no such name or folder.
+        NotFoundError: no such name or folder, or the hub is out of reach and its local cache has no copy.
         DataError: the files do not fit each other, or there is no head and none was asked for.
     """
     folder = student_folder(source)
