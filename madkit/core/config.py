@@ -16,6 +16,8 @@ import yaml
 from madkit.core.errors import ConfigError, NotFoundError
 from madkit.core.registry import suggest
 
+_PART = re.compile(r'"([^"]*)"|[^.]+')  # of a dotted key
+
 
 class StrictModel(pydantic.BaseModel):
     """Base of all configuration: unknown keys are refused, instances cannot be changed, defaults are checked too."""
@@ -39,7 +41,7 @@ def load_config(
     Args:
         cls: the schema.
         path: a YAML file with a mapping at its top, or None.
-        overrides: values by key; ``"mad.k_text"`` reaches into a section.
+        overrides: values by key; ``"mad.k_text"`` reaches into a section (`key_parts`).
         below: values that the file's replace, section by section.
         nulls: whether an override of None is a value like any other; else it means "not given".
 
@@ -57,7 +59,7 @@ def load_config(
     except pydantic.ValidationError as error:
         found = error.errors(include_url=False)
         problems = [_describe(cls, item) for item in found]
-        given = [tuple(key.split(".")) for key in overrides]
+        given = [key_parts(key) for key in overrides]
         in_file = path is not None and not all(_set_by(given, item["loc"]) for item in found)
         where = f" in {path}" if in_file else ""
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -118,8 +120,15 @@ def _set_by(given: Sequence[tuple[str, ...]], place: Sequence[int | str]) -> boo
     return bool(parts) and any(parts[: len(key)] == key[: len(parts)] for key in given)
 
 
+def key_parts(dotted: str) -> tuple[str, ...]:
+    """The names along a dotted key. A part with dots of its own stands in double quotes: ``teachers."a.b".weight``."""
+    if '"' not in dotted:
+        return tuple(dotted.split("."))
+    return tuple(found[1] if found[1] is not None else found[0] for found in _PART.finditer(dotted))
+
+
 def _put(values: dict[str, Any], dotted: str, value: object) -> None:
-    *sections, last = dotted.split(".")
+    *sections, last = key_parts(dotted)
     for section in sections:
         inner = values.get(section)
         if not isinstance(inner, dict):

@@ -35,6 +35,7 @@ LATER: dict[str, Any] = {
     "optim.momentum": 0.9,
     "mad.affinity_kind": "relative",
     "mad.affinity_threshold": None,
+    "pre_phase.soft_labels": None,
     "pre_phase.objective.affinity_kind": "relative",
     "pre_phase.objective.affinity_threshold": None,
 }

@@ -31,6 +31,7 @@ from madkit.distill.loop.weight_mean import weight_means
 from madkit.distill.objective.objective import is_fresh
 from madkit.distill.pool.joint_pool import Pool, encode_together, gather_pool
 from madkit.distill.pool.pre_phase import PrePhaseResult, pre_phase
+from madkit.distill.pool.soft_phase import with_soft_phase
 from madkit.distill.runs.compute import check_code, parameter_count, settle_threads
 from madkit.distill.runs.folder import RunBusy, RunFolder, RunIdentity
 from madkit.distill.runs.summary import summary_text
@@ -256,26 +257,22 @@ class _Run:
 
     def _student(self) -> Student:
         source: str | Path = self.student_source
-        config = self.config
+        config, soft = self.config, None
         if config.pre_phase is not None and self.teachers is not None:
-            first = self._load(source, config.pre_phase.dropout)
+            config, soft = with_soft_phase(config, self.labelled, self.head, self.teachers, self.train, self.seed)
+        if config.pre_phase is not None and self.teachers is not None:
+            first = self._load(source, config.pre_phase.dropout, head=self.head)
             self.pre_phase = pre_phase(
-                self.workspace,
-                self.data,
-                first,
-                self.teachers,
-                config,
-                self.accelerator,
-                threads=self.threads,
-                eyes=self.eyes,
-            )
+                self.workspace, self.data, first, self.teachers, config, self.accelerator,
+                threads=self.threads, eyes=self.eyes, soft=soft,
+            )  # fmt: skip
             if self.pre_phase.skipped:
                 info(f"The pre-phase {self.pre_phase.path.name} had been made.")
             source = self.pre_phase.student
-        return self._load(source, config.optim.dropout)
+        return self._load(source, config.optim.dropout, head=self.head if soft is None else None)
 
-    def _load(self, source: str | Path, dropout: float | None) -> Student:
-        student = load_student(source, head=self.head, head_seed=derive_seed(self.seed, "head"))
+    def _load(self, source: str | Path, dropout: float | None, *, head: HeadSpec | None = None) -> Student:
+        student = load_student(source, head=head, head_seed=derive_seed(self.seed, "head"))
         if dropout is not None:
             set_dropout(student, dropout)
         return student

@@ -151,7 +151,7 @@ def make_teaching(
             info(f"{untaught} of {len(examples)} examples learn from their labels alone: {teachers.lacks}.")
         criterion = criterion_of(teacher, mad, student, seed)
         if weighs_by_confidence(criterion):
-            sure = asked_side(teacher, examples, teachers, threads=threads, permute_seed=permute)
+            sure = asked_side(teacher, examples, teachers, threads=threads, permute_seed=permute, room=room)
             path = folder / CONFIDENCE
             confidence = teacher_confidence(
                 examples, sure, config.confidence, seed=derive_seed(seed, "probe"), path=path

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from madkit.core.errors import DataError
 from madkit.core.seeds import derive_seed, permutation
+from madkit.mad.rows import Rows, block_of, blocks, held_of, row_bytes
 from madkit.mad.weigh import gold_probability
 
 ProbeKind = Literal["linear", "mlp"]
 DEFAULT_L2 = (0.003, 0.03, 0.3, 3.0)
+_SOFT_COPIES = 6  # tables [n, K] beside the features while soft targets are fitted: shares, logits, gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ def cross_fit_probe(
         l2: penalty on the weights of standardised features; of several, each fit takes the one that does best on a
             part held out of its own examples, scaled to their number.
         iterations: of L-BFGS.
-        fit_limit: largest number of examples that one fit reads.
+        fit_limit: largest number of examples that one fit reads; fewer where they take more than `rows.HELD_BYTES`.
         seed: of folds, subsampling and the MLP's start.
 
     Returns:
@@ -198,8 +200,8 @@ class CrossFitProbe:
 
 
 def fit_cross_probe(
-    features: Tensor,
-    targets: Tensor,
+    features: Rows,
+    targets: Rows,
     *,
     groups: Sequence[Hashable] | Tensor | None = None,
     n_classes: int | None = None,
@@ -210,17 +212,29 @@ def fit_cross_probe(
     fit_limit: int = 20000,
     seed: int = 0,
 ) -> CrossFitProbe:
-    """Fit the heads of a cross-fitted probe. Arguments and errors are those of `cross_fit_probe`."""
-    features, targets = features.detach().float().cpu(), targets.detach().cpu()
+    """Fit the heads of a cross-fitted probe. Arguments and errors are those of `cross_fit_probe`.
+
+    Neither features nor soft targets need be tensors: rows are read as they are needed (`mad.rows`), and no fit reads
+    more of them than `rows.HELD_BYTES` hold.
+    """
+    if isinstance(features, Tensor):
+        features = features.detach().float().cpu()
+    if isinstance(targets, Tensor):
+        targets = targets.detach().cpu()
     groups = _names_of(groups, features.shape[0])
     fold = assign_folds(groups, folds, seed)
-    labelled = targets >= 0 if targets.dim() == 1 else targets.sum(-1) > 0
-    if features.dim() == 3:
+    soft = len(targets.shape) == 2
+    read = (targets[rows] for rows in blocks(targets))
+    known = torch.cat([one.sum(-1) if soft else one for one in read])  # labels, or sums of soft scores
+    labelled = known > 0 if soft else known >= 0
+    if len(features.shape) == 3:
         n_classes = features.shape[1]
-    elif targets.dim() == 2:
+    elif soft:
         n_classes = targets.shape[1]
     elif n_classes is None:
-        n_classes = int(targets.max()) + 1
+        n_classes = int(known.max()) + 1
+    each = row_bytes(features) + (4 * _SOFT_COPIES * targets.shape[1] if soft else 0)
+    fit_limit = min(fit_limit, held_of(each))
     penalties = (float(l2),) if isinstance(l2, (int, float)) else tuple(l2)
     chosen = []
     heads = []
@@ -280,7 +294,7 @@ def fit_probe(
     if standardise:
         flat = features.reshape(-1, width)
         mean = flat.mean(0)
-        scale = (flat - mean).square().mean(0).add(1e-8).rsqrt()
+        scale = _variance(flat, mean).add(1e-8).rsqrt()
     outputs = 1 if choice else n_classes
     weights, biases = _start(kind, width, outputs, hidden, seed)
 
@@ -313,6 +327,15 @@ def fit_probe(
     return logits
 
 
+def _variance(flat: Tensor, mean: Tensor) -> Tensor:
+    """Per column; of a large table piece by piece, for what lies between is as large as the table."""
+    block = block_of(flat.element_size() * flat.shape[1])
+    if len(flat) <= block:
+        return (flat - mean).square().mean(0)
+    pieces = flat.split(block)
+    return torch.stack([(piece - mean).square().sum(0) for piece in pieces]).sum(0) / len(flat)
+
+
 def _start(kind: ProbeKind, width: int, outputs: int, hidden: int, seed: int) -> tuple[list[Tensor], list[Tensor]]:
     if kind == "linear":
         weights, biases = [torch.zeros(width, outputs)], [torch.zeros(outputs)]
@@ -332,8 +355,8 @@ _PENALTY_LIMIT = 3000  # examples on which penalties are compared
 
 
 def _best_penalty(
-    features: Tensor,
-    targets: Tensor,
+    features: Rows,
+    targets: Rows,
     groups: Sequence[Hashable],
     fit: Tensor,
     penalties: tuple[float, ...],

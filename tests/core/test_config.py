@@ -8,7 +8,7 @@ from typing import Literal
 import pydantic
 import pytest
 
-from madkit.core.config import StrictModel, load_config
+from madkit.core.config import StrictModel, key_parts, load_config
 from madkit.core.errors import ConfigError, NotFoundError
 
 
@@ -64,6 +64,19 @@ def test_all_mistakes_are_reported_at_once_with_near_misses(tmp_path: Path) -> N
             "stesp: unknown key. Did you mean 'steps'?",
         ]
     )
+
+
+def test_a_part_of_a_key_may_hold_dots_in_quotes() -> None:
+    class Named(StrictModel):
+        names: dict[str, Loss] = {}
+
+    assert key_parts('names."timm:vit.lvd142m".weight') == ("names", "timm:vit.lvd142m", "weight")
+    assert key_parts('"a.b"') == ("a.b",)
+    assert key_parts("a..b") == ("a", "", "b")
+    config = load_config(Named, None, {'names."timm:vit.lvd142m".weight': 2, "names.plain.k_text": 5})
+    assert config.names == {"timm:vit.lvd142m": Loss(weight=2), "plain": Loss(k_text=5)}
+    with pytest.raises(ConfigError, match=r"names\.a\.b\.wieght: unknown key"):
+        load_config(Named, None, {'names."a.b".wieght': 2})
 
 
 def test_an_override_of_none_is_a_value_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -83,6 +83,33 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(workspace, benchm
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pool", ["mad", "soft labels", "attacked"])
+def test_a_joint_pool_is_the_same_on_two_processes(workspace, benchmark, student, tmp_path, pool):
+    settings = {
+        # accumulated: a share of four labelled and three pool examples does not fit 400 tokens
+        "mad": ["pool.weight=1", "pool.batch_size=20"],
+        "soft labels": ["pool.weight=0", "pool.batch_size=20", "pool.soft_labels.threshold=0.3"],
+        "attacked": ["pool.weight=1", "pool.batch_size=20", "adversarial.steps=2", "optim.micro_tokens=4000"],
+    }[pool]
+    more = [part for pair in ["optim.steps=6", *settings] for part in ("--set", pair)]
+    alone = fresh(workspace, benchmark, tmp_path / "alone")
+    run(launched(2, workspace, student, *more))
+    run(launched(1, alone, student, *more))
+    shared, whole = journal(workspace), journal(alone)
+    assert len(whole) == 6
+    assert [row["ids"] for row in shared] == [row["ids"] for row in whole]
+    assert [row["n"] for row in shared] == [6 + 5] * 6
+    assert [row["loss"] for row in shared] == pytest.approx([row["loss"] for row in whole], abs=1e-5)
+    names = {name for row in whole for name in row["terms"]}
+    assert any(name.startswith("pool_") for name in names)
+    for name in names:
+        one, other = ([row["terms"].get(name, 0.0) for row in rows] for rows in (shared, whole))
+        assert one == pytest.approx(other, abs=1e-5), name
+    (manifest,) = workspace.runs.glob("mini-vcr/*/manifest.json")
+    assert read_json(manifest)["processes"] == 2
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_process_stops_all_after_the_same_step(workspace, student):
     long = launched(2, workspace, student, "--set", "optim.steps=400")
     process = subprocess.Popen(long, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

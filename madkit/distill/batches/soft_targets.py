@@ -39,7 +39,12 @@ class SoftTargets:
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def __getitem__(self, rows: Tensor) -> Tensor:
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, K)."""
+        return len(self), self.answers
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
         """[B, K] float32 of some questions, by their numbers [B]."""
         chosen = rows.cpu().numpy()
         starts = self._starts[chosen]

@@ -2,18 +2,20 @@
 
 Its outcome is an ordinary student without a task head, in ``<workspace>/runs/<source>/pre-phase-<digest12>/``. The
 digest covers the student's weights, the cache, the data's revision and the settings with their seed, and nothing of the
-run that asked for it. Two runs that need the same one at the same time wait for each other.
+run that asked for it, unless soft labels are learnt (`soft_phase`). Two runs that need the same one at the same time
+wait for each other.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 
 from madkit.cache import TokenCache
@@ -33,6 +35,8 @@ from madkit.distill.loop.loop import Look, LoopSettings, StepLoss, run_loop
 from madkit.distill.loop.optimizer import OptimizerSettings
 from madkit.distill.objective.objective import Objective, is_fresh
 from madkit.distill.pool.pool import known_to, split_held_out, unlabelled_pairs
+from madkit.distill.pool.soft_labels import ProbeAnswers
+from madkit.distill.pool.soft_phase import SoftBatchMaker, SoftPhase, soft_objective, without_schedule
 from madkit.distill.runs.folder import MANIFEST
 from madkit.distill.settings.config import DistillConfig, PrePhaseConfig
 from madkit.distill.teacher.bank_room import Room
@@ -66,18 +70,20 @@ def pre_phase(
     *,
     threads: int,
     eyes: TokenCache | None = None,
+    soft: SoftPhase | None = None,
 ) -> PrePhaseResult:
     """Make the pre-phase's student, or find it made.
 
     Args:
         workspace: where it goes.
-        data: the task; only its train split is read, and no label of it.
+        data: the task; only its train split is read, and no label of it but those in `soft`.
         student: the pretrained student; changed in place.
         teachers: the teachers; of several those take part who can teach what the phase distils.
         config: resolved configuration with a `pre_phase`.
         accelerator: device, precision and processes.
         threads: readers.
         eyes: the cache that the student sees with, where it sees with a teacher's tokens.
+        soft: the run's labelled subset and head, where the phase has soft labels; its student then keeps the head.
 
     Raises:
         CacheError: a cache lacks images or texts of the train split.
@@ -86,7 +92,9 @@ def pre_phase(
     phase = config.pre_phase
     assert phase is not None
     assert phase.seed is not None
-    if not teachers.one:
+    if phase.objective is None:
+        teachers = teachers.only(())
+    elif not teachers.one:
         teachers = teachers.only(teachers.shares(phase.objective, own=False))
     identity = {
         "student": student.identity.weights,
@@ -98,6 +106,7 @@ def pre_phase(
         "precision": config.precision,
         "permute_teacher": config.permute_teacher,
         "config": without_later(phase.model_dump(mode="json"), "pre_phase."),
+        **({} if soft is None else {"soft_labels": soft.key(config)}),
     }
     path = workspace.runs / data.source / f"pre-phase-{digest_of(identity)[:12]}"
     main = accelerator.is_main_process
@@ -109,7 +118,7 @@ def pre_phase(
             return PrePhaseResult(path, path / "student", True, manifest)
         if main:
             write_json_atomic(path / MANIFEST, {"schema": 1, "kind": "pre-phase", "status": "running", **identity})
-        facts = _train(path, data, student, teachers, eyes, config, phase, accelerator, threads)
+        facts = _train(path, data, student, teachers, eyes, config, phase, accelerator, threads, soft)
         manifest = {
             "schema": 1,
             "kind": "pre-phase",
@@ -167,16 +176,22 @@ def _train(
     phase: PrePhaseConfig,
     accelerator: Accelerator,
     threads: int,
+    soft: SoftPhase | None,
 ) -> dict[str, Any]:
     seed = phase.seed
     assert seed is not None
     began = time.monotonic()
-    draws = phase.steps * phase.batch_size
-    pairs = unlabelled_pairs(data.examples("train"), draws=draws, limit=phase.pool, seed=seed)
-    left_out = 0
-    for teacher_cache in (member.cache for member in teachers):
-        pairs, unknown = known_to(teacher_cache, pairs)
-        left_out += unknown
+    answers: ProbeAnswers | None = None
+    if soft is not None:
+        pairs, answers, left_out = soft.answered(config, phase, data.examples("train"))
+        size = soft.per_step(phase)
+    else:
+        size = phase.batch_size
+        pairs = unlabelled_pairs(data.examples("train"), draws=phase.steps * size, limit=phase.pool, seed=seed)
+        left_out = 0
+        for teacher_cache in (member.cache for member in teachers):
+            pairs, unknown = known_to(teacher_cache, pairs)
+            left_out += unknown
     if left_out:
         info(f"{left_out:,} of {left_out + len(pairs):,} pairs are left out: the cache has no values for their items.")
     train, held = split_held_out(pairs, phase.held_out, seed)
@@ -184,25 +199,37 @@ def _train(
         regions = regions_seen(student.family.visual, data, eyes)
         pool = ExampleSet(train, student, regions, threads=threads, labelled=False, progress=shown)
         rest = ExampleSet(held, student, regions, threads=threads, labelled=False, progress=shown)
-    check_tags(phase.objective, pool)
     permute = derive_seed(seed, "permute") if config.permute_teacher else None
     room = Room(config.teacher_bank, accelerator.device)
-    teacher, held_teacher = (
-        side_of(examples, teachers, phase.objective, own=False, threads=threads, permute_seed=permute, room=room)
-        for examples in (pool, rest)
-    )
-    criterion = criterion_of(teacher, phase.objective, student, seed)
-    objective = Objective(student, criterion, supervised=False)
-    batches = BatchMaker(pool, phase.steps, teacher=teacher, one_text=True)
-    held_batches = BatchMaker(rest, 1, teacher=held_teacher, one_text=True)
+    teacher = held_teacher = criterion = None
+    if phase.objective is not None:
+        check_tags(phase.objective, pool)
+        teacher, held_teacher = (
+            side_of(examples, teachers, phase.objective, own=False, threads=threads, permute_seed=permute, room=room)
+            for examples in (pool, rest)
+        )
+        criterion = criterion_of(teacher, phase.objective, student, seed)
+    plain = BatchMaker(pool, phase.steps, teacher=teacher, one_text=True)
+    held_plain = BatchMaker(rest, 1, teacher=held_teacher, one_text=True)
+    objective: Objective
+    batches: BatchMaker | SoftBatchMaker
+    held_batches: BatchMaker | SoftBatchMaker
+    if answers is None or phase.soft_labels is None:
+        objective, batches, held_batches = Objective(student, criterion, supervised=False), plain, held_plain
+    else:
+        objective = soft_objective(student, criterion, config, phase)
+        row = {pair.id: place for place, pair in enumerate(pairs)}
+        batches, held_batches = (
+            SoftBatchMaker(maker, answers, torch.tensor([row[name] for name in maker.examples.ids]), phase.soft_labels)
+            for maker in (plain, held_plain)
+        )
     order = BucketOrder(rest.lengths.tolist(), rest.sequences.tolist(), phase.micro_tokens, len(rest), "held out")
 
     def look(step: int) -> Look:
         total, seen = 0.0, 0
         while seen < len(rest):
             indices = order.at(seen)
-            # without the schedule: looks are compared with each other
-            batch = replace(held_batches(np.sort(indices), 0), progress=None)
+            batch = without_schedule(held_batches(np.sort(indices), 0))
             out: StepLoss = objective(batch.to(accelerator.device))
             total += float(out.loss) * len(indices)
             seen += len(indices)
@@ -222,12 +249,13 @@ def _train(
         keep="best",
         patience=phase.patience,
         divergence=config.divergence,
+        fresh_rate=1.0 if soft is None else config.optim.head_rate or 1.0,
     )
     with progress("Pre-phase", phase.steps, "steps") as shown:
         result = run_loop(
             path,
             objective,
-            PlainOrder(len(pool), phase.batch_size, "pre-phase", seed),
+            PlainOrder(len(pool), size, "pre-phase", seed),
             batches,
             pool.ids,
             pool.lengths,
@@ -239,7 +267,7 @@ def _train(
             progress=shown,
         )
     if accelerator.is_main_process:
-        save_student(student.cpu(), path / "student", with_head=False)
+        save_student(student.cpu(), path / "student", with_head=soft is not None)
     accelerator.wait_for_everyone()
     best = next((row["dev"] for row in result.looks if row["step"] == result.kept_step), None)
     return {
@@ -253,4 +281,5 @@ def _train(
         "images": len(pool.image_ids),
         "seconds": round(time.monotonic() - began, 2),
         "device": str(accelerator.device),
+        **({} if answers is None else {"probe": answers.facts}),
     }

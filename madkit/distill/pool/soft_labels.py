@@ -21,6 +21,7 @@ from madkit.distill.pool.pool import with_answer
 from madkit.distill.settings.pool_config import SoftLabelConfig
 from madkit.distill.teacher.probe_reader import FeatureKind, ProbeReader
 from madkit.mad.probe import CrossFitProbe, fit_cross_probe
+from madkit.mad.rows import Rows, RowsRead, blocks, held_of, row_bytes
 from madkit.students.heads import ChoiceLoss, ClassLoss, HeadKind, VqaLoss, task_loss
 from madkit.tasks.example import Example
 
@@ -90,37 +91,30 @@ def fit_on_labelled(
             hint="see what is absent: madkit cache info",
         )
     kept = [labelled[row] for row in rows.tolist()]
-    targets = target[rows]
+    targets = _Chosen(target, rows) if isinstance(target, SoftTargets) else target[rows]
     groups = [example.image.id for example in kept]
     options = _features_of(config, reader.kinds)
-    read = {
-        kind: torch.cat([reader.features(kept[at : at + _CHUNK], kind) for at in range(0, len(kept), _CHUNK)])
-        for kind in dict.fromkeys(kind for option in options for kind in option)
-    }
-    best: tuple[float, FittedProbe, Tensor] | None = None
+    read = _tables(reader, kept, list(dict.fromkeys(kind for option in options for kind in option)))
+    best: tuple[float, FittedProbe, float] | None = None
     tried = {}
     for kinds in options:
-        features = torch.cat([read[kind] for kind in kinds], -1)
+        features = _side_by_side([read[kind] for kind in kinds])
         probe = fit_cross_probe(
             features, targets, groups=groups, n_classes=outputs, folds=config.folds, kind=config.probe, seed=seed
         )
-        out_of_fold = probe.probabilities(features, groups)
-        surprise = float(_log_loss(out_of_fold, targets))
+        surprise, accuracy = _out_of_fold(probe, features, targets, groups)
         tried["+".join(kinds)] = round(surprise, 4)
         if best is None or surprise < best[0]:
-            best = surprise, FittedProbe(probe, reader, kinds), out_of_fold
+            best = surprise, FittedProbe(probe, reader, kinds), accuracy
     assert best is not None
-    _, fitted, out_of_fold = best
-    right = out_of_fold.argmax(-1) == (targets if targets.dim() == 1 else targets.argmax(-1))
-    if targets.dim() == 2:  # without an answer of the list nothing is right
-        right = right[targets.sum(-1) > 0]
+    _, fitted, accuracy = best
     facts = {
         "fitted_on": len(kept),
         "folds": len(fitted.probe.heads),
         "l2": list(fitted.probe.l2),
         "features": "+".join(fitted.kinds),
         "log_loss_out_of_fold": tried,
-        "accuracy_out_of_fold": round(float(right.float().mean()), 4),
+        "accuracy_out_of_fold": round(accuracy, 4),
     }
     return fitted, facts
 
@@ -135,6 +129,53 @@ def _features_of(config: SoftLabelConfig, there: tuple[FeatureKind, ...]) -> lis
             hint="--set pool.soft_labels.features=global",
         )
     return [(config.features,)]
+
+
+class _Chosen:
+    """Some rows of soft scores, which stay as they are kept until they are read."""
+
+    def __init__(self, target: SoftTargets, rows: Tensor) -> None:
+        self._target, self._rows = target, rows
+        self.shape = (len(rows), target.answers)
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        return self._target[self._rows[rows]]
+
+
+def _tables(reader: ProbeReader, examples: Sequence[Example], kinds: Sequence[FeatureKind]) -> dict[FeatureKind, Rows]:
+    """The features of each kind: in memory where all of them together fit (`mad.rows`), else read when asked for."""
+
+    def reads(kind: FeatureKind) -> RowsRead:
+        return RowsRead(len(examples), lambda rows: reader.features([examples[row] for row in rows.tolist()], kind))
+
+    lazy: dict[FeatureKind, Rows] = {kind: reads(kind) for kind in kinds}
+    if len(examples) > held_of(row_bytes(*lazy.values())):
+        return lazy
+    starts = range(0, len(examples), _CHUNK)
+    return {kind: torch.cat([reader.features(examples[at : at + _CHUNK], kind) for at in starts]) for kind in kinds}
+
+
+def _side_by_side(tables: Sequence[Rows]) -> Rows:
+    held = [table for table in tables if isinstance(table, Tensor)]
+    if len(held) == len(tables):
+        return torch.cat(held, -1)
+    return RowsRead(tables[0].shape[0], lambda rows: torch.cat([table[rows] for table in tables], -1))
+
+
+def _out_of_fold(probe: CrossFitProbe, features: Rows, targets: Rows, groups: Sequence[str]) -> tuple[float, float]:
+    """Mean -log p of the examples of a fit, and the share of right best guesses, out of fold."""
+    surprises, rights, counts = [], [], []
+    for rows in blocks(features, targets):
+        probabilities = probe.probabilities(features[rows], [groups[row] for row in rows.tolist()])
+        gold = targets[rows]
+        right = probabilities.argmax(-1) == (gold if gold.dim() == 1 else gold.argmax(-1))
+        surprises.append(float(_log_loss(probabilities, gold)))
+        counts.append(len(rows))
+        rights.append(right if gold.dim() == 1 else right[gold.sum(-1) > 0])  # without an answer nothing is right
+    accuracy = float(torch.cat(rights).float().mean())
+    if len(counts) == 1:
+        return surprises[0], accuracy
+    return sum(one * count for one, count in zip(surprises, counts, strict=True)) / sum(counts), accuracy
 
 
 def _log_loss(probabilities: Tensor, targets: Tensor) -> Tensor:

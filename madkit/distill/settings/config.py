@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from madkit.core.config import StrictModel
 from madkit.distill.settings.arms import PERMUTED
-from madkit.distill.settings.pool_config import PoolConfig
+from madkit.distill.settings.pool_config import PoolConfig, SoftLabelConfig
 from madkit.distill.settings.teacher_settings import TeacherSettings, check_teachers
 from madkit.mad.config import MADConfig
 
@@ -130,7 +130,9 @@ class PrePhaseConfig(StrictModel):
     """Affinity distillation on the unlabelled pool, before any label is read.
 
     The pool is the whole train split, its labels unread. `seed` none takes the run's seed, so that paired runs
-    differ in one thing only; a number shares one pre-phase between runs of several seeds.
+    differ in one thing only; a number shares one pre-phase between runs of several seeds. With `soft_labels` the phase
+    belongs to a run's labelled examples, whose questions then stay out of the pool, and a batch counts whole examples
+    with all of their candidates.
     """
 
     steps: int = Field(1000, ge=1, description="optimiser steps at most")
@@ -142,9 +144,13 @@ class PrePhaseConfig(StrictModel):
     betas: tuple[float, float] = Field((0.9, 0.98), description="of adamw")
     clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
     dropout: float | None = Field(None, ge=0, lt=1, description="none: as the student's own config says")
-    objective: MADConfig = Field(
+    objective: MADConfig | None = Field(
         default_factory=lambda: MADConfig(weight=0.0, affinity_weight=1.0, weighting="uniform"),
-        description="what is distilled: the affinity of sentence and regions at the middle layer",
+        description="what is distilled: the affinity of sentence and regions at the middle layer; null beside "
+        "soft_labels: nothing",
+    )
+    soft_labels: SoftLabelConfig | None = Field(
+        None, description="a probe that was fitted on the run's labelled examples answers the pool"
     )
     pool: int = Field(0, ge=0, description="questions of the pool that are used; 0: all")
     held_out: float = Field(0.02, gt=0, lt=0.5, description="share of the pool's images on which to stop")
@@ -154,6 +160,10 @@ class PrePhaseConfig(StrictModel):
 
     @model_validator(mode="after")
     def _nobody_is_sure_yet(self) -> PrePhaseConfig:
+        if self.objective is None:
+            if self.soft_labels is None:
+                raise ValueError("objective is null and there are no soft_labels: nothing would be learnt")
+            return self
         if self.objective.weighting != "uniform" and self.objective.term_weights:
             raise ValueError(
                 f"objective.weighting is {self.objective.weighting}, but before any label is read nobody's confidence "

@@ -5,7 +5,7 @@ The sizes are worked out before anything is read. None of it changes a number, s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -19,33 +19,37 @@ SHARE_OF_DEVICE = 0.3  # the student, its optimiser and its activations come lat
 _WORTH_SAYING = 1e9
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Room:
-    """What may be held, and where.
+    """What may be held, and where: one room for all sides of all teachers of a phase, which fill it in turn.
 
     Attributes:
-        bank: ``memory`` or ``stream``; ``auto`` holds what takes at most a share of the memory that is free.
+        bank: ``memory`` or ``stream``; ``auto`` holds what together takes at most a share of the memory that is free.
         device: of the training.
-        limit: bytes that ``auto`` may hold of one side; None: that share.
+        limit: bytes that ``auto`` may hold; None: that share, of what is free when it is first asked.
+        held: bytes that are held so far.
     """
 
     bank: Held = "auto"
     device: torch.device | str = "cpu"
     limit: int | None = None
+    held: int = field(default=0, init=False)
 
     def streams(self, what: str, needed: int) -> bool:
         """Whether `needed` bytes of vectors of `what` (images, texts) are read batch by batch, not held."""
-        limit = int(SHARE_OF_MEMORY * free_memory()) if self.limit is None else self.limit
+        if self.limit is None:
+            self.limit = int(SHARE_OF_MEMORY * free_memory())
+        left = max(0, self.limit - self.held)
         size = f"The teacher's vectors of the {what} take {_size(needed)}"
-        if self.bank == "stream" or (self.bank == "auto" and needed > limit):
-            why = (
-                "as teacher_bank: stream asks" if self.bank == "stream" else f"more than the {_size(limit)} to be held"
-            )
+        room = f"{_size(left)} {'still ' if self.held else ''}to be held"
+        if self.bank == "stream" or (self.bank == "auto" and needed > left):
+            why = "as teacher_bank: stream asks" if self.bank == "stream" else f"more than the {room}"
             info(f"{size}, {why}: they are read batch by batch.")
             return True
         if needed >= _WORTH_SAYING:
-            why = "as teacher_bank: memory asks" if self.bank == "memory" else f"within the {_size(limit)} to be held"
+            why = "as teacher_bank: memory asks" if self.bank == "memory" else f"within the {room}"
             info(f"{size}, {why}: they are held in memory.")
+        self.held += needed
         return False
 
     def place(self, what: str, table: torch.Tensor) -> torch.Tensor:
@@ -58,9 +62,6 @@ class Room:
         where = "they are held on the GPU" if fits else "they stay in memory"
         info(f"The teacher's {what} take {_size(table.nbytes)} of {_size(free)} that are free on {device}: {where}.")
         return table.to(device) if fits else table
-
-
-AUTO = Room()
 
 
 def _size(count: int) -> str:

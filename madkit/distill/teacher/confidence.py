@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from madkit.core.errors import ConfigError
 from madkit.core.files import read_json, write_json_atomic
 from madkit.distill.batches.examples import ExampleSet
-from madkit.distill.batches.soft_targets import SoftTargets
 from madkit.distill.settings.config import ConfidenceConfig
 from madkit.distill.teacher.sides import AnySide, probe_features_of, zero_shot_of
-from madkit.mad.probe import cross_fit_probe
+from madkit.mad.probe import fit_cross_probe
+from madkit.mad.rows import blocks, table_of
+from madkit.mad.weigh import gold_probability
 
 FILE = "confidence.json"
+_BLOCK = 16_384  # examples whose vectors are compared at once for zero-shot confidence
 
 
 def teacher_confidence(
@@ -33,28 +34,47 @@ def teacher_confidence(
         if list(stored) == examples.ids:
             return torch.tensor([stored[name] for name in examples.ids], dtype=torch.float32)
     assert examples.target is not None
-    target = examples.target.dense() if isinstance(examples.target, SoftTargets) else examples.target
-    n, C = len(examples), examples.n_candidates
-    rows = examples.teacher_rows(np.arange(n))
+    target, C = examples.target, examples.n_candidates
+    facts: dict[str, object]
+
+    def read(rows: Tensor) -> Tensor:
+        return probe_features_of(teacher, examples.teacher_rows(rows.numpy()), C)
+
     if config.source == "zero-shot":
-        found = zero_shot_of(teacher, rows, target) if C > 1 else None
-        if found is None:
-            raise ConfigError(
-                "Zero-shot confidence needs a task with candidates and a teacher with one space for images and texts.",
-                hint="--set confidence.source=probe",
-            )
-        confidence = found
-        facts: dict[str, object] = {"source": "zero-shot"}
+        confidence = _zero_shot(examples, teacher)
+        facts = {"source": "zero-shot"}
     else:
-        features = probe_features_of(teacher, rows, C)
+        features = table_of(len(examples), read)
         groups = [example.image.id for example in examples.examples]
-        fit = cross_fit_probe(features, target, groups=groups, folds=config.folds, seed=seed)
-        confidence = fit.confidence
+        fit = fit_cross_probe(features, target, groups=groups, folds=config.folds, seed=seed)
+        found, right = [], []
+        for rows in blocks(features, target):
+            probabilities = fit.probabilities(features[rows], [groups[row] for row in rows.tolist()])
+            gold = target[rows]
+            found.append(gold_probability(probabilities.clamp_min(1e-30).log(), gold))
+            right.append(probabilities.argmax(-1) == gold if gold.dim() == 1 else probabilities.new_zeros(0))
+        confidence = torch.cat(found)
         facts = {"source": "probe", "folds": int(fit.fold.max()) + 1, "l2": list(fit.l2)}
-        if target.dim() == 1:
-            right = fit.probabilities.argmax(-1) == target
-            facts["accuracy"] = float(right.float().mean())
+        if len(target.shape) == 1:
+            facts["accuracy"] = float(torch.cat(right).float().mean())
     confidence = confidence.float()
     values = dict(zip(examples.ids, confidence.tolist(), strict=True))
     write_json_atomic(path, {"schema": 1, **facts, "mean": float(confidence.mean()), "confidence": values})
     return confidence
+
+
+def _zero_shot(examples: ExampleSet, teacher: AnySide) -> Tensor:
+    """Zero-shot confidence [n], a block of examples at a time."""
+    parts = []
+    for start in range(0, len(examples) if examples.n_candidates > 1 else 0, _BLOCK):
+        rows = torch.arange(start, min(start + _BLOCK, len(examples)))
+        assert isinstance(examples.target, Tensor)
+        found = zero_shot_of(teacher, examples.teacher_rows(rows.numpy()), examples.target[rows])
+        if found is not None:
+            parts.append(found)
+    if not parts:
+        raise ConfigError(
+            "Zero-shot confidence needs a task with candidates and a teacher with one space for images and texts.",
+            hint="--set confidence.source=probe",
+        )
+    return torch.cat(parts)

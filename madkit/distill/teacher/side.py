@@ -15,12 +15,14 @@ from madkit.distill.batches.examples import ExampleSet, TeacherRows
 from madkit.distill.batches.order import Indices
 from madkit.distill.teacher.absent_side import no_images, no_texts
 from madkit.distill.teacher.bank import ImageBank, TextBank, image_bank, image_bytes, text_bank, text_bytes
-from madkit.distill.teacher.bank_room import AUTO, Room
+from madkit.distill.teacher.bank_room import Room
 from madkit.distill.teacher.choices import Choices
 from madkit.mad.config import MADConfig
 from madkit.mad.criterion import separate_spaces
 from madkit.mad.targets import TeacherTargets
 from madkit.students.interface import StudentInputs
+
+_AT_ONCE = 16_384  # examples
 
 
 def needs_text_tokens(config: MADConfig) -> bool:
@@ -53,15 +55,17 @@ class TeacherSide:
         permute_seed: int | None = None,
         whole: bool = True,
         also: Sequence[MADConfig] = (),
-        room: Room = AUTO,
+        room: Room | None = None,
     ) -> None:
         """Read what `config` needs, and what those of `also` need, which are taught from the same vectors.
 
-        `whole` refuses a cache of images or texts alone; else its other side is empty. `room` says what is held where.
+        `whole` refuses a cache of images or texts alone; else its other side is empty. `room` says what is held where;
+        None: one of its own.
 
         Raises CacheError, which names missing images or texts and the command that extracts them, or ConfigError where
         `config` compares images with texts and the teacher's two encoders do not share a space.
         """
+        room = Room() if room is None else room
         self.examples = examples
         self.shared_space, self.logit_scale = cache.shared_space, cache.logit_scale
         configs = (config, *also)
@@ -104,10 +108,12 @@ class TeacherSide:
         """[n * C] bool: sequences whose image and at least one text the cache has; None where it has all."""
         if self._texts_there is None and self.images.present.all():
             return None
-        rows = self.examples.teacher_rows(np.arange(len(self.examples)))
-        said = ((rows.texts >= 0) & self.texts.present[rows.texts.clamp_min(0)]).any(1)
-        taught: Tensor = said & self.images.present[rows.images].repeat_interleave(self.examples.n_candidates)
-        return taught
+        parts = []
+        for start in range(0, len(self.examples), _AT_ONCE):
+            rows = self.examples.teacher_rows(np.arange(start, min(start + _AT_ONCE, len(self.examples))))
+            said = ((rows.texts >= 0) & self.texts.present[rows.texts.clamp_min(0)]).any(1)
+            parts.append(said & self.images.present[rows.images].repeat_interleave(self.examples.n_candidates))
+        return torch.cat(parts)
 
     @property
     def reads(self) -> bool:

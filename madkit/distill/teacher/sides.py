@@ -10,7 +10,7 @@ from torch import Tensor
 
 from madkit.distill.batches.examples import ExampleSet, TeacherRows
 from madkit.distill.batches.order import Indices
-from madkit.distill.teacher.bank_room import AUTO, Room
+from madkit.distill.teacher.bank_room import Room
 from madkit.distill.teacher.criterion import Criterion, make_criterion
 from madkit.distill.teacher.side import TeacherSide
 from madkit.distill.teacher.teachers import Teachers
@@ -34,7 +34,7 @@ class TeacherSides:
         threads: readers.
         permute_seed: control: every image is given the tokens of another one, the same one by all teachers where their
             caches have the same images.
-        room: what is held of each of them, and where.
+        room: what is held of them, and where; None: one of their own.
     """
 
     def __init__(
@@ -45,10 +45,11 @@ class TeacherSides:
         *,
         threads: int = 2,
         permute_seed: int | None = None,
-        room: Room = AUTO,
+        room: Room | None = None,
     ) -> None:
         self.examples = examples
         self.shares = dict(shares)
+        room = Room() if room is None else room
         self.members = {
             member.name: TeacherSide(
                 examples,
@@ -109,7 +110,7 @@ def side_of(
     also: Sequence[MADConfig] = (),
     threads: int = 2,
     permute_seed: int | None = None,
-    room: Room = AUTO,
+    room: Room | None = None,
 ) -> AnySide:
     """What the teachers of a run say of a set of examples, as far as `config` compares it.
 
@@ -121,7 +122,7 @@ def side_of(
         also: settings that one teacher's vectors must serve, too; several teachers need a side for each.
         threads: readers.
         permute_seed: control: every image is given the tokens of another one.
-        room: what is held, and where.
+        room: what is held, and where; None: one of its own.
 
     Raises:
         CacheError: images or texts are missing; the hint is the command that extracts them.
@@ -144,14 +145,14 @@ def criterion_of(side: AnySide, config: MADConfig, student: Student, seed: int) 
 
 
 def asked_side(
-    side: AnySide, examples: ExampleSet, teachers: Teachers, *, threads: int, permute_seed: int | None
+    side: AnySide, examples: ExampleSet, teachers: Teachers, *, threads: int, permute_seed: int | None, room: Room
 ) -> AnySide:
     """Whom confidence comes from: `side`, or another where some teacher is asked through another cache."""
     if teachers.asked is None:
         return side
     asked = Teachers(replace(member, cache=member.asked or member.cache, asked=None) for member in teachers)
     globals_only = MADConfig(tokens="global", weighting="uniform")
-    return side_of(examples, asked, globals_only, own=False, threads=threads, permute_seed=permute_seed)
+    return side_of(examples, asked, globals_only, own=False, threads=threads, permute_seed=permute_seed, room=room)
 
 
 def probe_features_of(side: AnySide, rows: TeacherRows, n_candidates: int) -> Tensor:

@@ -98,6 +98,23 @@ def test_the_room_decides_by_size_and_says_why(capsys):
     assert Room(device="cpu").place("regions", table) is table
 
 
+def test_all_sides_share_one_room(loaded, capsys):
+    room = Room(limit=100)
+    assert not room.streams("images", 60)
+    assert room.streams("texts", 41)
+    assert not room.streams("texts", 40)
+    assert room.streams("images", 1)
+    assert "take 0.0 MB, more than the 0.0 MB still to be held" in capsys.readouterr().err
+    examples, cache = loaded
+    config = MADConfig(weighting="uniform")
+    alone = Room("memory")
+    TeacherSide(examples, cache, config, room=alone)
+    shared = Room(limit=int(1.5 * alone.held))  # enough for one of two teachers
+    sides = [TeacherSide(examples, cache, config, room=shared) for _ in range(2)]
+    assert [side.reads for side in sides] == [False, True]
+    assert alone.held <= shared.held <= 1.5 * alone.held
+
+
 def test_where_vectors_are_held_is_no_part_of_a_run():
     from madkit.core.later_keys import OUTSIDE
 
