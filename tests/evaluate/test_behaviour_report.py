@@ -196,7 +196,7 @@ def test_quoted_text_is_escaped(results):
 
 
 def test_the_command_lays_them_beside(made_up, monkeypatch, capsys):
-    monkeypatch.setattr(predict_module, "predict", lambda *arguments, spec, device: made_up.scorer(*arguments, spec))
+    monkeypatch.setattr(predict_module, "predict", lambda *arguments, spec, **_: made_up.scorer(*arguments, spec))
     made_up.add_data("snli-ve", "mini-snli-ve")
     made_up.add_run("finetune", 0)
     where = ["--workspace", str(made_up.workspace.root), "--protocol", "smoke"]

@@ -13,17 +13,8 @@ from madkit.cache import TokenCache
 from madkit.cli.main import main
 from madkit.core.errors import CacheError, DataError
 from madkit.core.workspace import Workspace
-from madkit.extract.stage import extract
 from madkit.look.picture import draw_relevance
 from madkit.look.relevance import Relevance, relevance_of
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> tuple[Workspace, Path]:
-    """A workspace with a small part of the embedded VCR, extracted by a random teacher."""
-    workspace = Workspace.at(tmp_path_factory.mktemp("look"))
-    report = extract(workspace, f"local:{tiny_teacher}", ["vcr"], part="tiny")[0]
-    return workspace, report.path
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:

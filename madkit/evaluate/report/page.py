@@ -92,6 +92,7 @@ def render_page(results: Results, *, gallery: Sequence[GalleryItem] = (), title:
         "p_value": text.p_value,
         "marked": lambda item: marked(item.text, item.selected_spans),
         "picture": picture,
+        "groups": _groups,
     }
     palette = _palette(results, gallery)
     baseline = str(results.settings.get("baseline", "baseline"))
@@ -102,6 +103,8 @@ def render_page(results: Results, *, gallery: Sequence[GalleryItem] = (), title:
         style=Markup(style),
         boards=[_board(results, source, student, palette) for source, student in _sections(results)],
         gallery=gallery,
+        signs={"right": "✓", "wrong": "✗", "partly right": "≈"},
+        lot=any(item.group for item in gallery),
         chips={label: _chip(palette[label]) for label in palette},
         explanation=text.EXPLANATION.format(baseline=baseline),
         mini_note=text.mini_note(results),
@@ -113,6 +116,14 @@ def render_page(results: Results, *, gallery: Sequence[GalleryItem] = (), title:
         all_mini=bool(results.sources) and all(source.is_mini for source in results.sources),
         any_mini=any(source.is_mini for source in results.sources) or any(item.is_mini for item in gallery),
     )
+
+
+def _groups(gallery: Sequence[GalleryItem]) -> list[tuple[str, list[GalleryItem]]]:
+    """Scenes under their headings, in order; of several sources under one heading too."""
+    found: dict[str, list[GalleryItem]] = {}
+    for item in gallery:
+        found.setdefault(item.group, []).append(item)
+    return list(found.items())
 
 
 def _points(mean: float | None, low: float | None, high: float | None) -> str:
