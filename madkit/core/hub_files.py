@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from madkit.core.console import info
@@ -68,12 +69,12 @@ def hub_folder(
     """
     from huggingface_hub import constants, snapshot_download
 
-    try:
-        cached = Path(snapshot_download(repository, revision=revision, local_files_only=True))
-        if complete(cached):
-            return cached
-    except Exception:
-        pass
+    for patterns in weights:  # asked for by name: the client calls a copy incomplete that lacks any other file
+        wishes = [*files, *patterns]
+        with suppress(Exception):
+            cached = snapshot_download(repository, revision=revision, allow_patterns=wishes, local_files_only=True)
+            if complete(Path(cached)):
+                return Path(cached)
     reason = SWITCHED_OFF if constants.HF_HUB_OFFLINE else why_unreachable(constants.ENDPOINT)
     if reason is None:
         try:
