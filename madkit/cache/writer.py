@@ -8,7 +8,6 @@ line is done again. The manifest, with size and checksum of every file, is writt
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from madkit.cache.attributes import part_attributes
 from madkit.cache.journal import append_unit, journal_rows, journalled_units, merge_journals
+from madkit.cache.kept import forget_unit, kept_units
 from madkit.cache.layout import (
     ABSENT_ITEMS,
     IMAGE_IDS,
@@ -25,15 +25,15 @@ from madkit.cache.layout import (
     MANIFEST,
     PLAN,
     TEXTS,
-    ArraySpec,
     group_metadata,
     text_extents,
 )
-from madkit.cache.plan import PARTS, Part, StorePlan, compact_json, unit_of_file
+from madkit.cache.plan import PARTS, Part, StorePlan, compact_json, resumed_plan, unit_of_file
 from madkit.cache.remote_copy import RemoteCopy
-from madkit.cache.shards import file_crc32, pack_chunk, unpack_chunk
-from madkit.cache.statistics import merge_moments
+from madkit.cache.shards import file_crc32, pack_chunk
+from madkit.cache.totals import rounding_facts, store_statistics
 from madkit.cache.unit_files import pack_unit
+from madkit.core.console import info
 from madkit.core.environment import environment
 from madkit.core.errors import CacheError, DataError
 from madkit.core.files import FileLock, read_json, write_bytes_atomic, write_json_atomic
@@ -90,7 +90,7 @@ class StoreWriter:
                 if self.process == 0:
                     self._prepare()
                 else:
-                    self._resume(read_json(self.folder / PLAN))
+                    self.plan = resumed_plan(self.plan, read_json(self.folder / PLAN), self.folder)
                     self._read_journal()
             except BaseException:
                 if self._remote is not None:
@@ -156,7 +156,7 @@ class StoreWriter:
             leftover.unlink()
         path = self.folder / PLAN
         if path.is_file():
-            self._resume(read_json(path))
+            self.plan = resumed_plan(self.plan, read_json(path), self.folder)
         else:
             write_json_atomic(path, self.plan.document())
         self._write_fixed()
@@ -170,6 +170,18 @@ class StoreWriter:
         manifest = self.folder / MANIFEST
         if manifest.is_file() and not self._whole(manifest):
             manifest.unlink()  # statistics or a group are gone, which belong to no unit: they come with the manifest
+        self._write_kept()
+
+    def _write_kept(self) -> None:
+        """Write the units that a process which was killed had finished, and not written yet."""
+        written = 0
+        for kept in kept_units(self.folder):
+            if kept.unit in self.missing(kept.part):
+                self.write_unit(kept.part, kept.unit, kept.arrays, kept.absent)
+                written += 1
+            forget_unit(self.folder, kept.part, kept.unit)
+        if written:
+            info(f"{self.folder.name}: shards that a killed process had finished, written now: {written}.")
 
     def _whole(self, manifest: Path) -> bool:
         """Whether the files of a complete store that belong to no unit are there."""
@@ -180,28 +192,6 @@ class StoreWriter:
             )
         except (DataError, KeyError, TypeError, ValueError):
             return False
-
-    def _resume(self, old: Mapping[str, Any]) -> None:
-        """Go on with the shard sizes and the facts of the plan in the folder."""
-        new = self.plan.document()
-        try:
-            same = all(old[name] == new[name] for name in ("schema", "key", "items"))
-            images, text = self.plan.images, self.plan.text
-            if "images" in self.plan.parts:
-                views = bool(old["images"].get("views", False))  # older plans have none
-                images = replace(images, unit=int(old["images"]["unit"]), views=views)
-            if "texts" in self.plan.parts:
-                unit, capacity, rows = (int(old["texts"][name]) for name in ("unit", "capacity", "rows"))
-                text = replace(text, unit=unit, capacity=capacity, rows=rows)
-            sizes = replace(self.plan, facts=old["facts"], images=images, text=text)
-        except (KeyError, TypeError, ValueError):
-            same = False
-        if not same:
-            raise CacheError(
-                f"The cache {self.folder} was begun with other images or texts under the same key.",
-                hint=f"remove it and extract again: madkit cache prune --store {self.folder.name} --yes",
-            )
-        self.plan = sizes
 
     def _write_fixed(self) -> None:
         """Write what depends on the plan alone: metadata, ids, texts, extents."""
@@ -318,28 +308,6 @@ class StoreWriter:
         if self._remote is not None:
             self._remote.unit_done(line)
 
-    def rounding(self) -> dict[str, dict[str, Any]]:
-        """Return, for each part in int8, its tokens and the mean and worst cosine that rounding left them."""
-        found: dict[str, dict[str, Any]] = {}
-        for part in PARTS:
-            specs = self.plan.arrays(part)
-            if "scales" not in specs:
-                continue
-            facts = [self._chunk(specs["unit_cosines"], unit) for unit in range(self.plan.units(part))]
-            channels = [self._chunk(specs["channel_scales"], unit) for unit in range(self.plan.units(part))]
-            n = sum(fact[0] for fact in facts)
-            found[part] = {
-                "tokens": int(n),
-                "mean_cosine": float(sum(fact[0] * fact[1] for fact in facts) / n) if n else 1.0,
-                "worst_cosine": float(min((fact[2] for fact in facts), default=1.0)),
-                "outlier_channels": int(np.any(np.stack(channels) > 1, axis=0).sum()) if channels else 0,
-            }
-        return found
-
-    def _chunk(self, spec: ArraySpec, unit: int) -> npt.NDArray[np.float64]:
-        name = spec.file(unit)
-        return np.asarray(unpack_chunk(spec, (self.folder / name).read_bytes(), name, self.folder)[0], np.float64)
-
     def finish(
         self, *, seconds: float, keep: Mapping[str, Any] | None = None, choices: Sequence[Mapping[str, str]] = ()
     ) -> dict[str, Any]:
@@ -372,7 +340,7 @@ class StoreWriter:
         }
         if choices:
             manifest["choices"] = [dict(choice) for choice in choices]
-        rounding = self.rounding()
+        rounding = rounding_facts(self.plan, self.folder)
         if rounding:
             manifest["rounding"] = rounding
         if keep is not None:
@@ -399,22 +367,10 @@ class StoreWriter:
 
     def _write_statistics(self, part: Part) -> npt.NDArray[np.float32]:
         """Write a part's ``statistics`` array from those of its units, and return it: [4, D]."""
-        specs = self.plan.arrays(part)
-        units = range(self.plan.units(part))
-        target = specs["statistics"]
-        statistics = np.zeros((4, *target.item), dtype=np.float32)
-        if units:
-            source = specs["unit_statistics"]
-            values = [self._chunk(source, unit) for unit in units]
-            gone = [len(self._absent.get((part, unit), {})) for unit in units]
-            each = self.plan.images.tokens if part == "images" else 0  # an absent text has no tokens anyway
-            counts = [self.plan.token_count(part, unit) - each * less for unit, less in zip(units, gone, strict=True)]
-            tokens = merge_moments(counts, [value[:2] for value in values])
-            counts = [len(self.plan.items(part, unit)) - less for unit, less in zip(units, gone, strict=True)]
-            globals_ = merge_moments(counts, [value[2:] for value in values])
-            statistics = np.concatenate([tokens, globals_]).astype(np.float32)
-        self._put(target.file(0), pack_chunk(target, statistics))
-        return statistics
+        target = self.plan.arrays(part)["statistics"]
+        found = store_statistics(self.plan, part, self.folder, lambda unit: len(self._absent.get((part, unit), {})))
+        self._put(target.file(0), pack_chunk(target, found))
+        return found
 
 
 def _entry(data: bytes) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def extract(
         plans = [row.as_row() for row in plan(place, teacher, task or (), **how)]
         emit({"stores": plans}, json_, lambda: _print_plan(plans))
         return
-    from madkit.extract.stage import SomeMissing
+    from madkit.extract.reports import SomeMissing
     from madkit.extract.stage import extract as run
 
     try:

@@ -51,7 +51,8 @@ def encode_missing(
     engine = make_engine(teacher, writer.plan, options, parallel, [part for part in PARTS if writer.pending(part)])
     if say is not None:
         say(engine.choices)
-    job = _Job(writer, items, engine, signals)
+    # On a GPU a shard takes a fraction of a second, which keeping it would double.
+    job = _Job(writer, items, engine, signals, keep=torch.device(teacher.device).type == "cpu")
     if engine.images is not None:
         try:
             job.images(engine.images)
@@ -69,6 +70,7 @@ class _Job:
     items: Items
     engine: Engine
     signals: StopSignals | None
+    keep: bool
 
     def images(self, encoder: ImageEncoder) -> None:
         """Decode, encode and store the images of all missing units. One that cannot be read is marked as absent."""
@@ -100,7 +102,7 @@ class _Job:
                 yield from slices(unit, len(plan.items("images", unit)), encoder.batch, images)
 
         total = sum(len(plan.items("images", unit)) for unit in units)
-        with self._bar("images", total) as bar, closing(decoded), WriterThread(self.writer) as thread:
+        with self._bar("images", total) as bar, closing(decoded), self._thread() as thread:
             encoded = encode_images(encoder, batches(), bar.advance, self.engine.parallel)
             for unit, arrays in encoded:
                 rows = plan.items("images", unit)
@@ -120,11 +122,14 @@ class _Job:
             return unit, encoder.teacher.tokenize(texts[rows.start : rows.stop])
 
         ahead = ordered_map(tokenize, self._until_stopped(units), threads=1, window=2)
-        with self._bar("texts", total) as bar, closing(ahead), WriterThread(self.writer) as thread:
+        with self._bar("texts", total) as bar, closing(ahead), self._thread() as thread:
             for future in ahead:
                 unit, tokenized = future.result()
                 thread.put("texts", unit, encode_texts(encoder, tokenized, bar.advance))
         self._raise_if_stopped()
+
+    def _thread(self) -> WriterThread:
+        return WriterThread(self.writer, keep=self.keep)
 
     def _bar(self, part: Part, total: int) -> Progress:
         return progress(f"Extracting {part} of {self.writer.plan.identity['source']}", total, part)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from madkit.cache.kept import KeptUnit, forget_unit, keep_unit
 from madkit.cache.plan import Part
 from madkit.cache.writer import StoreWriter
 from madkit.core.errors import CacheError
@@ -165,11 +166,17 @@ class WriterThread:
 
     Leaving the context waits until everything has been written, also after an error of the encoder; an error of the
     writer is raised by the next :meth:`put` or on leaving.
+
+    Args:
+        writer: of the store.
+        depth: units that may wait.
+        keep: whether units are kept from a kill until they are in the journal (:mod:`madkit.cache.kept`).
     """
 
-    def __init__(self, writer: StoreWriter, *, depth: int = 2) -> None:
+    def __init__(self, writer: StoreWriter, *, depth: int = 2, keep: bool = False) -> None:
         self._writer = writer
-        self._queue: queue.Queue[tuple[Part, int, Arrays, Mapping[int, str]] | None] = queue.Queue(maxsize=depth)
+        self._keep = keep
+        self._queue: queue.Queue[KeptUnit | None] = queue.Queue(maxsize=depth)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="madkit-write", daemon=True)
 
@@ -180,7 +187,10 @@ class WriterThread:
     def put(self, part: Part, unit: int, arrays: Arrays, absent: Mapping[int, str] | None = None) -> None:
         """Queue a unit (see :meth:`StoreWriter.write_unit`); waits while the queue is full."""
         self._check()
-        self._queue.put((part, unit, arrays, absent or {}))
+        job = KeptUnit(part, unit, arrays, absent or {})
+        if self._keep:
+            keep_unit(self._writer.folder, job)
+        self._queue.put(job)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -198,6 +208,8 @@ class WriterThread:
         while (job := self._queue.get()) is not None:
             if self._error is None:
                 try:
-                    self._writer.write_unit(*job)
+                    self._writer.write_unit(job.part, job.unit, job.arrays, job.absent)
+                    if self._keep:
+                        forget_unit(self._writer.folder, job.part, job.unit)
                 except BaseException as error:
                     self._error = error

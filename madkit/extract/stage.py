@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,53 +32,11 @@ from madkit.extract.options import ExtractOptions
 from madkit.extract.pipeline import one_thread_per_operation
 from madkit.extract.planning import make_plan, store_identity
 from madkit.extract.processes import Processes
+from madkit.extract.reports import SomeMissing, StoreReport
 from madkit.tasks.data import TaskData, datasets_to_extract, open_task
 from madkit.teachers.adapter import named_teacher
 from madkit.teachers.interface import Teacher
 from madkit.teachers.known import parse_teacher_name
-
-
-@dataclass(frozen=True, slots=True)
-class StoreReport:
-    """What became of one store.
-
-    Attributes:
-        path: its folder; of a store at a URL its mirror.
-        items: images and texts in it.
-        bytes: bytes of its files.
-        computed: items encoded now.
-        skipped: items that were there already.
-        task: name of the task.
-        dataset: what `--task` calls the data, which may be one of several of that task.
-        images: images in it.
-        texts: texts in it.
-        windowed: texts longer than the teacher's limit, read in overlapping windows.
-        seconds: how long it took now.
-        absent: images that could not be read and texts without tokens; the store has no values for them.
-        url: where it lies, where that is no folder.
-        choices: what this extraction chose by itself, and why; nothing where nothing was to do.
-    """
-
-    path: Path
-    items: int
-    bytes: int
-    computed: int
-    skipped: int
-    task: str = ""
-    dataset: str = ""
-    images: int = 0
-    texts: int = 0
-    windowed: int = 0
-    seconds: float = 0.0
-    absent: int = 0
-    url: str | None = None
-    choices: tuple[Choice, ...] = ()
-
-    def as_row(self) -> dict[str, Any]:
-        """Return plain values for JSON; ``path`` is the URL of a store that has one."""
-        row = asdict(self)
-        url = row.pop("url")
-        return {**row, "path": url or str(self.path)}
 
 
 def extract(
@@ -194,21 +152,6 @@ def extract(
         if missing is not None:
             raise SomeMissing(missing, reports, unfinished) from missing
         return reports
-
-
-class SomeMissing(ItemsMissing):
-    """What the last task's `ItemsMissing` says, with what has become of every task.
-
-    Attributes:
-        reports: of the stores that were completed.
-        unfinished: a row for each of the others: `task`, `dataset`, and the facts of its `ItemsMissing`.
-    """
-
-    def __init__(self, error: ItemsMissing, reports: list[StoreReport], unfinished: list[dict[str, Any]]) -> None:
-        super().__init__(error.message, hint=error.hint)
-        self.facts = error.facts
-        self.reports = reports
-        self.unfinished = unfinished
 
 
 def _open(workspace: Workspace, name: str, part: str, signals: StopSignals) -> TaskData:

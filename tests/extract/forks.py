@@ -3,7 +3,7 @@
 Started by the fixture ``forks``. A request is a JSON line: ``argv`` of madkit, ``processes`` (as a launcher would start
 them), and ``kill``: the ``signal`` for process ``rank`` once it has begun ``units`` units or ``seconds`` are over,
 whichever is first. The answer has, for each process, its exit code (negative: killed), how many units it began to
-write, and what it printed.
+write, how many it encoded to their end, and what it printed.
 """
 
 from __future__ import annotations
@@ -31,10 +31,14 @@ import madkit.extract.stage  # noqa: E402
 import madkit.teachers.clip_pair  # noqa: E402, F401
 from madkit.cache.writer import StoreWriter  # noqa: E402
 from madkit.cli.main import main  # noqa: E402
+from madkit.extract.pipeline import WriterThread  # noqa: E402
 
 
 def start(argv: list[str], environment: dict[str, str], printed: Any) -> tuple[int, int]:
-    """Fork a process that runs madkit; return its id and a pipe that gets a byte for each unit it begins to write."""
+    """Fork a process that runs madkit; return its id and a pipe that gets ``u`` for each unit it begins to write.
+
+    And ``e`` for each that it has encoded to its end and handed over.
+    """
     read, write = os.pipe()
     child = os.fork()
     if child:
@@ -52,7 +56,14 @@ def start(argv: list[str], environment: dict[str, str], printed: Any) -> tuple[i
         os.write(write, b"u")
         real(self, *unit)
 
+    handed = WriterThread.put
+
+    def encoded(self: WriterThread, *unit: Any) -> None:
+        handed(self, *unit)
+        os.write(write, b"e")
+
     StoreWriter.write_unit = announced
+    WriterThread.put = encoded
     code = 1
     try:
         code = main(argv)
@@ -72,7 +83,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     for rank in range(count):
         environment = {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}
         started.append(start(request["argv"], environment, printed[rank]))
-    begun = [0] * count
+    begun, encoded = [0] * count, [0] * count
     if kill is not None:
         child, pipe = started[kill["rank"]]
         end = time.monotonic() + kill["seconds"]
@@ -81,13 +92,15 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
                 data = os.read(pipe, 1)
                 if not data:
                     break
-                begun[kill["rank"]] += 1
+                begun[kill["rank"]] += data == b"u"
+                encoded[kill["rank"]] += data == b"e"
         time.sleep(kill.get("then", 0))
         os.kill(child, kill["signal"])
     codes = []
     for rank, (child, pipe) in enumerate(started):
         while data := os.read(pipe, 100):
-            begun[rank] += len(data)
+            begun[rank] += data.count(b"u")
+            encoded[rank] += data.count(b"e")
         os.close(pipe)
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     texts = []
@@ -95,7 +108,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         file.seek(0)
         texts.append(file.read().decode())
         file.close()
-    return {"codes": codes, "begun": begun, "printed": texts}
+    return {"codes": codes, "begun": begun, "encoded": encoded, "printed": texts}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from madkit.extract.engine import choose_compile, even_batch
 from madkit.extract.frozen import load_frozen, not_finite, with_decoder
 from madkit.extract.image_encoding import ImageEncoder, modules_of, repeated_blocks
 from madkit.extract.options import ExtractOptions
-from madkit.extract.stage import StoreReport, extract
+from madkit.extract.reports import StoreReport
+from madkit.extract.stage import extract
 from madkit.extract.text_encoding import TextEncoder, length_batches
 from madkit.teachers.interface import Teacher
 from madkit.teachers.load import load_teacher

@@ -53,6 +53,7 @@ def test_sigkills_at_random_moments_cost_a_shard_each_and_no_byte(
     (expected,) = (whole / "cache").iterdir()
     chance = random.Random(4)
     before, hit, shards = journalled(workspace), {"images": 0, "texts": 0}, sum(journalled(whole).values())
+    encoded = 0
     for number in range(KILLS):
         # half of them while some unit is written, half at any moment: starting, planning, encoding; over the whole way
         goal = round(shards * (number + chance.random()) / (KILLS + 1))
@@ -66,15 +67,18 @@ def test_sigkills_at_random_moments_cost_a_shard_each_and_no_byte(
         after = journalled(workspace)
         new = sum(after.values()) - sum(before.values())
         assert new >= answer["begun"][0] - 1  # the shard being written is all that a kill can cost
+        encoded += answer["encoded"][0]
         hit["images" if after["texts"] == 0 else "texts"] += 1
         before = after
     assert min(hit.values()) >= 4, hit  # in either part
     answer = forks(*command(workspace, tiny_teacher, one_item_each))
     assert answer["codes"] == [0], answer["printed"][0]
     assert "going on with" in answer["printed"][0]
+    assert encoded + answer["encoded"][0] <= shards  # none was encoded to its end twice, written or not when killed
     (store,) = (workspace / "cache").iterdir()
     assert verify_cache(store).ok
     assert payload(store) == payload(expected)
+    assert not list(store.glob(".kept-*"))
     lines = [(row["part"], row["unit"]) for row in journal_rows(store)]
     assert len(lines) == len(set(lines))  # nothing that had a line was done again
 

@@ -21,7 +21,8 @@ from madkit.cli.main import main
 from madkit.core.errors import CacheError, NotFoundError
 from madkit.core.workspace import Workspace
 from madkit.extract.repair import repair
-from madkit.extract.stage import StoreReport, extract
+from madkit.extract.reports import StoreReport
+from madkit.extract.stage import extract
 from madkit.tasks.data import open_task
 
 
