@@ -99,6 +99,7 @@ def check(
     kept = {key.name: key.value for key in set_}
 
     def human() -> None:
-        print(f"{one.path} is a valid {one.kind}; {len(kept)} keys differ from their defaults.")
+        differs = "1 key differs from its default" if len(kept) == 1 else f"{len(kept)} keys differ from their defaults"
+        print(f"{one.path} is a valid {one.kind}; {differs}.")
 
     emit({"path": str(one.path), "kind": one.kind, "valid": True, "differs": kept}, json_, human)

@@ -240,7 +240,10 @@ def _chosen(data: TaskData, split: str, number: int, seed: int, ids: list[str] |
     if missing:
         first = sorted(missing)[0]
         near = suggest(first, [example.question_id for example in examples[:5000]])
-        raise NotFoundError(f"{data.name} has no example {first!r} in {split}.{near}")
+        raise NotFoundError(
+            f"{data.name} has no example {first!r} in {split}.{near}",
+            hint=f"see some: madkit data show {data.name} --split {split}, or look in another split",
+        )
     return found
 
 

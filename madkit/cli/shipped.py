@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from madkit.core.errors import NotFoundError, RunError, UsageProblem
+from madkit.core.errors import RunError, UsageProblem
 from madkit.core.files import write_text_atomic
 from madkit.core.registry import suggest
 
@@ -70,7 +70,9 @@ def find(name: str) -> Shipped:
     path = Path(name).expanduser()
     if path.suffix in SUFFIXES:
         if not path.is_file():
-            raise NotFoundError(f"There is no configuration file {path}.")
+            from madkit.core.config import missing_file
+
+            raise missing_file(path)
         return Shipped(path.stem, kind_of(path), path)
     known = shipped()
     for one in known:

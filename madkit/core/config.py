@@ -95,16 +95,28 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def missing_file(path: Path) -> NotFoundError:
+    """What is said of a configuration file that is not there, with the nearest of its neighbours."""
+    folder = path.parent
+    beside = [other.name for other in folder.iterdir() if other.suffix == path.suffix] if folder.is_dir() else []
+    return NotFoundError(
+        f"There is no configuration file {path}.{suggest(path.name, beside)}",
+        hint="give one that exists, or copy a shipped one: madkit config init NAME (see: madkit config list)",
+    )
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping of a YAML file; empty for an empty file. Raises NotFoundError or ConfigError as `load_config`."""
     try:
         values = yaml.load(path.read_bytes(), Loader=_UniqueKeyLoader)  # a SafeLoader: builds plain values only
     except FileNotFoundError:
-        raise NotFoundError(f"There is no configuration file {path}.") from None
+        raise missing_file(path) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f", line {mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"{path}{place}: {error.problem or 'not valid YAML'}.") from None
+    except yaml.reader.ReaderError as error:  # its text has lines of its own
+        raise ConfigError(f"{path} is not valid YAML ({error.reason} at position {error.position}).") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML ({error}).") from None
     if values is None:

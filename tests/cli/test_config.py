@@ -60,7 +60,9 @@ def test_show_prints_the_file_with_its_comments(capsys: pytest.CaptureFixture[st
     code, _, err = call(capsys, "show", "mad-no-selectio")
     assert code == 2
     assert "Did you mean 'mad-no-selection'?" in err
-    assert call(capsys, "show", "nowhere.yaml")[0] == 1
+    code, _, err = call(capsys, "show", "nowhere.yaml")
+    assert code == 1
+    assert "Try: " in err
 
 
 def test_show_resolved_tells_every_key(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,6 +115,9 @@ def test_check(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = document(capsys, "check", arm)
     assert found["kind"] == "arm"
     assert found["differs"] == {"arm": "mine", "mad.k_text": 9, "optim.learning_rate": 1e-4}
+    assert "valid arm; 3 keys differ from their defaults." in call(capsys, "check", arm)[1]
+    arm.write_text("arm: mine\n")
+    assert "valid arm; 1 key differs from its default." in call(capsys, "check", arm)[1]
     arm.write_text("mad: {k_txt: 9, gamma: -1}\noptm: {}\n")
     code, _, err = call(capsys, "check", arm)
     assert code == 1

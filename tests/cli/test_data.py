@@ -98,6 +98,7 @@ def test_examples_by_id(imported: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert [lines[0]["text"].split(",")[0] for lines in both] == ["dev-3/answer", "dev-3/rationale"]
     code, _, err = madkit(capsys, "data", "show", "vcr", *place, "--split", "test", "--id", "dev-999")
     assert (code, "no example 'dev-999' in test" in err) == (1, True)
+    assert "Try: see some: madkit data show" in err
     code, _, err = madkit(capsys, "data", "show", "vcr", *place, "--split", "tset")
     assert (code, "Did you mean 'test'" in err) == (1, True)
 

@@ -136,8 +136,19 @@ def test_broken_yaml_is_one_error_with_its_place(tmp_path: Path, text: str, mess
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"no configuration file .*absent\.yaml"):
-        load_config(Training, tmp_path / "absent.yaml", {})
+    write(tmp_path / "present.yaml", "steps: 3\n")
+    with pytest.raises(NotFoundError, match=r"no configuration file .*absent\.yaml\.$") as caught:
+        load_config(Training, tmp_path / "folder" / "absent.yaml", {})
+    assert "madkit config list" in (caught.value.hint or "")
+    with pytest.raises(NotFoundError, match=r"Did you mean 'present\.yaml'\?$"):
+        load_config(Training, tmp_path / "presnt.yaml", {})
+
+
+def test_a_file_that_is_no_text_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(b"steps: \xba\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml is not valid YAML \(invalid start byte at position 7\)\.$"):
+        load_config(Training, path, {})
 
 
 def test_a_merge_key_may_stand_beside_what_it_merges(tmp_path: Path) -> None:

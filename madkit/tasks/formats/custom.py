@@ -146,7 +146,8 @@ class LineReader:
                 place.fail(f"the key '{key}' belongs to {' and '.join(others)} tasks, and this one is {self.kind}")
             place.fail(
                 f"there is no key '{key}'{near_to(key, self._keys)}",
-                hint=f"rename it to {FREE[1]}{key} if madkit is not to read it; docs/custom.md describes every key",
+                hint=f"keys of {self.kind} tasks are {', '.join(keys_of(self.kind))}; "
+                f"rename it to {FREE[1]}{key} if madkit is not to read it; docs/custom.md describes every key",
             )
 
     def _identity(self, row: Row, place: LinePlace) -> str:

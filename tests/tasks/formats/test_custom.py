@@ -150,6 +150,13 @@ def test_wrong_lines(kind: str, change: dict[str, Any], problem: str) -> None:
     assert caught.value.hint
 
 
+def test_an_unknown_key_is_answered_with_the_keys_there_are() -> None:
+    with pytest.raises(DataError, match="there is no key 'answer'") as caught:
+        read("multiple-choice", {"answer": 0})
+    assert "choices, label" in (caught.value.hint or "")
+    assert "x_answer" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize(
     ("label", "problem"), [("ys", r"none of the classes \(no, yes\). Did you mean 'yes'\?"), (2, "0 to 1")]
 )
