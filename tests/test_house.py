@@ -27,8 +27,9 @@ BELOW: dict[str, set[str]] = {
     "adapt": {"core", "tasks", "teachers"},
     "extract": {"core", "cache", "tasks", "teachers"},
     "distill": {"core", "cache", "mad", "regions", "students", "tasks"},
-    # a cache only for students that see with a teacher's eyes (clip-vil): they pay it at inference
-    "evaluate": {"core", "cache", "regions", "students", "tasks"},
+    # a cache only for students that see with a teacher's eyes (clip-vil), which pay it at inference, and to ask what
+    # a teacher would answer: by the method's own probe, hence mad
+    "evaluate": {"core", "cache", "mad", "regions", "students", "tasks"},
 }
 BELOW["look"] = {"core", "cache", "mad", "tasks"}
 BELOW["share"] = {"core", "evaluate", "students", "tasks", "teachers"}  # of teachers what is known by name alone

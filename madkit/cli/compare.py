@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from madkit.cli.evaluate import Rule, VqaRuleOption
+from madkit.cli.evaluate import Precision, PrecisionOption, Rule, VqaRuleOption
 from madkit.cli.options import CacheOption, JsonOption, WorkspaceOption
 from madkit.cli.output import emit, print_table
 
@@ -32,6 +32,7 @@ def compare(
         int, typer.Option("--limit", metavar="N", min=0, help="Differing examples to show of each suite; 0: all.")
     ] = 5,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: PrecisionOption = Precision.auto,
     vqa_rule: VqaRuleOption = Rule.current,
     cache: CacheOption = None,
     workspace: WorkspaceOption = None,
@@ -53,6 +54,7 @@ def compare(
         suites=suite or (),
         limit=limit,
         device=device,
+        precision=precision.value,
         vqa_rule=vqa_rule.value,
     )
     emit(found.document(), json_, lambda: _print(found))

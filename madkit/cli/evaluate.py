@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from madkit.cli.options import CacheOption, JsonOption, WorkspaceOption
-from madkit.cli.output import emit
+from madkit.cli.output import emit, print_table
 
 if TYPE_CHECKING:
     from madkit.core.workspace import Workspace
@@ -23,6 +23,8 @@ madkit evaluate --protocol low-shot --json
 madkit evaluate --protocol my-protocol.yaml --train-missing
 madkit evaluate --vqa-rule pre2021
 madkit evaluate --beside published
+madkit evaluate --precision fp32
+accelerate launch --multi_gpu --num_processes 2 -m madkit evaluate --protocol full
 """
 
 
@@ -31,6 +33,14 @@ class Rule(StrEnum):
 
     current = "current"
     pre2021 = "pre2021"
+
+
+class Precision(StrEnum):
+    """What students compute in."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
 
 
 class Beside(StrEnum):
@@ -42,6 +52,10 @@ class Beside(StrEnum):
 VqaRuleOption = Annotated[
     Rule, typer.Option("--vqa-rule", help="Version of the official VQA accuracy: since March 2021, or before.")
 ]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option("--precision", help="fp32, bf16, or auto: bf16 on a GPU that has it; answers that are there count."),
+]
 
 
 def evaluate(
@@ -50,6 +64,7 @@ def evaluate(
         typer.Option("--protocol", metavar="NAME", help="smoke, full, low-shot, domain-shift, or a YAML file."),
     ] = "full",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: PrecisionOption = Precision.auto,
     vqa_rule: VqaRuleOption = Rule.current,
     train_missing: Annotated[
         bool, typer.Option("--train-missing", help="First train the cells of the protocol that have no run.")
@@ -61,6 +76,10 @@ def evaluate(
         Beside | None,
         typer.Option("--beside", help="Lay quoted published results of the same benchmarks beside one's own."),
     ] = None,
+    agreement: Annotated[
+        bool,
+        typer.Option("--agreement", help="Ask the teachers, from their caches, how often students answer as they do."),
+    ] = False,
     cache: CacheOption = None,
     workspace: WorkspaceOption = None,
     json_: JsonOption = False,
@@ -73,26 +92,45 @@ def evaluate(
     With `--train-missing` the runs that the protocol asks for and the workspace lacks are trained first, with the
     settings of the other runs of their arm.
 
+    With `--agreement` the teachers of the runs are asked the same questions, from the vectors in their caches, and the
+    table tells how often students answer as they do. A run without a teacher is laid beside those of the other arms.
+
+    Under `accelerate launch` or `torchrun` the processes share what has to be answered, and the first one makes the
+    table.
+
     With `--vqa-rule pre2021` the answers that are there are scored by the older rule, without running a student, and
     the report goes into a folder of its own.
     """
     from dataclasses import replace
 
+    from madkit.cli.report import scenes
     from madkit.core.console import warn
+    from madkit.core.errors import UsageProblem
     from madkit.core.workspace import Workspace
-    from madkit.evaluate.differing import differing_scenes
     from madkit.evaluate.published import beside_published
     from madkit.evaluate.report import write_report
+    from madkit.evaluate.sharing import Ranks, answer_together
     from madkit.evaluate.stage import evaluate as run
 
     place = Workspace.at(workspace, cache=cache)
-    untrained = train(place, protocol, processes=processes) if train_missing else []
-    results = run(place, protocol, device=device, vqa_rule=vqa_rule.value)
+    how: dict[str, Any] = {"device": device, "precision": precision.value, "vqa_rule": vqa_rule.value}
+    failed: dict[str, Problem] = {}
+    with Ranks() as ranks:
+        if ranks.count > 1 and train_missing:
+            raise UsageProblem(
+                "--train-missing starts its own processes.", hint="start it without torchrun or accelerate launch"
+            )
+        untrained = train(place, protocol, processes=processes) if train_missing else []
+        if ranks.count > 1:
+            failed = answer_together(ranks, place, protocol, **how)
+            if not ranks.first:
+                return
+    results = run(place, protocol, **how, agreement=agreement, failed=failed)
     results = replace(results, problems=(*(problem.as_dict() for problem in untrained), *results.problems))
     if beside is Beside.published:
         results = beside_published(results)
     folder = results.protocol if vqa_rule is Rule.current else f"{results.protocol}-{vqa_rule.value}"
-    page = write_report(place.reports / folder, results, gallery=differing_scenes(place, results))
+    page = write_report(place.reports / folder, results, gallery=scenes(place, results))
     emit({**results.document(), "report": str(page)}, json_, lambda: _print(results, page))
     for problem in results.problems:
         hint = f" Try: {problem['hint']}" if problem["hint"] else ""
@@ -151,7 +189,40 @@ def _print(results: Results, page: Path) -> None:
     from madkit.evaluate.report.terminal import next_step
 
     print_results(results)
+    _print_teachers(results)
     step = next_step(results)
     if step:
         print(f"Next: {step}")
     print(page)
+
+
+def _print_teachers(results: Results) -> None:
+    """Agreement with the teachers on the in-domain suite by the headline metric; the rest is in the JSON."""
+    headlines = {(row.source, row.revision, row.suite): row.metric for row in results.rows if row.headline}
+    for source in results.sources:
+        here = (source.name, source.revision, *source.suites[:1])
+        rows = [
+            one
+            for one in results.teacher_agreements
+            if (one.source, one.revision, one.suite) == here and one.metric == headlines.get((*here,))
+        ]
+        for student, shots, teacher in dict.fromkeys((one.student, one.shots, one.teacher) for one in rows):
+            print(f"Same answer as the teacher {teacher}, % ({source.name}, {here[2]}, {student}, {shots})")
+            print_table(
+                ("arm", "asked by", "same", "95 %", "it is right", "it is wrong", "its score"),
+                [
+                    (
+                        one.label,
+                        one.method,
+                        f"{one.mean:.1f}",
+                        "" if one.low is None or one.high is None else f"[{one.low:.1f}, {one.high:.1f}]",
+                        "" if one.when_right is None else f"{one.when_right:.1f}",
+                        "" if one.when_wrong is None else f"{one.when_wrong:.1f}",
+                        f"{one.teacher_score:.1f}",
+                    )
+                    for one in rows
+                    if (one.student, one.shots, one.teacher) == (student, shots, teacher)
+                ],
+                right={2, 4, 5, 6},
+            )
+            print()

@@ -18,11 +18,12 @@ from madkit.core.files import read_jsonl
 from madkit.core.later_keys import LATER
 from madkit.evaluate.agreement import kappa, same_answers
 from madkit.evaluate.answering import check_split
+from madkit.evaluate.cells import Cell, Scorer, predictions_path, score_cell
 from madkit.evaluate.contents import student_digest
 from madkit.evaluate.grid import Problem
 from madkit.evaluate.metrics import score_key
 from madkit.evaluate.origin import find_data, find_run, spec_of, warn_of_other_regions
-from madkit.evaluate.stage import Cell, Scorer, default_scorer, predictions_path, score_cell
+from madkit.evaluate.scorer import StudentScorer
 from madkit.evaluate.statistics import holm, image_difference
 from madkit.tasks.picture import numbered
 
@@ -141,6 +142,7 @@ def compare(
     suites: Sequence[str] = (),
     limit: int = EXAMPLES,
     device: str = "auto",
+    precision: str = "auto",
     vqa_rule: VqaRule = "current",
     resamples: int = 2000,
     scorer: Scorer | None = None,
@@ -154,6 +156,7 @@ def compare(
         suites: names of suites; none for all that the data has.
         limit: how many differing examples of a suite are listed, those that change a score first; 0 for all.
         device: where the students run.
+        precision: see `stage.evaluate`.
         vqa_rule: version of VQA's official accuracy.
         resamples: draws of the permutation test.
         scorer: see `stage.evaluate`.
@@ -181,7 +184,7 @@ def compare(
     agreements: list[SuiteAgreement] = []
     examples: list[Disagreement] = []
     problems: list[Problem] = []
-    students = scorer or default_scorer(device)
+    students = scorer or StudentScorer(device, precision)
     for suite in dict.fromkeys(suites or data.suites()):
         try:
             one, other = (

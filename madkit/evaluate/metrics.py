@@ -38,6 +38,7 @@ class Scores:
     independent), `values` [n] their scores in 0..1, `forms` the kind of each ("" where the benchmark names none),
     `answers` what was answered (a pair of choices where two are joined). `confidence` [n] and `brier` [n] are the
     probability of the answer given and the Brier score (see `calibration`), None where the rows do not tell them.
+    `precision` is what the answers were computed in.
     """
 
     metric: str
@@ -48,6 +49,7 @@ class Scores:
     answers: tuple[Hashable, ...] = ()
     confidence: FloatArray | None = None
     brier: FloatArray | None = None
+    precision: str = "fp32"
 
     @property
     def percent(self) -> float:
@@ -194,6 +196,7 @@ def _collect(metric: str, rows: Sequence[Mapping[str, Any]], key: str = "score")
         twice = next(unit for position, unit in enumerate(units[1:]) if unit == units[position])
         raise DataError(f"Question {twice!r} is in the suite twice, so its score would count twice.")
     values = np.array([float(row[key]) for row in rows], dtype=np.float64)
+    told = confidences(rows, values)
     return Scores(
         metric,
         units,
@@ -201,5 +204,6 @@ def _collect(metric: str, rows: Sequence[Mapping[str, Any]], key: str = "score")
         values,
         forms=tuple(intern(str(row.get("form") or "")) for row in rows),
         answers=tuple(intern(one) if isinstance(one := row.get("prediction"), str) else one for row in rows),
-        **confidences(rows, values),
+        confidence=told["confidence"],
+        brier=told["brier"],
     )

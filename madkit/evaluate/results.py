@@ -61,7 +61,8 @@ class Row(Experiment):
     `mean`, `low`, `high` are over the seeds of `per_seed`. `n_pre_phases` counts the distinct pre-phase seeds behind
     the row: fewer than `n_seeds` means that runs share one, and the interval does not hold its spread. Of `n_labelled`
     training examples the teacher's cache had no values for `n_untaught` (of the seed with most of them). `vqa_rule` is
-    the version of VQA's official accuracy ("current" or "pre2021"), None where the task has none.
+    the version of VQA's official accuracy ("current" or "pre2021"), None where the task has none. `precision` is what
+    the answers were computed in: "fp32", "bf16", or both where seeds differ ("bf16, fp32").
     """
 
     is_mini: bool
@@ -83,6 +84,7 @@ class Row(Experiment):
     n_labelled: int = 0
     n_untaught: int = 0
     vqa_rule: str | None = None
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,31 @@ class Agreement(Condition):
 
 
 @dataclass(frozen=True)
+class TeacherAgreement(Experiment):
+    """How often an experiment answers a question as a teacher does, in percent (see teacher_agreement.py).
+
+    `teacher` is the experiment's own, or one of the other arms' where it has none. `method` says how it was asked:
+    "zero-shot" or "probe". `when_right` and `when_wrong` are the shares where the teacher is right or wrong, None where
+    it never is; `teacher_score` is its own score on these questions. All are means over seeds; `mean` has Student's
+    interval. `n_examples`: questions that the teacher's cache knows.
+    """
+
+    suite: str
+    metric: str
+    teacher: str
+    method: str
+    seeds: tuple[int, ...]
+    n_examples: int
+    mean: float
+    low: float | None
+    high: float | None
+    per_seed: tuple[float, ...]
+    when_right: float | None
+    when_wrong: float | None
+    teacher_score: float
+
+
+@dataclass(frozen=True)
 class Published:
     """A result quoted from a publication or its code, in percent; nothing that madkit measured.
 
@@ -232,6 +259,7 @@ class Results:
     calibrations: tuple[Calibration, ...] = ()
     robustness: tuple[Robustness, ...] = ()
     agreements: tuple[Agreement, ...] = ()
+    teacher_agreements: tuple[TeacherAgreement, ...] = ()
     published: tuple[Published, ...] = ()
     schema: str = SCHEMA
 
@@ -267,6 +295,7 @@ _PARTS: dict[str, Callable[..., Any]] = {
     "calibrations": Calibration,
     "robustness": Robustness,
     "agreements": Agreement,
+    "teacher_agreements": TeacherAgreement,
     "published": Published,
 }
 

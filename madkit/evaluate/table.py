@@ -125,6 +125,7 @@ def _row(group: Group, spec: TaskSpec, suite: str, metric: str, scores: Mapping[
         n_pre_phases=len(phases) or None,
         n_labelled=least_taught.labelled,
         n_untaught=least_taught.untaught,
+        precision=", ".join(sorted({cell.precision for cell in scores.values()})),
     )
 
 

@@ -18,7 +18,7 @@ def runs(made_up, monkeypatch):
     for arm in ("finetune", "affinity"):
         for seed in range(2):
             made_up.add_run(arm, seed)
-    monkeypatch.setattr(predict_module, "predict", lambda *arguments, spec, device: made_up.scorer(*arguments, spec))
+    monkeypatch.setattr(predict_module, "predict", lambda *arguments, spec, **_: made_up.scorer(*arguments, spec))
     return made_up
 
 

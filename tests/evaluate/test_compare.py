@@ -17,7 +17,7 @@ from madkit.evaluate.compare import SCHEMA, compare
 def two(made_up, monkeypatch):
     """(made-up workspace, folder of a run, folder of a better one)."""
     monkeypatch.setattr(compare_module, "find_data", made_up.find)
-    monkeypatch.setattr(predict_module, "predict", lambda *arguments, spec, device: made_up.scorer(*arguments, spec))
+    monkeypatch.setattr(predict_module, "predict", lambda *arguments, spec, **_: made_up.scorer(*arguments, spec))
     made_up.add_data("snli-ve", "mini-snli-ve", n=200)
     return made_up, made_up.add_run("finetune", 0), made_up.add_run("affinity", 0)
 

@@ -88,7 +88,7 @@ def trained(made_up, monkeypatch):
 
     monkeypatch.setattr(sweep, "run_many", run_many)
     monkeypatch.setattr(data_module, "open_task", lambda *a, **b: made_up.data["mini-snli-ve", "aaaa000011112222"])
-    monkeypatch.setattr(predict_module, "predict", lambda *arguments, spec, device: made_up.scorer(*arguments, spec))
+    monkeypatch.setattr(predict_module, "predict", lambda *arguments, spec, **_: made_up.scorer(*arguments, spec))
     made_up.add_data("snli-ve", "mini-snli-ve")
     return made_up, asked
 
