@@ -207,7 +207,7 @@ def _print_teachers(results: Results) -> None:
             if (one.source, one.revision, one.suite) == here and one.metric == headlines.get((*here,))
         ]
         for student, shots, teacher in dict.fromkeys((one.student, one.shots, one.teacher) for one in rows):
-            print(f"Same answer as the teacher {teacher}, % ({source.name}, {here[2]}, {student}, {shots})")
+            print(f"\nSame answer as the teacher {teacher}, % ({source.name}, {here[2]}, {student}, {shots})")
             print_table(
                 ("arm", "asked by", "same", "95 %", "it is right", "it is wrong", "its score"),
                 [
@@ -225,4 +225,3 @@ def _print_teachers(results: Results) -> None:
                 ],
                 right={2, 4, 5, 6},
             )
-            print()
