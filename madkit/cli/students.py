@@ -117,13 +117,17 @@ def convert(
 
 @app.command("export")
 def export(
-    source: Annotated[str, typer.Argument(metavar="STUDENT", help="The folder of a trained student.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A new .pt2 file.", show_default=False)],
+    source: Annotated[
+        str, typer.Argument(metavar="STUDENT", help="The folder of a run or of a trained student, or ORG/NAME.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="A new .pt2 or .onnx file.", show_default=False)
+    ],
     json_: JsonOption = False,
 ) -> None:
-    """Write a trained student as one program of torch.export, which runs without madkit.
+    """Write a trained student as one program of torch.export (.pt2) or in ONNX (.onnx), which runs without madkit.
 
-    It is compared with the student on inputs of other shapes before it is kept.
+    It is compared with the student on inputs of other shapes before it is kept. ONNX needs the extra madkit[onnx].
     """
     from madkit.students.export import export_student
 

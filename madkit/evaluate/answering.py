@@ -85,6 +85,8 @@ def answer(
     """
     found = _run_of(workspace, run)
     student = student_of(found)
+    if not (student / CONFIG).is_file():
+        raise _no_student(run)
     if output is None and student == found.path:
         raise UsageProblem(
             f"{run} is an exported student, whose folder stays as it is.", hint=f"say where to: -o {split}.jsonl"
@@ -232,8 +234,14 @@ def find_student(workspace: Workspace, name: str) -> Path | str:
     except NotFoundError as error:
         return _from_hub(workspace, name, error)
     if not (found / CONFIG).is_file():
-        raise RunError(f"The run {name} holds no student.", hint="type its madkit distill command again")
+        raise _no_student(name)
     return found
+
+
+def _no_student(run: str) -> RunError:
+    return RunError(
+        f"The run {run} holds no student.", hint="remove its folder and type its madkit distill command again"
+    )
 
 
 def _run_of(workspace: Workspace, name: str) -> Run:

@@ -17,7 +17,7 @@ from madkit.core.errors import DataError, MadkitError
 from madkit.core.files import FileLock, digest_of, sha256_file
 from madkit.core.interrupts import StopSignals
 from madkit.evaluate.partial_answers import PartialAnswers
-from madkit.evaluate.predict import Answering, check_student
+from madkit.evaluate.predict import Answering, check_student, device_of, in_bf16
 from madkit.evaluate.question_sight import check_all_are_seen, sight_of, stamp
 from madkit.evaluate.questions import Question, Questions
 from madkit.students.load import WEIGHTS, load_student, student_folder
@@ -117,6 +117,9 @@ class Asking(ExitStack):
         keep: Path | str | None = None,
     ) -> None:
         super().__init__()
+        in_bf16(precision, device_of(device))  # what cannot be had is said before anything is read
+        if keep is not None:
+            Path(keep).parent.mkdir(parents=True, exist_ok=True)
         folder = student_folder(student) if isinstance(student, str | Path) else Path()
         loaded = load_student(folder) if isinstance(student, str | Path) else student
         self.name = str(student) if isinstance(student, str | Path) else loaded.identity.name
@@ -136,7 +139,6 @@ class Asking(ExitStack):
             self._journal: PartialAnswers | None = None
             if keep is not None:
                 target = Path(keep)
-                target.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(FileLock(target.with_name(f".{target.name}.lock"), what=f"the file {target}"))
                 self._journal = PartialAnswers(target, self._known_by(loaded, folder, sight.known_by))
             self.push(stack.pop_all().__exit__)
@@ -186,8 +188,7 @@ class Asking(ExitStack):
                 yield from (rows[number] for number in sorted(rows))
         if len(self.left_out) == self._survey.count:
             raise DataError(
-                f"None of the {self._survey.count:,} questions could be answered; the first, {self.left_out[0].where}: "
-                f"{self.left_out[0].problem}.",
+                f"No question could be answered; the first, {self.left_out[0].where}: {self.left_out[0].problem}.",
                 hint="check --images and --regions",
             )
 

@@ -83,6 +83,10 @@ def find_run(workspace: Workspace, name: str) -> Run:
         runs = [path for path in runs if not path.name.startswith("pre-phase-")]
         found = [path for path in runs if name.rstrip("/") in (path.name, f"{path.parent.name}/{path.name}")]
         if not found:
+            if Path(name).is_dir():
+                raise NotFoundError(
+                    f"{name} is no run: it has no {RUN_MANIFEST}.", hint="give a run's folder or name, or an export's"
+                )
             names = [path.name for path in runs]
             raise NotFoundError(
                 f"There is no run {name!r} in {workspace.runs}.{suggest(name, names)}",

@@ -103,7 +103,9 @@ class Questions:
         else:
             self.path, self._rows = None, list(source)
             self.root = images if images is not None else Path()
-        if images is not None and not (images.is_dir() or archives.is_folder(images)):
+        if images is not None and not archives.is_folder(images):
+            if images.exists():
+                raise UsageProblem(f"{images} is neither a folder of images nor a zip.", hint="--images DIR")
             raise NotFoundError(f"The folder of the images {images} does not exist.", hint="--images DIR")
         self._head, self._split = head, split
         self._labels = header.labels

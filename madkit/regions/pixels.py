@@ -99,11 +99,14 @@ def read_image(path: Path) -> Image:
     Raises NotFoundError, or DataError for a file that is no whole image.
     """
     from PIL import Image as PillowImage
+    from PIL import UnidentifiedImageError
 
     data = read_bytes(path)
     try:
         with PillowImage.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:  # its text is the address of a buffer
+        raise DataError(f"{path} is no image that can be read (no known format).", hint="get the file again") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, zlib.error ... for damaged files
         reason = str(error) or type(error).__name__
         raise DataError(f"{path} is no image that can be read ({reason}).", hint="get the file again") from None

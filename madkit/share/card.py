@@ -90,11 +90,12 @@ def page(facts: Facts) -> str:
     parts = [f"# {_cell(_name(facts))}", _opening(facts)]
     if run.is_mini:
         parts.append(
-            f"> **Embedded benchmark.** {run.source} is madkit's own small world of pictographs, drawn by program. The "
-            f"figures below show a method at work on it; they are not results on {facts.spec.title} and must not be "
+            f"> **Embedded benchmark.** {run.source} is madkit's own small world of pictographs, drawn by program. "
+            f"Figures on it show a method at work; they are not results on {facts.spec.title} and must not be "
             "quoted as such."
         )
-    parts += ["## Results", *_results(facts), "## Use", _use(facts), "## Data", _data(facts)]
+    parts += ["## Results", *_results(facts), "## Use", _use(facts), "## Limits", _limits(facts)]
+    parts += ["## Data", _data(facts)]
     parts += ["## Teacher", _teacher(facts), "## Training", _training(facts)]
     parts += ["## Licence", _licence(facts), "## Citation", _citation(facts)]
     return "\n\n".join(parts) + "\n"
@@ -158,27 +159,59 @@ def _row(score: Score, over_seeds: bool) -> list[str]:
 
 
 def _use(facts: Facts) -> str:
+    visual = facts.family.visual
+    pixels = visual == "regions" and facts.run.is_mini and not facts.manifest.get("regions")
+    file = "pixels" if pixels else {"regions": "features.tsv", "teacher": "CACHE_FOLDER"}.get(visual, "")
     seen = {
-        "regions": "The data needs region features of the same detector (`madkit data regions add`).",
-        "pixels": "The data needs its image files and nothing else.",
-        "teacher": "The data needs a token cache of the same teacher (`madkit extract`).",
-    }[facts.family.visual]
+        "regions": f"`features.tsv` stands for a file or folder with region features of {facts.region_dim} values, of "
+        "the detector that it was trained with, in any layout of `madkit data regions formats`.",
+        "pixels": "It reads the image files and nothing else.",
+        "teacher": "`CACHE_FOLDER` stands for a token cache of the same teacher over these images: `madkit data import "
+        "custom`, then `madkit extract`.",
+    }[visual]
+    if pixels:
+        seen = "`pixels` stands for small pictures of the boxes (of a grid where there are none), its region features."
+    argument = f', regions="{file}"' if file else ""
+    option = f" --regions {file}" if file else ""
     return f"""\
-With this folder at `DIR` (from the hub: `hf download ORG/NAME --local-dir DIR`), in Python:
+With this folder at `DIR`, or `ORG/NAME` in its place, by which it is fetched from the hub:
 
 ```python
-from madkit import load_student
+from madkit import load_student, predict
 
-student = load_student("DIR")  # in eval mode; student(inputs).logits
+student = load_student("DIR")  # a torch.nn.Module in eval mode; student(inputs).logits
+told = predict(student, "questions.jsonl", images="photos"{argument})
+told.rows[0]  # {{"id": ..., "prediction": ..., "probability": ..., "scores": ...}}
 ```
 
-and as a program, on any data of the same kind that was imported into a workspace:
+and as a program, on a JSONL file of your own, or on data of the same kind that was imported into a workspace:
 
 ```
+madkit predict DIR questions.jsonl --images photos{option}
 madkit predict DIR --task {facts.run.task} --split test -o answers.jsonl
 ```
 
-{seen} Weights are safetensors; nothing in this folder is run as code."""
+A line of `questions.jsonl` is `{_line(facts)}`. {seen} Weights are safetensors; nothing in this folder is run as
+code."""
+
+
+def _line(facts: Facts) -> str:
+    """A question as a user writes it, without a label."""
+    more = {"multiple-choice": ', "choices": ["...", "..."]'}.get(facts.head.kind, "")
+    return f'{{"image": "a.jpg", "text": "..."{more}}}'
+
+
+def _limits(facts: Facts) -> str:
+    chosen = {
+        "multiple-choice": "It ranks the choices that it is given; that one of them is right is taken for granted.",
+        "classification": "Its answer is one of its classes, whatever it is shown.",
+        "vqa": f"Its answer is one of {len(facts.head.outputs):,} that its training data has, whatever it is asked.",
+    }[facts.head.kind]
+    suites = "the test suites above" if facts.scores else "nothing yet"
+    return (
+        f"{chosen} Probabilities are softmax values and have not been calibrated. It was trained on the labels below "
+        f"and measured on {suites}; how it does on other images, texts or languages is not known."
+    )
 
 
 def _data(facts: Facts) -> str:
@@ -210,9 +243,13 @@ def _teacher(facts: Facts) -> str:
     rows.append(("token cache", str(manifest.get("cache_key"))))
     if untaught:
         rows.append(("examples without it", f"{untaught:,}"))
-    whom = "its teacher" if len(teachers) == 1 else "its teachers"
-    needed = "as long as it answers" if facts.family.visual == "teacher" else "while it was trained, and not any more"
-    return f"{_table(rows)}\n\nThe student needs {whom} {needed}."
+    one = len(teachers) == 1
+    whom, them = ("its teacher", "it") if one else ("its teachers", "them")
+    if facts.family.visual == "teacher":
+        said = f"The student sees with {whom}: every image that it answers about has to be read by {them} first."
+    else:
+        said = f"The student learnt from {whom} and does not need {them} to answer."
+    return f"{_table(rows)}\n\n{said}"
 
 
 def _training(facts: Facts) -> str:
@@ -237,7 +274,8 @@ def _training(facts: Facts) -> str:
     if config.get("pre_phase"):
         rows.append(("pre-phase", f"{config['pre_phase'].get('steps')} steps on the unlabelled pool"))
     if manifest.get("seconds") is not None:
-        where = f"{manifest.get('processes', 1)} process(es) on {manifest.get('device')}"
+        processes = int(manifest.get("processes") or 1)
+        where = f"{processes} process{'es' * (processes > 1)} on {manifest.get('device')}"
         rows.append(("time", f"{manifest['seconds']:,.0f} s, {where}"))
     versions = manifest.get("environment") or {}
     told = ", ".join(f"{name} {versions[name]}" for name in ("madkit", "torch", "transformers") if versions.get(name))
@@ -247,10 +285,9 @@ def _training(facts: Facts) -> str:
 
 def _licence(facts: Facts) -> str:
     said = "Whoever exported it named none." if facts.licence == UNKNOWN else f"`{_cell(facts.licence)}`."
-    return (
-        f"{said} What a student learnt from has terms of its own: the data ({_cell(facts.data_terms)}), the teacher "
-        "and the first weights (above)."
-    )
+    others = "the teacher and the first weights" if facts.teacher else "and the first weights"
+    data = _cell(facts.data_terms)
+    return f"{said} What a student learnt from has terms of its own: the data ({data}), {others} (above)."
 
 
 def _citation(facts: Facts) -> str:

@@ -1,4 +1,4 @@
-"""A trained student as one file that runs without madkit: a program of `torch.export` (`.pt2`).
+"""A trained student as one file that runs without madkit: a program of `torch.export` (`.pt2`), or the same in ONNX.
 
 The program takes the tensors of `StudentInputs` (all but `n_candidates`) in their order, of any number of sequences,
 tokens, images and regions, and gives [S, 1] scores of candidates or [S, K] scores of classes or answers. What the
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from madkit.core.errors import NotFoundError, RunError, UsageProblem
 from madkit.students.interface import StudentInputs
-from madkit.students.load import load_student
+from madkit.students.load import CONFIG, load_student
+from madkit.students.onnx_file import SUFFIX as ONNX
+from madkit.students.onnx_file import check_packages, onnx_metadata, open_onnx, save_onnx
 from madkit.students.student import Student
 
 SUFFIX = ".pt2"
@@ -70,17 +72,24 @@ class PlainStudent(nn.Module):
 def export_student(source: str | Path, path: Path) -> Exported:
     """Write the program of a trained student, and compare what was written with the student.
 
+    The end of the file's name says what is written: `.pt2`, or `.onnx` (its inputs and its one output, `scores`, go by
+    their names; a network that reads no tags or types has no such input).
+
     Raises:
-        UsageProblem: `path` does not end in `.pt2`, or exists.
+        UsageProblem: `path` ends otherwise, or exists.
         NotFoundError, DataError: as `load_student`, which it is made with.
-        RunError: the network cannot be exported, or the file gives other outputs; nothing is left behind then.
+        RunError: the network cannot be exported, or the file gives other outputs; nothing is left behind then. ONNX
+            without the packages that it needs.
     """
-    if path.suffix != SUFFIX:
-        raise UsageProblem(f"{path} does not end in {SUFFIX}.", hint=f"--out {path.with_suffix(SUFFIX)}")
+    if path.suffix not in (SUFFIX, ONNX):
+        raise UsageProblem(f"{path} does not end in {SUFFIX} or {ONNX}.", hint=f"--out {path.with_suffix(SUFFIX)}")
     if path.exists():
         raise UsageProblem(f"{path} exists.", hint="name another file: --out FILE")
+    if path.suffix == ONNX:
+        check_packages()
+    inside = Path(source) / "student"  # of a run's folder
     try:
-        student = load_student(source)
+        student = load_student(inside if (inside / CONFIG).is_file() else source)
     except NotFoundError as error:
         hint = "give the folder `student` of a run: madkit students export RUN/student --out FILE.pt2"
         raise NotFoundError(error.message, hint=hint) from None
@@ -93,7 +102,7 @@ def export_student(source: str | Path, path: Path) -> Exported:
         "region_dim": student.region_dim,
         "max_text_length": student.max_text_length,
     }
-    temporary = path.with_name(f".{path.stem}.tmp{SUFFIX}")
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         try:
@@ -101,8 +110,13 @@ def export_student(source: str | Path, path: Path) -> Exported:
                 program = torch.export.export(
                     plain, _arguments(student, *_SHAPES[0]), dynamic_shapes=_dynamic(student), strict=False
                 )
-            torch.export.save(program, temporary, extra_files={FACTS: json.dumps(facts)})
-            made: Any = torch.export.load(temporary).module()
+            made: Any
+            if path.suffix == ONNX:
+                save_onnx(program, temporary, NAMES, (FACTS, json.dumps(facts)))
+                made = open_onnx(temporary, NAMES)
+            else:
+                torch.export.save(program, temporary, extra_files={FACTS: json.dumps(facts)})
+                made = torch.export.load(temporary).module()
         except OSError as error:
             raise RunError(f"{path} cannot be written ({error}).", hint="free some space and run it again") from None
         except Exception as error:  # the exporter raises many kinds
@@ -119,6 +133,9 @@ def export_student(source: str | Path, path: Path) -> Exported:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """What the outputs of a program mean, as `export_student` wrote it."""
+    if path.suffix == ONNX:
+        found: dict[str, Any] = json.loads(onnx_metadata(path)[FACTS])
+        return found
     extra = {FACTS: ""}
     torch.export.load(path, extra_files=extra)
     facts: dict[str, Any] = json.loads(extra[FACTS])

@@ -9,18 +9,18 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from madkit.core.errors import DataError, NotFoundError, RunError
+from madkit.core.errors import DataError, MadkitError, NotFoundError, RunError
 from madkit.core.files import read_json, sha256_file, write_json_atomic
 from madkit.core.hub_files import hub_folder
 from madkit.core.registry import suggest
 from madkit.students.families import FAMILIES, size_names
-from madkit.students.heads import HeadSpec
+from madkit.students.heads import HeadKind, HeadSpec
 from madkit.students.student import Student, StudentIdentity
 from madkit.students.tokenizer import StudentTokenizer
 
@@ -98,6 +98,8 @@ def load_student(source: str | Path, *, head: HeadSpec | None = None, head_seed:
         family = FAMILIES.get(config["family"])
         network = family.config(**config["encoder"])
         trained = HeadSpec.from_dict(config["head"]) if config.get("head") else None
+        if trained is not None and trained.kind not in get_args(HeadKind):
+            raise DataError(f"{folder / CONFIG}: the kind of head {trained.kind!r} is not known.")
     except (KeyError, TypeError) as error:
         other = isinstance(config, dict) and "model_type" in config
         raise DataError(
@@ -118,9 +120,15 @@ def load_student(source: str | Path, *, head: HeadSpec | None = None, head_seed:
                         hint="madkit distill --task vcr --shots 1pct")  # fmt: skip
     identity = StudentIdentity(name, family.name, sha256_file(folder / WEIGHTS)[:16])
     with torch.random.fork_rng(devices=[]):  # the caller's random stream is not ours to use
-        encoder = family.model(network)
-        torch.manual_seed(head_seed)
-        student = Student(encoder, family.make_head(network, spec), tokenizer, identity)
+        try:
+            encoder = family.model(network)
+            torch.manual_seed(head_seed)
+            student = Student(encoder, family.make_head(network, spec), tokenizer, identity)
+        except (MadkitError, MemoryError):
+            raise
+        except Exception as error:  # sizes that fit no network; each library refuses them in its own way
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise DataError(f"{folder / CONFIG} describes no network that can be made ({lines[-1]}).") from None
     _fill(student, state, folder / WEIGHTS, fresh_head=fresh)
     return student.eval()
 

@@ -283,7 +283,7 @@ def test_pixels_of_the_boxes_where_there_are_no_features(mine: Mine, capsys: pyt
         mine.ask(regions="pixels")
     told = mine.ask(regions="pixels", allow_missing=True)
     assert {one.id for one in told.left_out} == {one.id for one in mine.examples if one.image.id in lost}
-    assert any("is no image that can be read" in one.problem for one in told.left_out)
+    assert any("is no image that can be read (no known format)" in one.problem for one in told.left_out)
 
 
 @SNLI_VE
@@ -314,6 +314,9 @@ def test_what_cannot_be_meant(mine: Mine, capsys: pytest.CaptureFixture[str]) ->
         ([student, path, "--task", "vcr"], 2, "--task names imported data"),
         ([student, "--images", "."], 2, "--images is for a file of questions"),
         ([student, path, "--images", str(mine.base / "none")], 1, "folder of the images"),
+        ([student, path, "--images", path], 2, "neither a folder of images nor a zip"),
+        ([student, path, "--device", "gpu", "--images", "none"], 2, "no device named 'gpu'"),
+        ([student, path, "--out", str(mine.base / "questions.jsonl" / "x")], 1, "File exists"),
         ([student, path, "--format", "vcr-csv"], 2, "official test set"),
         ([student, path, "--format", "csv"], 2, "needs a file"),
         ([student, path, "--out", str(mine.base)], 2, "is a folder"),
@@ -335,6 +338,11 @@ def test_what_cannot_be_meant(mine: Mine, capsys: pytest.CaptureFixture[str]) ->
 def test_a_run_that_is_not_finished_is_not_asked(mine: Mine, capsys: pytest.CaptureFixture[str]) -> None:
     run = mine.base / "run"
     shutil.copytree(mine.tiny.run, run)
+    shutil.move(run / "student", mine.base / "kept")
+    for arguments in ([str(mine.write())], ["-o", str(mine.base / "out")]):
+        assert main(["predict", str(run), *arguments, "--workspace", str(mine.tiny.workspace.root)]) == 1
+        assert "holds no student" in capsys.readouterr().err
+    shutil.move(mine.base / "kept", run / "student")
     (run / "manifest.json").write_text((run / "manifest.json").read_text().replace('"complete"', '"running"'))
     assert main(["predict", str(run), str(mine.write())]) == 1
     assert "The run run is not finished." in capsys.readouterr().err

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from madkit import predict
 from madkit.core.files import write_json_atomic
 from madkit.share.folder import export_run
+from madkit.tasks.formats.custom import keys_of
 
-from .conftest import SharedRun, write_results
+from .conftest import CLASSES, SharedRun, write_results
 
 
 def card_of(run: SharedRun, folder: Path) -> ModelCard:
@@ -123,6 +126,20 @@ def test_what_a_reader_needs_is_on_it(run: SharedRun, tmp_path: Path) -> None:
     text = card_of(run, tmp_path / "alone").text
     assert "learnt from labels alone" in text
     assert "knowledge-distillation" not in (tmp_path / "alone" / "README.md").read_text()
+
+
+def test_its_line_of_questions_and_its_command_are_such_as_predict_takes(run: SharedRun, tmp_path: Path) -> None:
+    text = card_of(run, tmp_path / "out").text
+    line = json.loads(text.split("A line of `questions.jsonl` is `")[1].split("`")[0])
+    assert {"image", "text"} <= line.keys() <= set(keys_of("classification"))
+    told = predict(tmp_path / "out", [{**line, "image": str(run.data.examples("test")[0].image.path)}], device="cpu")
+    assert set(told.rows[0]["scores"]) == set(CLASSES)
+    assert "madkit predict DIR questions.jsonl --images photos --regions pixels" in text
+    assert 'regions="pixels")' in text
+    write_json_atomic(run.path / "manifest.json", run.manifest(regions="0123456789abcdef"))
+    text = card_of(run, tmp_path / "added").text
+    assert "--images photos --regions features.tsv" in text
+    assert "region features of 768 values, of the detector" in text
 
 
 def test_adapted_and_several_teachers_are_told_with_their_bases(run: SharedRun, tmp_path: Path) -> None:

@@ -105,6 +105,25 @@ def test_a_vocabulary_of_another_length_is_refused(copy: Path) -> None:
         load_student(copy, head=HEAD)
 
 
+@pytest.mark.parametrize(
+    ("part", "values", "words"),
+    [
+        ("encoder", {"layers": "two"}, "describes no network that can be made"),
+        ("encoder", {"heads": 7}, "describes no network that can be made .*not a multiple"),
+        ("encoder", {"hidden_size": -4}, "describes no network that can be made .*negative"),
+        ("head", {"kind": "captions", "outputs": []}, "the kind of head 'captions' is not known"),
+        ("head", "vqa", "does not describe a student"),
+    ],
+)
+def test_a_config_that_fits_no_network_is_refused(copy: Path, part: str, values: object, words: str) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config[part] = {**config[part], **values} if isinstance(config[part], dict) else values
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match=words) as error:
+        load_student(copy, head=None if part == "head" else HEAD)
+    assert "\n" not in str(error.value)
+
+
 def test_uniter_types_spans_and_tags() -> None:
     student = load_student("mini-uniter", head=HEAD)
     question = Segment("What does person do?", (Tag(10, 16, (1,)),))
