@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
 from madkit.evaluate.grid import shots_order
 from madkit.evaluate.report import behaviour_plots, text
+from madkit.evaluate.report.lanes import NARROW, WIDE
 from madkit.evaluate.results import Agreement, Calibration, Results, Robustness, Source
 
 
@@ -28,6 +30,7 @@ class Behaviour:
 
     reliability: tuple[tuple[str, Markup], ...]
     calibrations: tuple[Calibration, ...]
+    gaps: tuple[tuple[str, Markup], ...]
     shifts: tuple[tuple[str, Markup], ...]
     robustness: tuple[Robustness, ...]
     matrices: tuple[Matrix, ...]
@@ -51,8 +54,9 @@ def behaviour_of(results: Results, source: Source, student: str, palette: Mappin
     )
     agreements = [one for one in results.agreements if (one.source, one.revision, one.student) == key]
     return Behaviour(
-        reliability=tuple(_reliability(calibrations, source.suites[0] if source.suites else "", palette)),
+        reliability=tuple(_reliability(calibrations, source.suites, palette)),
         calibrations=tuple(calibrations),
+        gaps=tuple(_gaps(robustness, palette)),
         shifts=tuple(_shifts(robustness, palette)),
         robustness=tuple(robustness),
         matrices=tuple(_matrices(agreements, source.suites[0] if source.suites else "")),
@@ -60,16 +64,35 @@ def behaviour_of(results: Results, source: Source, student: str, palette: Mappin
 
 
 def _reliability(
-    calibrations: Sequence[Calibration], in_domain: str, palette: Mapping[str, int]
+    calibrations: Sequence[Calibration], suites: Sequence[str], palette: Mapping[str, int]
 ) -> list[tuple[str, Markup]]:
-    """A diagram per number of labels and metric, in-domain."""
-    keys = dict.fromkeys((one.shots, one.metric) for one in calibrations if one.suite == in_domain)
+    """A diagram per number of labels and metric, in-domain; of every suite, where there is one number of labels."""
+    levels = {one.shots for one in calibrations}
+    shown = set(suites) if len(levels) == 1 else set(suites[:1])
     drawn = []
-    for shots, metric in keys:
-        rows = [one for one in calibrations if (one.suite, one.shots, one.metric) == (in_domain, shots, metric)]
-        caption = f"{text.arrows(metric)}, {text.shots_name(shots)}"
-        drawn.append((caption, Markup(behaviour_plots.reliability(rows, palette))))
+    for suite, shots, metric in dict.fromkeys((one.suite, one.shots, one.metric) for one in calibrations):
+        if suite in shown:
+            rows = [one for one in calibrations if (one.suite, one.shots, one.metric) == (suite, shots, metric)]
+            where = text.suite_name(suite).capitalize() if len(levels) == 1 else text.shots_name(shots).capitalize()
+            drawn.append((f"{where}, {text.arrows(metric)}", Markup(behaviour_plots.reliability(rows, palette))))
     return drawn
+
+
+def _gaps(robustness: Sequence[Robustness], palette: Mapping[str, int]) -> list[tuple[str, Markup]]:
+    """What is lost under every shift, a plot per number of labels."""
+    return [
+        (
+            text.shots_name(shots).capitalize(),
+            both(behaviour_plots.gaps, [one for one in robustness if one.shots == shots], palette),
+        )
+        for shots in dict.fromkeys(one.shots for one in robustness)
+    ]
+
+
+def both(draw: Callable[..., str], rows: Sequence[Any], palette: Mapping[str, int]) -> Markup:
+    """A drawing for wide screens and one for narrow ones; the style sheet shows one of them."""
+    wide, narrow = draw(rows, palette, width=WIDE), draw(rows, palette, width=NARROW)
+    return Markup(f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>')
 
 
 def _shifts(robustness: Sequence[Robustness], palette: Mapping[str, int]) -> list[tuple[str, Markup]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from madkit.evaluate.report.lanes import WIDE, Axis, Lane, lanes
 from madkit.evaluate.report.svg import Drawing, ticks
-from madkit.evaluate.report.text import arrows, interval, shots_name
+from madkit.evaluate.report.text import arrows, interval, shots_name, suite_name, with_sign
 from madkit.evaluate.results import Calibration, Robustness
 from madkit.evaluate.robustness import foretold
 
@@ -19,7 +20,8 @@ Place = Callable[[float], float]
 
 def reliability(rows: Sequence[Calibration], palette: Palette) -> str:
     """Mean score against mean probability of the answers, one line per arm; on the diagonal a student is calibrated."""
-    label = f"Reliability of {rows[0].metric} on {rows[0].suite}"
+    told = "; ".join(f"{row.label} expected calibration error {row.ece:.1f}" for row in rows)
+    label = f"Reliability of {rows[0].metric} on {rows[0].suite}: score against probability, in percent. {told}"
     drawing, x, y = _square(label, [0.0, 25.0, 50.0, 75.0, 100.0], "probability of the answer, %", "score, %")
     drawing.line(x(0), y(0), x(100), y(100), "chance")
     for row in sorted(rows, key=lambda row: palette[row.label]):
@@ -55,9 +57,36 @@ def shift_line(rows: Sequence[Robustness], palette: Palette) -> str:
         title = f"{row.label}, {shots_name(row.shots)}: {row.in_domain_score:.1f} in-domain, {row.shifted_score:.1f}"
         if row.effective is not None:
             spread = interval(row.effective_low, row.effective_high, signed=True)
-            title += f"; effective robustness {row.effective:+.1f} {spread}"
+            title += f"; effective robustness {with_sign(row.effective)} {spread}"
         drawing.marker(x(row.in_domain_score), y(row.shifted_score), kind, f"dot a{kind}", title=title)
     return str(drawing)
+
+
+def gaps(rows: Sequence[Robustness], palette: Palette, *, width: float = WIDE) -> str:
+    """Score under each shift minus the in-domain score, one marker per arm; `rows` are of one number of labels."""
+    found = [
+        Lane(
+            suite_name(row.suite),
+            row.label,
+            row.gap,
+            row.gap_low,
+            row.gap_high,
+            f"{row.label}, {suite_name(row.suite)}, {shots_name(row.shots)}: "
+            f"{with_sign(row.gap)} {interval(row.gap_low, row.gap_high, signed=True)}",
+        )
+        for row in rows
+    ]
+    values = [row.gap for row in rows]
+    room = max(max(values) - min(values), 4.0)  # two seeds can have intervals far beyond the data
+    low = max(min(row.low if row.low is not None else row.value for row in found), min(values) - 1.5 * room)
+    high = min(max(row.high if row.high is not None else row.value for row in found), max(values) + 1.5 * room)
+    axis = Axis(
+        marks=ticks(min(low, 0.0), max(high, 0.0), 5 if width < 500 else 6),
+        caption="points against in-domain",
+        signed=True,
+    )
+    told = "; ".join(f"{row.group}, {row.label} {with_sign(row.value)}" for row in found)
+    return lanes(found, axis, palette, label=f"Loss under shift, in points. {told}", css="plot gaps", width=width)
 
 
 def _square(label: str, marks: Sequence[float], below: str, beside: str) -> tuple[Drawing, Place, Place]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from madkit.evaluate.published import notes
-from madkit.evaluate.report.text import interval, mini_note, tables
+from madkit.evaluate.report.text import interval, mini_note, tables, with_sign
 from madkit.evaluate.results import Results, Row
 
 _SPECIAL = {
@@ -83,7 +83,7 @@ def _cells(row: Row, *, bold: bool) -> str:
     if gap is not None:
         mark = "" if gap.significant else r"$^\dagger$"
         spread = f" {interval(gap.low, gap.high, signed=True)}" if gap.low is not None else " (n=1)"
-        against = f"{gap.mean:+.1f}{mark}{spread}"
+        against = f"{with_sign(gap.mean)}{mark}{spread}"
     return " & ".join(
         [
             _tex(row.suite),

@@ -12,10 +12,11 @@ from markupsafe import Markup
 from madkit.evaluate.grid import shots_order
 from madkit.evaluate.published import notes
 from madkit.evaluate.report import plots, text
-from madkit.evaluate.report.behaviour import Behaviour, behaviour_of
+from madkit.evaluate.report.behaviour import Behaviour, behaviour_of, both
 from madkit.evaluate.report.gallery import GalleryItem, marked, picture
+from madkit.evaluate.report.kinds import Kinds, kinds_of
 from madkit.evaluate.report.svg import Drawing
-from madkit.evaluate.results import Breakdown, Published, Results, Row, Source
+from madkit.evaluate.results import Published, Results, Row, Source
 
 _COLOURS = 6
 
@@ -29,18 +30,6 @@ class _Level:
     suites: Markup
     forest: Markup | None
     rows: tuple[Row, ...]
-
-
-@dataclass(frozen=True)
-class _Kinds:
-    """A table of kinds of question: a column per arm, a row per kind."""
-
-    suite: str
-    metric: str
-    shots: str
-    by: str
-    columns: tuple[str, ...]
-    lines: tuple[tuple[str, int, tuple[float | None, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -59,7 +48,7 @@ class _Board:
     rows: tuple[Row, ...]
     n_questions: tuple[tuple[str, int, int], ...]
     rule: str
-    kinds: tuple[_Kinds, ...]
+    kinds: tuple[Kinds, ...]
     behaviour: Behaviour
 
 
@@ -85,7 +74,7 @@ def render_page(results: Results, *, gallery: Sequence[GalleryItem] = (), title:
     environment.filters |= {
         "interval": _minus(text.interval),
         "points": _minus(_points),
-        "gain": _minus("{:+.1f}".format),
+        "gain": _minus(text.with_sign),
         "suite_name": text.suite_name,
         "arrows": text.arrows,
         "difference": _minus(text.difference),
@@ -130,7 +119,7 @@ def _points(mean: float | None, low: float | None, high: float | None) -> str:
     """A signed mean with its interval; nothing where there is none."""
     if mean is None:
         return ""
-    return f"{mean:+.1f} {text.interval(low, high, signed=True) if low is not None else '(n=1)'}"
+    return f"{text.with_sign(mean)} {text.interval(low, high, signed=True) if low is not None else '(n=1)'}"
 
 
 def _minus(write: Callable[..., str]) -> Callable[..., str]:
@@ -199,7 +188,7 @@ def _board(results: Results, source: Source, student: str, palette: dict[str, in
             dict.fromkeys((row.suite, row.n_examples, row.n_images) for row in headline),
         ),
         rule=text.rule_words(rows[0].vqa_rule),
-        kinds=_kinds(results, source, student),
+        kinds=kinds_of(results, source, student, palette),
         behaviour=behaviour_of(results, source, student, palette),
     )
 
@@ -212,25 +201,6 @@ def _quoted(results: Results) -> tuple[_Quoted, ...]:
     return tuple(found)
 
 
-def _kinds(results: Results, source: Source, student: str) -> tuple[_Kinds, ...]:
-    """The breakdowns of a section: one table per suite, metric and number of labels."""
-    tables: dict[tuple[str, str, str, str], list[Breakdown]] = {}
-    for one in results.breakdowns:
-        if (one.source, one.revision, one.student) == (source.name, source.revision, student):
-            tables.setdefault((one.suite, one.metric, one.shots, one.by), []).append(one)
-    return tuple(
-        _Kinds(
-            *key,
-            columns=tuple(one.label for one in columns),
-            lines=tuple(
-                (kind, columns[0].n_examples[kind], tuple(one.mean.get(kind) for one in columns))
-                for kind in columns[0].mean
-            ),
-        )
-        for key, columns in tables.items()
-    )
-
-
 def _level(rows: Sequence[Row], shots: str, source: Source, palette: dict[str, int]) -> _Level:
     here = sorted((row for row in rows if row.shots == shots), key=lambda row: source.suites.index(row.suite))
     usual = next((row.metric for row in here if row.headline), "")
@@ -239,8 +209,8 @@ def _level(rows: Sequence[Row], shots: str, source: Source, palette: dict[str, i
     return _Level(
         shots=shots,
         name=text.shots_name(shots),
-        suites=_both(plots.suites, headline, palette),
-        forest=_both(plots.forest, compared, palette) if compared else None,
+        suites=both(plots.suites, headline, palette),
+        forest=both(plots.forest, compared, palette) if compared else None,
         rows=tuple(here),
     )
 
@@ -248,12 +218,6 @@ def _level(rows: Sequence[Row], shots: str, source: Source, palette: dict[str, i
 def _named(row: Row, metric: str) -> Row:
     """The row with its metric in the suite's name where the suite lacks the section's `metric` (GD-VCR: Q->A only)."""
     return row if row.metric == metric else replace(row, suite=f"{row.suite} ({text.arrows(row.metric)})")
-
-
-def _both(draw: Any, rows: Sequence[Row], palette: dict[str, int]) -> Markup:
-    """A drawing for wide screens and one for narrow ones; the style sheet shows one of them."""
-    wide, narrow = draw(rows, palette, width=plots.WIDE), draw(rows, palette, width=plots.NARROW)
-    return Markup(f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>')
 
 
 def _gains(rows: Sequence[Row], levels: Sequence[str]) -> tuple[tuple[str, tuple[dict[str, Any] | None, ...]], ...]:
@@ -273,6 +237,8 @@ def _verdict(row: Row) -> dict[str, Any]:
     elif not gap.significant:
         seeds = text.needed(gap)
         kind, words = "none", f"no effect shown; {seeds} seeds would" if seeds else "no effect shown"
+        if gap.hopeless:
+            words = "no effect shown; more seeds would not do, the test set is too small"
     elif gap.mean > 0:
         kind, words = "better", "better"
     else:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from madkit.evaluate.report.lanes import NARROW, WIDE, Axis, Lane, lanes
 from madkit.evaluate.report.svg import Drawing, shortened, text_width, ticks
-from madkit.evaluate.report.text import NO_INTERVAL, arrows, difference, interval, p_value, suite_name
+from madkit.evaluate.report.text import (
+    NO_INTERVAL,
+    arrows,
+    difference,
+    interval,
+    p_value,
+    shots_name,
+    suite_name,
+    with_sign,
+)
 from madkit.evaluate.results import Row
-
-WIDE = 560.0
-NARROW = 360.0
 
 # Index of an arm's colour and marker, the same in every plot of a page. 0 is the baseline.
 Palette = Mapping[str, int]
@@ -39,7 +46,9 @@ def low_shot(rows: Sequence[Row], shots: Sequence[str], palette: Palette, *, wid
     height = 252.0
     left, right, top, bottom = 38.0, 12.0, 14.0, 40.0
     marks = _span(rows, 5)
-    drawing = Drawing(width, height, label=f"{rows[0].metric} on {rows[0].suite} against labels", css="plot low-shot")
+    told = "; ".join(f"{row.label}, {shots_name(row.shots)}: {row.mean:.1f}" for row in rows)
+    label = f"{rows[0].metric} on {rows[0].suite} by number of labels, in percent. {told}"
+    drawing = Drawing(width, height, label=label, css="plot low-shot")
 
     def y(value: float) -> float:
         value = min(max(value, marks[0]), marks[-1])
@@ -89,50 +98,16 @@ def _shots_name(shots: str) -> str:
 
 def suites(rows: Sequence[Row], palette: Palette, *, width: float = WIDE) -> str:
     """Score on every suite, in-domain on top, one marker per arm; `rows` are of one metric and number of labels."""
-    names = list(dict.fromkeys(row.suite for row in rows))
-    arms = sorted({row.label for row in rows}, key=lambda label: palette[label])
-    narrow = width < 500
-    left = 12.0 if narrow else min(max(1.1 * text_width(suite_name(name)) for name in names) + 20, width * 0.34)
-    right, top, bottom = 16.0, 8.0, 40.0
-    lane = 15.0 if narrow else 19.0
-    head = 22.0 if narrow else 8.0
-    band = head + lane * len(arms) + 8.0
-    height = top + band * len(names) + bottom
-    marks = _span(rows, 5 if narrow else 6)
-    drawing = Drawing(width, height, label=f"{rows[0].metric} on every test suite", css="plot suites")
-
-    def x(value: float) -> float:
-        value = min(max(value, marks[0]), marks[-1])
-        return left + (value - marks[0]) / (marks[-1] - marks[0]) * (width - left - right)
-
-    floor = height - bottom
-    for index, name in enumerate(names):
-        y0 = top + band * index
-        if index % 2 == 0:
-            drawing.rect(0, y0, width, band, "stripe")
-        shown = suite_name(name)
-        if narrow:
-            drawing.text(left, y0 + 16, shown, "name")
-        else:
-            drawing.text(left - 12, y0 + band / 2 + 4, shortened(shown, left - 16), "name", anchor="end")
-    clear = head if narrow else 0.0  # names of suites stand above their lanes there, and no line shall cross them
-    stretches = [(top + band * index + clear, top + band * (index + 1)) for index in range(len(names))]
-    for mark in marks:
-        for begin, end in stretches:
-            drawing.line(x(mark), begin, x(mark), end, "grid")
-        drawing.text(x(mark), floor + 18, f"{mark:g}", "tick", anchor="middle")
-    drawing.text(left + (width - left - right) / 2, height - 6, f"{arrows(rows[0].metric)}, %", "axis", anchor="middle")
     chance = rows[0].chance
-    if chance is not None and marks[0] <= chance <= marks[-1]:
-        for begin, end in stretches:
-            drawing.line(x(chance), begin, x(chance), end, "chance")
-        drawing.text(x(chance) + 4, floor - 4, "chance", "note")
-    for row in rows:
-        lane_y = top + band * names.index(row.suite) + head + lane * (arms.index(row.label) + 0.5)
-        if row.low is not None and row.high is not None:
-            drawing.line(x(row.low), lane_y, x(row.high), lane_y, f"whisker a{palette[row.label]}")
-        drawing.marker(x(row.mean), lane_y, palette[row.label], f"dot a{palette[row.label]}", title=_about(row))
-    return str(drawing)
+    axis = Axis(
+        marks=_span(rows, 5 if width < 500 else 6),
+        caption=f"{arrows(rows[0].metric)}, %",
+        guides=[] if chance is None else [(chance, "chance")],
+    )
+    told = "; ".join(f"{suite_name(row.suite)}, {row.label} {row.mean:.1f}" for row in rows)
+    found = [Lane(suite_name(row.suite), row.label, row.mean, row.low, row.high, _about(row)) for row in rows]
+    label = f"{rows[0].metric} on every test suite, in percent. {told}"
+    return lanes(found, axis, palette, label=label, css="plot suites", width=width)
 
 
 def forest(rows: Sequence[Row], palette: Palette, *, width: float = WIDE) -> str:
@@ -145,7 +120,9 @@ def forest(rows: Sequence[Row], palette: Palette, *, width: float = WIDE) -> str
     top, bottom, lane, head = 6.0, 40.0, 21.0, 26.0
     height = top + sum(head + lane * sum(row.suite == name for row in rows) + 4 for name in names) + bottom
     marks = _gap_span(rows, 4 if narrow else 5)
-    drawing = Drawing(width, height, label=f"Paired differences in {rows[0].metric}", css="plot forest")
+    told = "; ".join(f"{suite_name(row.suite)}, {row.label} {difference(row.difference)}" for row in rows)
+    label = f"Paired differences in {rows[0].metric}, in points. {told}"
+    drawing = Drawing(width, height, label=label, css="plot forest")
 
     def x(value: float) -> float:
         value = min(max(value, marks[0]), marks[-1])
@@ -194,7 +171,7 @@ def _forest_row(
 def _gap_text(row: Row) -> str:
     gap = row.difference
     assert gap is not None
-    numbers = f"{gap.mean:+.1f} {interval(gap.low, gap.high, signed=True) if gap.low is not None else ''}"
+    numbers = f"{with_sign(gap.mean)} {interval(gap.low, gap.high, signed=True) if gap.low is not None else ''}"
     return (
         numbers.replace("-", "\N{MINUS SIGN}")
         + (NO_INTERVAL if gap.low is None else "")

@@ -15,6 +15,7 @@ from madkit.evaluate.report.text import (
     mini_note,
     score,
     tables,
+    with_sign,
 )
 from madkit.evaluate.results import Difference, Results, Row, Source
 
@@ -46,8 +47,9 @@ def terminal(results: Results) -> RenderableType:
         rows = [row for row in rows if row.headline or (row.suite == source.suites[0] and "(" not in row.metric)]
         metric = next((row.metric for row in rows if row.headline), "")
         table = Table(
-            title=Text(f"{title}: {metric}, %", style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-        )
+            title=Text(f"{title}: {metric}, %", style="bold"),
+            title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
+        )  # fmt: skip
         table.add_column("suite, arm", overflow="fold")
         table.add_column("score", justify="right", no_wrap=True)
         table.add_column("95 %", no_wrap=True)
@@ -156,5 +158,5 @@ def _published(results: Results) -> list[RenderableType]:
 
 def _short_difference(value: Difference | None) -> str:
     if value is not None and value.low is None:
-        return f"{value.mean:+.1f} (n=1)"
+        return f"{with_sign(value.mean)} (n=1)"
     return difference(value)

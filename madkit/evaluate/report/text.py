@@ -34,11 +34,17 @@ def score(row: Row) -> str:
     return f"{row.mean:.1f}"
 
 
+def with_sign(value: float) -> str:
+    """A difference with its sign; what rounds to nothing has none."""
+    written = f"{value:+.1f}"
+    return "0.0" if written in ("+0.0", "-0.0") else written
+
+
 def interval(low: float | None, high: float | None, *, signed: bool = False) -> str:
     """Square brackets, or the words for a single seed."""
     if low is None or high is None:
         return NO_INTERVAL
-    return f"[{low:+.1f}, {high:+.1f}]" if signed else f"[{low:.1f}, {high:.1f}]"
+    return f"[{with_sign(low)}, {with_sign(high)}]" if signed else f"[{low:.1f}, {high:.1f}]"
 
 
 def difference(value: Difference | None) -> str:
@@ -46,9 +52,9 @@ def difference(value: Difference | None) -> str:
     if value is None:
         return ""
     if value.low is None:
-        return f"{value.mean:+.1f} ({NO_INTERVAL})"
+        return f"{with_sign(value.mean)} ({NO_INTERVAL})"
     mark = "*" if value.significant else f"{NOT_SIGNIFICANT}{f' ({needed(value)})' if needed(value) else ''}"
-    return f"{value.mean:+.1f} {interval(value.low, value.high, signed=True)} {mark}"
+    return f"{with_sign(value.mean)} {interval(value.low, value.high, signed=True)} {mark}"
 
 
 def needed(value: Difference) -> str:
