@@ -52,4 +52,5 @@ def inline_calls(text: str) -> list[str]:
 
 def _calls(pieces: Iterator[str] | list[str]) -> list[str]:
     calls = [re.split(r"\s+(?:#|->|>|\|)\s", f"{piece.strip()} ")[0].strip() for piece in pieces]
+    calls = [re.sub(r"^(?:[A-Z_]+=\S+ )+", "", call) for call in calls]
     return [call for call in calls if re.match(rf"(?:{'|'.join(PROGRAMS)}) [-a-z./]", call)]
