@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +24,8 @@ madkit evaluate --protocol low-shot --json
 madkit evaluate --protocol my-protocol.yaml --train-missing
 madkit evaluate --vqa-rule pre2021
 madkit evaluate --beside published
-madkit evaluate --precision fp32
+madkit evaluate --agreement
+madkit evaluate --submission
 accelerate launch --multi_gpu --num_processes 2 -m madkit evaluate --protocol full
 """
 
@@ -80,6 +82,9 @@ def evaluate(
         bool,
         typer.Option("--agreement", help="Ask the teachers, from their caches, how often students answer as they do."),
     ] = False,
+    submission: Annotated[
+        bool, typer.Option("--submission", help="Write the runs' files for the leaderboards, and no table.")
+    ] = False,
     cache: CacheOption = None,
     workspace: WorkspaceOption = None,
     json_: JsonOption = False,
@@ -95,6 +100,9 @@ def evaluate(
     With `--agreement` the teachers of the runs are asked the same questions, from the vectors in their caches, and the
     table tells how often students answer as they do. A run without a teacher is laid beside those of the other arms.
 
+    With `--submission` the runs answer the official test sets without labels of their data, and the answers are written
+    as the leaderboards of VCR, SNLI-VE and VQA take them (`submissions/` in a run's folder).
+
     Under `accelerate launch` or `torchrun` the processes share what has to be answered, and the first one makes the
     table.
 
@@ -104,7 +112,6 @@ def evaluate(
     from dataclasses import replace
 
     from madkit.cli.report import scenes
-    from madkit.core.console import warn
     from madkit.core.errors import UsageProblem
     from madkit.core.workspace import Workspace
     from madkit.evaluate.published import beside_published
@@ -116,11 +123,15 @@ def evaluate(
     how: dict[str, Any] = {"device": device, "precision": precision.value, "vqa_rule": vqa_rule.value}
     failed: dict[str, Problem] = {}
     with Ranks() as ranks:
-        if ranks.count > 1 and train_missing:
+        if ranks.count > 1 and (train_missing or submission):
             raise UsageProblem(
-                "--train-missing starts its own processes.", hint="start it without torchrun or accelerate launch"
+                f"{'--submission' if submission else '--train-missing'} is for a single process.",
+                hint="start it without torchrun or accelerate launch",
             )
         untrained = train(place, protocol, processes=processes) if train_missing else []
+        if submission:
+            _write_submissions(place, protocol, untrained, device=device, precision=precision.value, json_=json_)
+            return
         if ranks.count > 1:
             failed = answer_together(ranks, place, protocol, **how)
             if not ranks.first:
@@ -132,11 +143,39 @@ def evaluate(
     folder = results.protocol if vqa_rule is Rule.current else f"{results.protocol}-{vqa_rule.value}"
     page = write_report(place.reports / folder, results, gallery=scenes(place, results))
     emit({**results.document(), "report": str(page)}, json_, lambda: _print(results, page))
-    for problem in results.problems:
-        hint = f" Try: {problem['hint']}" if problem["hint"] else ""
-        warn(f"{problem['where']}: {problem['error']}{hint}")
-    if results.problems:
+    _tell(results.problems)
+
+
+def _tell(problems: Sequence[Mapping[str, Any]]) -> None:
+    """Name what failed, each error once with the places that have it, and end with exit code 1 where there are any."""
+    from madkit.core.console import warn
+
+    places: dict[tuple[str, str | None], list[str]] = {}
+    for problem in problems:
+        places.setdefault((problem["error"], problem["hint"]), []).append(problem["where"])
+    for (error, hint), where in places.items():
+        more = f" and {len(where) - 1} more" if len(where) > 1 else ""
+        warn(f"{where[0]}{more}: {error}{f' Try: {hint}' if hint else ''}")
+    if problems:
         raise typer.Exit(1)
+
+
+def _write_submissions(
+    workspace: Workspace, protocol: str, untrained: list[Problem], *, device: str, precision: str, json_: bool
+) -> None:
+    from madkit.evaluate.leaderboard import Submissions, write_submissions
+
+    done = write_submissions(workspace, protocol, device=device, precision=precision)
+    done = Submissions(done.files, (*untrained, *done.problems))
+
+    def human() -> None:
+        for one in done.files:
+            there = "" if one.new else " (there already)"
+            print(f"{one.source} {one.split}: {one.questions:,} questions answered, as {one.format}{there}.")
+            print(one.path)
+
+    emit(done.document(), json_, human)
+    _tell([problem.as_dict() for problem in done.problems])
 
 
 def train(workspace: Workspace, protocol: str, *, processes: int = 0) -> list[Problem]:

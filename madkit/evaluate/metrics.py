@@ -58,13 +58,17 @@ class Scores:
 
     def by_form(self) -> dict[str, tuple[float, int]]:
         """Percent and number of questions of each kind, by name; empty where the benchmark names fewer than two."""
+        return self.by(self.forms)
+
+    def by(self, kinds: Sequence[str]) -> dict[str, tuple[float, int]]:
+        """The same for kinds [n] of one's own; "" for a question of none."""
         values: dict[str, list[float]] = defaultdict(list)
-        for form, value in zip(self.forms, self.values.tolist(), strict=True):
-            if form:
-                values[form].append(value)
+        for kind, value in zip(kinds, self.values.tolist(), strict=True):
+            if kind:
+                values[kind].append(value)
         if len(values) < 2:
             return {}
-        return {form: (100 * sum(values[form]) / len(values[form]), len(values[form])) for form in sorted(values)}
+        return {kind: (100 * sum(values[kind]) / len(values[kind]), len(values[kind])) for kind in sorted(values)}
 
 
 def score_prediction(example: Example, prediction: Any, rule: VqaRule = "current") -> float | None:

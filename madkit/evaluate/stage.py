@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,8 @@ from madkit.evaluate.cells import Cell, Scorer, result_rows, score_cell
 from madkit.evaluate.cells import predictions_path as predictions_path
 from madkit.evaluate.contents import about_run, sources_of
 from madkit.evaluate.contents import student_digest as student_digest
-from madkit.evaluate.grid import Group, Problem, Run, find_runs, group_runs, suites_of
+from madkit.evaluate.grid import Group, Problem, Run, find_baseline, find_runs, group_runs, suites_of
+from madkit.evaluate.kinds import Kinds, kinds_of
 from madkit.evaluate.metrics import METRIC_VERSION, Scores
 from madkit.evaluate.missing import missing_cells
 from madkit.evaluate.origin import find_data, spec_of, warn_of_other_regions
@@ -99,7 +100,7 @@ def evaluate(
     """
     plan = plan_of(workspace, protocol)
     scores, broken = _score_all(workspace, plan, scorer or StudentScorer(device, precision), vqa_rule, failed or {})
-    problems = [*plan.problems, *broken]
+    problems = [*plan.problems, *broken, *_other_revisions(plan, scores)]
     _tell_of_precisions(scores)
 
     def spec_of_run(run: Run) -> TaskSpec:
@@ -122,7 +123,9 @@ def evaluate(
         protocol=plan.name,
         settings=wanted.model_dump(mode="json"),
         rows=tuple(rows),
-        breakdowns=tuple(build_breakdowns(known, scores, spec_of=spec_of_run, vqa_rule=vqa_rule)),
+        breakdowns=tuple(
+            build_breakdowns(known, scores, spec_of=spec_of_run, kinds_of=_kinds(plan), vqa_rule=vqa_rule)
+        ),
         calibrations=tuple(build_calibrations(known, scores, spec_of=spec_of_run)),
         robustness=tuple(build_robustness(known, scores, spec_of=spec_of_run, baseline=wanted.baseline)),
         agreements=tuple(build_agreements(known, scores)),
@@ -224,6 +227,47 @@ def scored(
         text = next(iter(str(error).splitlines()), "")
         hint = "the same command with MADKIT_DEBUG=1 shows where"
         return Problem(cell.place, f"{type(error).__name__}: {text}", hint)
+
+
+def _kinds(plan: Plan) -> Callable[[Run, str], Kinds]:
+    """The kinds of questions of a run's suite, each suite read once; none where its data is gone."""
+
+    @cache
+    def of(table: tuple[str, str], suite: str) -> Kinds:
+        data, spec = plan.data[table], plan.specs[table]
+        if data is None or spec.kind != "multiple-choice":
+            return {}
+        try:
+            return kinds_of(spec, data.examples(suite))
+        except MadkitError:  # its results are there, its questions no longer
+            return {}
+
+    return lambda run, suite: of(run.table, suite)
+
+
+def _other_revisions(plan: Plan, scores: Mapping[tuple[Run, str], object]) -> list[Problem]:
+    """Experiments whose baseline was trained on another revision of their data: no table compares across revisions."""
+    problems = []
+    arm = plan.protocol.baseline
+    groups = [group for group in plan.groups if suites_of(group, scores)]
+    for group in groups:
+        here = group.first
+        if here.arm == arm or find_baseline(group, groups, arm) is not None:
+            continue
+        for other in groups:
+            there = other.first
+            same = (there.source, there.student, there.shots) == (here.source, here.student, here.shots)
+            if there.arm == arm and same and there.revision != here.revision and set(other.seeds) & set(group.seeds):
+                problems.append(
+                    Problem(
+                        f"{here.source}, {here.shots}, {group.label}",
+                        f"Its runs were trained on revision {here.revision} of {here.source}, those of {arm} on "
+                        f"revision {there.revision}: their difference is not told, and they stand in two tables.",
+                        "train the arms again on one revision of the data",
+                    )
+                )
+                break
+    return problems
 
 
 def _tell_of_precisions(scores: Mapping[tuple[Run, str], Mapping[str, Scores]]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from madkit.core.errors import DataError
 from madkit.evaluate.grid import Group, Run, find_baseline, suites_of
+from madkit.evaluate.kinds import Kinds, name_of_forms
 from madkit.evaluate.metrics import FloatArray, Scores
 from madkit.evaluate.power import seeds_needed
 from madkit.evaluate.results import SIGNIFICANT, Breakdown, Difference, Row
@@ -65,31 +66,41 @@ def build_breakdowns(
     scores: ScoreTable,
     *,
     spec_of: Callable[[Run], TaskSpec],
+    kinds_of: Callable[[Run, str], Kinds] = lambda run, suite: {},
     vqa_rule: VqaRule = "current",
 ) -> list[Breakdown]:
-    """The metrics of every experiment and suite by kind of question, where the benchmark names several kinds."""
+    """The metrics of every experiment and suite by kind of question, where there are several kinds.
+
+    Kinds are those that the benchmark names, and those of `kinds_of` a run's suite (see `kinds`).
+    """
     found: list[Breakdown] = []
     for group in groups:
-        spec = spec_of(group.first)
+        spec, run = spec_of(group.first), group.first
         for suite in suites_of(group, scores):
-            cells = {run.seed: scores[run, suite] for run in group.runs if (run, suite) in scores}
+            cells = {one.seed: scores[one, suite] for one in group.runs if (one, suite) in scores}
+            own = kinds_of(run, suite)
             for metric in spec.metrics:
-                by_seed = {seed: cell[metric].by_form() for seed, cell in sorted(cells.items()) if metric in cell}
-                kinds = next(iter(by_seed.values()), {})
-                if not kinds:
-                    continue
-                found.append(
+                by_seed = {seed: cell[metric] for seed, cell in sorted(cells.items()) if metric in cell}
+                tables = {name_of_forms(run.source, suite): {seed: one.by_form() for seed, one in by_seed.items()}}
+                for by, metrics in own.items():
+                    kind = metrics.get(metric, {})
+                    tables[by] = {
+                        seed: one.by([kind.get(unit, "") for unit in one.units]) for seed, one in by_seed.items()
+                    }
+                found += [
                     Breakdown(
                         **group.about(),
                         suite=suite,
                         metric=metric,
-                        by="question type",
-                        seeds=tuple(by_seed),
-                        mean={kind: float(np.mean([one[kind][0] for one in by_seed.values()])) for kind in kinds},
+                        by=by,
+                        seeds=tuple(table),
+                        mean={kind: float(np.mean([one[kind][0] for one in table.values()])) for kind in kinds},
                         n_examples={kind: n for kind, (_, n) in kinds.items()},
                         vqa_rule=vqa_rule if spec.kind == "vqa" else None,
                     )
-                )
+                    for by, table in tables.items()
+                    if (kinds := next(iter(table.values()), {}))
+                ]
     return found
 
 
