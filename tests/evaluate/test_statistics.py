@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.regression.linear_model import OLS
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.sandwich_covariance import cov_cluster_2groups
 
 from madkit.evaluate.statistics import (
     cluster_sums,
@@ -189,3 +192,54 @@ def test_questions_about_one_image_are_one_cluster():
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
     assert found.n_images == 30
     assert image_difference(gaps[:4], np.zeros(4), ["one"] * 4).low is None
+
+
+def test_holm_is_statsmodels():
+    p_values = np.random.default_rng(8).uniform(0, 0.2, 12).tolist()
+    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
+
+
+def test_two_students_are_compared_with_statsmodels_cluster_robust_error():
+    """Images with one to five questions: the mean's error is that of least squares with errors clustered by image."""
+    random = np.random.default_rng(9)
+    images = np.repeat(np.arange(40), random.integers(1, 6, 40))
+    gaps = random.normal(1, 5, 40)[images] + random.normal(0, 2, len(images))
+    fit = OLS(gaps, np.ones_like(gaps)).fit(cov_type="cluster", cov_kwds={"groups": images}, use_t=True)
+    found = image_difference(gaps, np.zeros_like(gaps), [str(image) for image in images])
+    assert (found.low, found.high) == pytest.approx(tuple(fit.conf_int()[0]))
+    assert found.p == pytest.approx(fit.pvalues[0])
+
+
+def test_two_crossed_sources_are_statsmodels_two_way_clusters():
+    """Seeds and images as two groupings of one regression: the same parts, but that ours has no noise in E's place."""
+    arm, baseline, images = made_up_arms(seeds=12, images=200)
+    gaps = arm - baseline
+    seeds, named = np.indices(gaps.shape)[0], np.tile(np.unique(images, return_inverse=True)[1], (len(gaps), 1))
+    fit = OLS(gaps.ravel(), np.ones(gaps.size)).fit()
+    both, of_seeds, of_images = cov_cluster_2groups(fit, seeds.ravel(), named.ravel())
+    table, sizes = cluster_sums(gaps, images)
+    parts = variance_parts(table, sizes)
+    assert parts.seeds == pytest.approx(of_seeds[0, 0], rel=0.01)
+    assert parts.images == pytest.approx(of_images[0, 0], rel=0.01)
+    assert parts.total()[0] == pytest.approx(both[0, 0], rel=0.05)
+
+
+def test_sign_flips_over_images_are_scipys_permutation_test():
+    random = np.random.default_rng(10)
+    gaps = random.normal(0.6, 1, 9)
+    exact = stats.permutation_test((gaps,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    found = image_difference(gaps, np.zeros(9), [str(index) for index in range(9)], resamples=20_000)
+    assert found.p_images == pytest.approx(exact.pvalue, abs=0.01)
+
+
+def test_the_interval_of_two_students_covers_95_percent_where_images_share_questions():
+    random = np.random.default_rng(11)
+    images = np.repeat(np.arange(80), random.integers(1, 5, 80))
+    names = [str(image) for image in images]
+    hits = 0
+    for _ in range(500):
+        # the effects of images with more questions count more, and are drawn anew each time
+        gaps = 1.0 + random.normal(0, 3, 80)[images] + random.normal(0, 2, len(images))
+        found = image_difference(gaps, np.zeros_like(gaps), names, resamples=2)
+        hits += found.low <= 1.0 <= found.high
+    assert 0.93 <= hits / 500 <= 0.97
