@@ -11,7 +11,7 @@ from markupsafe import Markup
 from madkit.evaluate.grid import shots_order
 from madkit.evaluate.report import behaviour_plots, text
 from madkit.evaluate.report.lanes import NARROW, WIDE
-from madkit.evaluate.results import Agreement, Calibration, Results, Robustness, Source
+from madkit.evaluate.results import Agreement, Calibration, Results, Robustness, Source, TeacherAgreement
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Behaviour:
     shifts: tuple[tuple[str, Markup], ...]
     robustness: tuple[Robustness, ...]
     matrices: tuple[Matrix, ...]
+    teachers: tuple[TeacherAgreement, ...]
 
 
 def behaviour_of(results: Results, source: Source, student: str, palette: Mapping[str, int]) -> Behaviour:
@@ -53,6 +54,11 @@ def behaviour_of(results: Results, source: Source, student: str, palette: Mappin
         key=lambda one: place(one.shots, one.suite, one.label),
     )
     agreements = [one for one in results.agreements if (one.source, one.revision, one.student) == key]
+    teachers = sorted(
+        (one for one in results.teacher_agreements if (one.source, one.revision, one.student) == key),
+        key=lambda one: (*place(one.shots, one.suite, one.label)[:2], one.metric, one.teacher, one.method,
+                         palette.get(one.label, 0)),
+    )  # fmt: skip
     return Behaviour(
         reliability=tuple(_reliability(calibrations, source.suites, palette)),
         calibrations=tuple(calibrations),
@@ -60,6 +66,7 @@ def behaviour_of(results: Results, source: Source, student: str, palette: Mappin
         shifts=tuple(_shifts(robustness, palette)),
         robustness=tuple(robustness),
         matrices=tuple(_matrices(agreements, source.suites[0] if source.suites else "")),
+        teachers=tuple(teachers),
     )
 
 
