@@ -137,9 +137,10 @@ class MADCriterion(nn.Module):
         """
         config = self.config
         self._check(student_hidden, text_length, targets, text_mask, region_mask, n_candidates)
-        region_mask = region_mask & targets.region_mask[targets.image_index]
+        if targets.chosen is None or len(self.affinity) > 0:  # what was chosen already needs no mask
+            region_mask = region_mask & targets.region_mask[targets.image_index]
         factor = schedule_factor(config.schedule, progress, warmup=config.warmup, final=config.final)
-        loss = torch.zeros((), device=text_mask.device)
+        parts_of_loss: list[Tensor] = []
         terms: dict[str, Tensor] = {}
         weights = None
 
@@ -152,20 +153,23 @@ class MADCriterion(nn.Module):
                     config, targets, rows, text_mask=text_mask, region_mask=region_mask, tag_regions=tag_regions,
                     query_index=query_index, global_index=global_index, step=step,
                 )  # fmt: skip
-                sequence_weight = share * (weights if rows.shape[0] != S else weights.repeat_interleave(n_candidates))
+                of_each = rows.shape[0] == S and n_candidates > 1
+                sequence_weight = weights.repeat_interleave(n_candidates) if of_each else weights
+                if not isinstance(share, float) or share != 1.0:
+                    sequence_weight = share * sequence_weight
                 sequence_weight = sequence_weight / (S // n_candidates)
                 if targets.taught is not None:
                     sequence_weight = sequence_weight * targets.taught[rows]
                     parts = [replace(part, valid=part.valid & targets.taught[rows].unsqueeze(1)) for part in parts]
-            token_part = torch.zeros((), device=text_mask.device)
+            values = []
             for layer, heads in zip(config.layers, self.heads, strict=True):
                 assert isinstance(heads, nn.ModuleDict)
                 hidden = student_hidden[layer]
                 value, found = token_loss(config, heads, hidden, rows, parts, sequence_weight, text_mask)
-                token_part = token_part + value / len(self.heads)
+                values.append(value / len(self.heads) if len(self.heads) > 1 else value)
                 suffix = "" if len(self.heads) == 1 else f"@{layer}"
                 terms.update({f"{name}{suffix}": term for name, term in found.items()})
-            loss = loss + config.weight * factor * token_part
+            parts_of_loss.append(config.weight * factor * _added(values))
 
         if len(self.affinity) > 0:
             scale = factor if config.affinity_scheduled else 1.0
@@ -173,8 +177,8 @@ class MADCriterion(nn.Module):
                 student_hidden, text_length, targets, text_mask, region_mask, tag_regions, query_index
             ).items():
                 terms[f"affinity_{form}"] = value.detach()
-                loss = loss + config.affinity_weight * scale * value
-        return CriterionOutput(loss, terms, weights)
+                parts_of_loss.append(config.affinity_weight * scale * value)
+        return CriterionOutput(_added(parts_of_loss), terms, weights)
 
     def _taught_rows(
         self, S: int, targets: TeacherTargets, label: Tensor | None, n_candidates: int
@@ -302,6 +306,14 @@ class MADCriterion(nn.Module):
         needs_shared = len(self.affinity) > 0 or (adaptive and shares_space(config, targets))
         if needs_shared and not (targets.shared_space and Dv == Dl):
             raise separate_spaces(len(self.affinity) > 0)
+
+
+def _added(values: Sequence[Tensor]) -> Tensor:
+    """One after the other."""
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total
 
 
 def separate_spaces(affinity: bool) -> ConfigError:

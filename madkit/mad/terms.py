@@ -40,7 +40,7 @@ def terms_of(
     """The terms that `config` switches on for the taught sequences `rows` [N]."""
     active = config.term_weights
     T, R = text_mask.shape[1], region_mask.shape[1]
-    image = targets.image_index[rows]
+    image = targets.image_index.index_select(0, rows)
     tags = tag_regions[rows] if tag_regions is not None and config.tag_targets else None
     parts = []
     if "global_image" in active or "global_text" in active:
@@ -50,16 +50,16 @@ def terms_of(
             where = torch.zeros_like(rows) if global_index is None else global_index[rows]
         place, always = where.unsqueeze(1), torch.ones_like(where, dtype=torch.bool).unsqueeze(1)
         if "global_image" in active:
-            target = targets.image_global[image].unsqueeze(1)
+            target = targets.image_global.index_select(0, image).unsqueeze(1)
             stats = targets.vision_global_stats or targets.vision_stats
             parts.append(Term("global_image", place, always, target, image.unsqueeze(1), stats))
         if "global_text" in active:
-            target = targets.text_global[rows].unsqueeze(1)
+            target = targets.text_global.index_select(0, rows).unsqueeze(1)
             parts.append(
                 Term("global_text", place, always, target, None, targets.text_global_stats or targets.text_stats)
             )
     if targets.chosen is not None:
-        return parts + _chosen_terms(targets.chosen, targets, image, T, R)
+        return parts + _chosen_terms(targets.chosen, targets, image, T, R, named=config.distance == "info-nce")
     if "token_text" in active:
         index, valid = choose_text(config, targets, rows, tags, step)
         target = take(targets.text_tokens, rows.unsqueeze(1), index)
@@ -78,7 +78,10 @@ def terms_of(
     return parts
 
 
-def _chosen_terms(chosen: ChosenTokens, targets: TeacherTargets, image: Tensor, T: int, R: int) -> list[Term]:
+def _chosen_terms(
+    chosen: ChosenTokens, targets: TeacherTargets, image: Tensor, T: int, R: int, *, named: bool
+) -> list[Term]:
+    """The terms of tokens that were chosen before; `named`: with numbers for equal targets, which negatives need."""
     parts = []
     first = image.unsqueeze(1) * R
     for name, kind in (("token_text", chosen.text), ("token_region", chosen.region), ("token_tag", chosen.tag)):
@@ -88,11 +91,11 @@ def _chosen_terms(chosen: ChosenTokens, targets: TeacherTargets, image: Tensor, 
         if name == "token_text":
             parts.append(Term(name, kind.index, kind.valid, target, None, targets.text_stats))
         elif name == "token_region":
-            identity = first + kind.index
+            identity = first + kind.index if named else None
             parts.append(Term(name, kind.index + T, kind.valid, target, identity, targets.vision_stats))
         else:
             assert kind.region is not None
-            identity = first + kind.region
+            identity = first + kind.region if named else None
             parts.append(Term(name, kind.index, kind.valid, target, identity, targets.vision_stats))
     return parts
 

@@ -6,8 +6,9 @@ about it. What `students.inputs.collate` gives for the same examples, `ExampleSe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -29,14 +30,19 @@ from madkit.tasks.answer_vocabulary import AnswerMatch, positions_of, soft_targe
 from madkit.tasks.example import Example
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TeacherRows:
     """Where the teacher's vectors of a batch stand, for S sequences of T tokens made of up to G texts."""
 
     images: Tensor  # [B] rows of the set's images
     texts: Tensor  # [S, G] rows of the set's texts, -1 none
     ends: Tensor  # [S, G] position of the [SEP] that closes each text, -1 none
-    tokens: Tensor  # [S, T] rows of the set's distinct student tokens, -1 none
+    find_tokens: Callable[[], Tensor]
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """[S, T] rows of the set's distinct student tokens, -1 none; looked up where a step asks for them."""
+        return self.find_tokens()
 
 
 class ExampleSet:
@@ -162,6 +168,8 @@ class ExampleSet:
     # -- batches ----------------------------------------------------------------------------------------------------
 
     def _sequence_rows(self, indices: Indices) -> Tensor:
+        if self.n_candidates == 1:
+            return torch.from_numpy(indices)
         first = torch.from_numpy(indices) * self.n_candidates
         return (first[:, None] + torch.arange(self.n_candidates)).flatten()
 
@@ -194,12 +202,16 @@ class ExampleSet:
     def teacher_rows(self, indices: Indices) -> TeacherRows:
         """Rows of the teacher's banks for the same batch."""
         sequences = self._sequence_rows(indices)
-        places, mask = self._padded(sequences)
+
+        def tokens() -> Tensor:
+            places, mask = self._padded(sequences)
+            return torch.where(mask, self._token_row[places].long(), -1)
+
         return TeacherRows(
             images=torch.from_numpy(self._image_row[indices]),
-            texts=self._segments[sequences],
-            ends=self._ends[sequences],
-            tokens=torch.where(mask, self._token_row[places].long(), -1),
+            texts=self._segments.index_select(0, sequences),
+            ends=self._ends.index_select(0, sequences),
+            find_tokens=tokens,
         )
 
 

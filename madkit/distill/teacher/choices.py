@@ -40,7 +40,8 @@ class _Best:
 
     def of(self, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Index [N, width] and validity."""
-        return self.index[rows, :width].long(), torch.arange(width) < self.count[rows, None]
+        index = self.index.index_select(0, rows)[:, :width].long()
+        return index, torch.arange(width) < self.count.index_select(0, rows).unsqueeze(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ class Choices:
         self.images = images
         self.texts = texts
         self.keys = keys
+        self._has_tags = examples.has_tags
         longest = int(examples.text_lengths.max())
         lengths = {
             "token_text": (config.k_text, longest),
@@ -99,10 +101,14 @@ class Choices:
         n = len(examples) * examples.n_candidates
         self._best: dict[str, _Best] = {}
         self._ranked = torch.zeros(n, dtype=torch.bool)
+        # of the best words the rows of the text bank, of the best tags the regions: like `_Best.index`
+        self._stands_for: dict[str, Tensor] = {}
         if config.tokens == "adaptive":
             for name, k in self.sizes.items():
                 width = chosen_width(lengths[name][1], k=k, fraction=config.fraction)
                 self._best[name] = _Best(torch.zeros(n, width, dtype=torch.int16), torch.zeros(n, dtype=torch.int16))
+                if name != "token_region":
+                    self._stands_for[name] = torch.zeros(n, width, dtype=torch.int32)
 
     def of(
         self,
@@ -131,10 +137,13 @@ class Choices:
         places = torch.arange(len(indices) * C)
         if gold and label is not None:
             places = places[::C] + label.clamp(0, C - 1)
-        asked = self._asked(places, rows, indices, inputs)
-        if self._best and not self._ranked[asked.rows].all():
-            self._rank(asked, whole())
         said = None if taught is None else taught[places].unsqueeze(1)
+        if self._best:
+            mine = self._sequences(places, indices)
+            if not self._ranked.index_select(0, mine).all():
+                self._rank(self._asked(places, rows, indices, inputs), whole())
+            return self._noted(places, mine, rows, inputs, said, gold=gold)
+        asked = self._asked(places, rows, indices, inputs)
         kinds: dict[str, ChosenKind] = {}
         for name in self.sizes:
             if name == "token_tag" and (asked.tags is None or asked.region_mask.shape[1] == 0):
@@ -146,27 +155,65 @@ class Choices:
             if name == "token_text":
                 assert self.texts.tokens is not None
                 row = asked.tokens.gather(1, index).clamp_min(0)
-                kinds[name] = ChosenKind(index, valid, _rows_of(self.texts.tokens, row))
+                kinds[name] = ChosenKind(index, valid, rows_of(self.texts.tokens, row))
             elif name == "token_region":
                 kinds[name] = ChosenKind(index, valid, self._regions(asked.image, index))
             elif asked.tags is not None:
                 region = asked.tags.gather(1, index)
                 kinds[name] = ChosenKind(index, valid, self._regions(asked.image, region.clamp_min(0)), region)
+        return self._tokens(places, gold, kinds)
+
+    def _noted(
+        self, places: Tensor, mine: Tensor, rows: TeacherRows, inputs: StudentInputs, said: Tensor | None, *, gold: bool
+    ) -> ChosenTokens:
+        """The chosen tokens of sequences `mine` [N] that have all been chosen from: nothing but looking up."""
+        config = self.config
+        T, R = inputs.input_ids.shape[1], inputs.region_mask.shape[1]
+        image = rows.images
+        if self.examples.n_candidates > 1:
+            image = image.index_select(0, inputs.image_index.index_select(0, places))
+        kinds: dict[str, ChosenKind] = {}
+        for name, k in self.sizes.items():
+            if name == "token_tag" and (not config.tag_targets or R == 0):
+                continue
+            width = chosen_width(R if name == "token_region" else T, k=k, fraction=config.fraction)
+            if name == "token_tag" and not self._has_tags:
+                width = 0
+            index, valid = self._best[name].of(mine, width)
+            valid = valid if said is None else valid & said
+            if name == "token_region":
+                kinds[name] = ChosenKind(index, valid, self._regions(image, index))
+                continue
+            if name == "token_tag" and width and not valid.any():  # nothing is projected for them
+                index, valid, width = index[:, :0], valid[:, :0], 0
+            stands = self._stands_for[name].index_select(0, mine)[:, :width].long()
+            if name == "token_text":
+                assert self.texts.tokens is not None
+                kinds[name] = ChosenKind(index, valid, rows_of(self.texts.tokens, stands))
+            else:
+                kinds[name] = ChosenKind(index, valid, self._regions(image, stands.clamp_min(0)), stands)
+        return self._tokens(places, gold, kinds)
+
+    def _tokens(self, places: Tensor, gold: bool, kinds: dict[str, ChosenKind]) -> ChosenTokens:
         return ChosenTokens(
             places, gold, self._made_for, kinds.get("token_text"), kinds.get("token_region"), kinds.get("token_tag")
         )
 
+    def _sequences(self, places: Tensor, indices: Indices) -> Tensor:
+        """[N] the sequences of the set that stand at `places` of a batch."""
+        example, C = torch.from_numpy(indices), self.examples.n_candidates
+        return example if C == 1 else (example[:, None] * C + torch.arange(C)).flatten()[places]
+
     def _asked(self, places: Tensor, rows: TeacherRows, indices: Indices, inputs: StudentInputs) -> _Asked:
         C = self.examples.n_candidates
         example = torch.from_numpy(indices)
-        rows_of = (example[:, None] * C + torch.arange(C)).flatten()[places]
         owner = inputs.image_index[places]
         region_mask = inputs.region_mask
         if self.images.covered is not None:
             region_mask = region_mask & self.images.covered[rows.images, : region_mask.shape[1]]
         return _Asked(
             places=places,
-            rows=rows_of,
+            rows=self._sequences(places, indices),
             image=rows.images[owner],
             tokens=rows.tokens[places],
             text_mask=inputs.text_mask[places],
@@ -181,7 +228,9 @@ class Choices:
         where = targets.regions.device
         targets, asked = targets.to(where), asked.to(where)
         if "token_text" in self._best:
-            self._best["token_text"].fill(rows, *choose_text(config, targets, asked.places, asked.tags, 0))
+            index, valid = choose_text(config, targets, asked.places, asked.tags, 0)
+            self._best["token_text"].fill(rows, index, valid)
+            self._note("token_text", rows, asked.tokens.gather(1, index).clamp_min(0))
         if "token_region" in self._best:
             found = choose_regions(config, targets, asked.places, asked.region_mask, 0)
             self._best["token_region"].fill(rows, *found)
@@ -190,14 +239,15 @@ class Choices:
                 config, targets, asked.places, asked.tags, asked.text_mask, asked.region_mask, 0
             )
             self._best["token_tag"].fill(rows, index, kept)
+            self._note("token_tag", rows, asked.tags.gather(1, index))
         self._ranked[rows] = True
+
+    def _note(self, name: str, rows: Tensor, stands: Tensor) -> None:
+        self._stands_for[name][rows.cpu(), : stands.shape[1]] = stands.to("cpu", torch.int32)
 
     def _pick(self, name: str, asked: _Asked, step: int) -> tuple[Tensor, Tensor]:
         """Index [N, K] and validity [N, K] of one kind."""
         config, k = self.config, self.sizes[name]
-        length = (asked.region_mask if name == "token_region" else asked.tokens).shape[1]
-        if config.tokens == "adaptive":
-            return self._best[name].of(asked.rows, chosen_width(length, k=k, fraction=config.fraction))
         if name == "token_text":
             mask = self._words(asked)
         elif name == "token_region":
@@ -226,8 +276,8 @@ class Choices:
         return Lookup(regions.flatten(0, 1), image.unsqueeze(1) * regions.shape[1] + index)
 
 
-def _rows_of(table: Vectors, rows: Tensor) -> Tensor:
-    """[N, K, D] of a table at rows [N, K]."""
+def rows_of(table: Vectors, rows: Tensor) -> Tensor:
+    """[..., D] of a table at rows [...]."""
     if isinstance(table, Tensor):  # index_select is several times as fast as indexing
         return table.index_select(0, rows.flatten()).view(*rows.shape, table.shape[1])
     return table[rows]

@@ -16,7 +16,7 @@ from madkit.distill.batches.order import Indices
 from madkit.distill.teacher.absent_side import no_images, no_texts
 from madkit.distill.teacher.bank import ImageBank, TextBank, image_bank, image_bytes, text_bank, text_bytes
 from madkit.distill.teacher.bank_room import Room
-from madkit.distill.teacher.choices import Choices
+from madkit.distill.teacher.choices import Choices, rows_of
 from madkit.mad.config import MADConfig
 from madkit.mad.criterion import separate_spaces
 from madkit.mad.targets import TeacherTargets
@@ -162,9 +162,9 @@ class TeacherSide:
             text_global=self.text_globals(rows.texts),
             regions=self.images.regions[rows.images, :R] if regions else self._no_regions(len(rows.images)),
             region_mask=inputs.region_mask
-            if self.images.covered is None
+            if self.images.covered is None or not regions
             else inputs.region_mask & self.images.covered[rows.images, :R],
-            image_global=self.images.globals[rows.images],
+            image_global=rows_of(self.images.globals, rows.images),
             image_index=inputs.image_index,
             shared_space=self.shared_space,
             text_content=content,
@@ -211,6 +211,8 @@ class TeacherSide:
 
     def text_globals(self, rows: Tensor) -> Tensor:
         """l_0 [S, Dl] of sequences made of the texts `rows` [S, G] (-1 none): the mean over the texts."""
+        if rows.shape[1] == 1 and self._texts_there is None and bool((rows >= 0).all()):
+            return rows_of(self.texts.globals, rows.squeeze(1))
         there = (rows >= 0).unsqueeze(-1)
         if self._texts_there is not None:
             there = there & self._texts_there[rows.clamp_min(0)].unsqueeze(-1)
