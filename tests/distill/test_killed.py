@@ -33,14 +33,14 @@ def arguments(workspace, student: Path) -> list[str]:
 def stop_when(command: list[str], folder: Path, pattern: str, lines: int, number: signal.Signals) -> int:
     """Run the command, send it a signal once the journal has so many lines, and return its exit code."""
     process = subprocess.Popen([sys.executable, "-m", "madkit", *command], stdout=subprocess.PIPE, env=os.environ)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while process.poll() is None and time.monotonic() < deadline:
         journals = list(folder.glob(pattern))
         if journals and journals[0].read_bytes().count(b"\n") >= lines:
             process.send_signal(number)
             break
         time.sleep(0.01)
-    process.communicate(timeout=60)
+    process.communicate(timeout=400)
     return process.returncode
 
 

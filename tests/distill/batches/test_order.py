@@ -131,3 +131,15 @@ def test_equal_numbers_of_regions_change_nothing():
     lengths = lengths_of(300).tolist()
     equal = BucketOrder(lengths, [2] * 300, 1000, 128, "order", 1, regions=[4] * 300, piece=500)
     assert walk(equal, 80) == walk(bucket_order(), 80)
+
+
+@pytest.mark.parametrize(("regions", "bucket"), [("as many of each", 8192), ("10 to 100", 20000)])
+def test_budget_batches_hold_less_than_five_percent_of_padding(regions, bucket):
+    """Lengths like those of VQA, in steps of 8,192 tokens."""
+    draw = np.random.default_rng(0)
+    texts = draw.poisson(7, (20000, 1)) + 3
+    counts = np.full(20000, 36) if regions == "as many of each" else draw.integers(10, 101, 20000)
+    order = BucketOrder(
+        (texts[:, 0] + counts).tolist(), [1] * 20000, 8192, bucket, "order", 0, regions=counts.tolist(), piece=8192
+    )
+    assert effective_batch(order, texts, counts, 8192).padding < 0.05
