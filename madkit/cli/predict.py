@@ -119,9 +119,9 @@ def predict(
     a question, VQA's JSON. Every file is checked against the questions of the split before it is written, and is whole
     or not there.
 
-    QUESTIONS is a bare JSONL file as for `madkit data import custom`, without labels: nothing is imported. Its answers
-    go to stdout, a line each, with probabilities; with `--out` into a file, and an interrupted call goes on where it
-    stopped.
+    QUESTIONS is a bare JSONL file as for `madkit data import custom FILE`, without labels: nothing is imported. Its
+    answers go to stdout, a line each, with probabilities; with `--out` into a file, and an interrupted call goes on
+    where it stopped.
     """
     from madkit.core.errors import UsageProblem
     from madkit.core.workspace import Workspace
