@@ -154,8 +154,8 @@ def _tell(problems: Sequence[Mapping[str, Any]]) -> None:
     for problem in problems:
         places.setdefault((problem["error"], problem["hint"]), []).append(problem["where"])
     for (error, hint), where in places.items():
-        more = f" and {len(where) - 1} more" if len(where) > 1 else ""
-        warn(f"{where[0]}{more}: {error}{f' Try: {hint}' if hint else ''}")
+        more = f" (The same of {len(where) - 1} more.)" if len(where) > 1 else ""
+        warn(f"{where[0]}: {error}{more}{f' Try: {hint}' if hint else ''}")
     if problems:
         raise typer.Exit(1)
 

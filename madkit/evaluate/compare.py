@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from madkit.core.console import warn
 from madkit.core.errors import MadkitError, NotFoundError, UsageProblem
 from madkit.core.files import read_jsonl
 from madkit.core.later_keys import LATER
@@ -194,6 +195,9 @@ def compare(
         except MadkitError as error:
             problems.append(Problem(suite, error.message, error.hint))
             continue
+        first_in, second_in = (next(iter(scores.values())).precision for scores in (one, other))
+        if first_in != second_in:
+            warn(f"On {suite} A answered in {first_in} and B in {second_in}; --precision fp32 has both answer alike.")
         metrics += _metrics(suite, spec, one, other, resamples=resamples)
         kinds += _kinds(suite, spec, one, other)
         rows = [{str(row["id"]): row for row in read_jsonl(predictions_path(run, suite))} for run in runs]

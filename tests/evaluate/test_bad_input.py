@@ -99,7 +99,7 @@ def test_a_suite_without_data_is_said_once_for_all_runs(made_up, typed, tmp_path
     assert code == 1
     assert len(document["problems"]) == 4
     (warning,) = warnings
-    assert "on test-moon and 3 more: mini-snli-ve has no split or test suite 'test-moon'." in warning
+    assert "on test-moon: mini-snli-ve has no split or test suite 'test-moon'. (The same of 3 more.) Try:" in warning
     assert arms(document) == {key: 2 for key in ALL if key[1] == "test"}
 
 
@@ -136,7 +136,8 @@ def test_nan_logits_name_the_run_and_cost_its_cells_alone(made_up, typed):
     made_up.broken.add(folders[0].name)
     code, document, warnings = typed()
     assert (code, len(warnings)) == (1, 1)
-    assert f"{folders[0].name} on test and 1 more: The student gives NaN or infinite logits" in warnings[0]
+    assert f"{folders[0].name} on test: The student gives NaN or infinite logits on 60 of 60" in warnings[0]
+    assert "(The same of 1 more.) Try:" in warnings[0]
     assert arms(document) == ALL | {("finetune", "test"): 1, ("finetune", "test-rendering"): 1}
 
 

@@ -174,3 +174,13 @@ def test_the_command_prints_tables_and_examples_in_80_columns(two, capsys):
     assert document["schema"] == SCHEMA
     assert {"metrics", "kinds", "agreements", "examples", "settings", "problems"} <= set(document)
     assert main(["compare", first.name, first.name, *where]) == 2
+
+
+def test_answers_in_different_precisions_are_told(two, capsys):
+    second = two[2]
+    compared(two, suites=["test"])
+    assert "answered in" not in capsys.readouterr().err
+    path = second / "results.jsonl"
+    path.write_text(path.read_text().replace('"precision": "fp32"', '"precision": "bf16"'))
+    compared(two, suites=["test"])
+    assert "On test A answered in fp32 and B in bf16; --precision fp32" in capsys.readouterr().err
