@@ -83,7 +83,7 @@ def _cells(row: Row, *, bold: bool) -> str:
     if gap is not None:
         mark = "" if gap.significant else r"$^\dagger$"
         spread = f" {interval(gap.low, gap.high, signed=True)}" if gap.low is not None else " (n=1)"
-        against = f"{with_sign(gap.mean)}{mark}{spread}"
+        against = f"{with_sign(gap.mean)}{mark}{spread}".replace("-", "$-$")  # a hyphen is no minus sign
     return " & ".join(
         [
             _tex(row.suite),
