@@ -99,7 +99,7 @@ def sight_of(
         return
     if visual == "teacher":
         with _tokens(student, regions) as reader:
-            yield _of_files([reader], survey, "its cache", regions)
+            yield _of_files([reader], survey, f"its cache {regions[0]}", regions)
         return
     side = math.isqrt(student.region_dim // 3)
     fits = 3 * side**2 == student.region_dim

@@ -12,7 +12,13 @@ import torch
 
 from madkit import load_student
 from madkit import predict as ask
+from madkit.cache import TokenCache
+from madkit.cache.layout import image_layout, text_layout
+from madkit.cache.plan import StorePlan
+from madkit.cache.token_regions import TokenRegions
+from madkit.cache.writer import StoreWriter
 from madkit.cli.main import main
+from madkit.core.errors import DataError
 from madkit.core.files import write_json_atomic
 from madkit.evaluate.predict import predict
 from madkit.regions.interface import Regions
@@ -72,6 +78,42 @@ def test_an_exported_student_gives_its_runs_answers(run: SharedRun, tmp_path: Pa
         for row, mine in zip(told.rows, ours, strict=True):
             assert row["prediction"] == run.data.spec.labels[mine["prediction"]]
         assert told.rows == ask(run.path / "student", rows, device="cpu").rows
+
+
+def store_of(path: Path, images: list[str]) -> Path:
+    """A token cache of four tokens an image, and of no text."""
+    draw = np.random.default_rng(5)
+    plan = StorePlan(
+        identity={"teacher": "test", "task": "snli-ve", "source": "mini-snli-ve", "revision": "r"},
+        image_ids=images, image_aliases={}, texts=[], lengths=np.zeros(0, np.int64),
+        images=image_layout(len(images), (2, 2), WIDTH, 1.0), text=text_layout(np.zeros(0, np.int64), WIDTH, 1.0),
+        facts={},
+    )  # fmt: skip
+    with StoreWriter(path, plan) as writer:
+        for number in writer.pending("images"):
+            count = len(writer.plan.items("images", number))
+            values = {
+                "tokens": draw.standard_normal((count, 4, WIDTH)).astype(np.float16),
+                "globals": draw.standard_normal((count, WIDTH)).astype(np.float16),
+            }
+            writer.write_unit("images", number, values)
+        writer.finish(seconds=1.0)
+    return path
+
+
+def test_a_student_that_sees_with_its_teacher_is_asked_with_a_cache(run: SharedRun, tmp_path: Path) -> None:
+    put(run, "clip-vil")
+    examples = run.data.examples("test")[:6]
+    images = sorted({one.image.id for one in examples})
+    store = store_of(tmp_path / "store", images)
+    rows = [{"id": one.id, "image": one.image.path.name, "text": one.context[0].text} for one in examples]
+    told = ask(run.path / "student", rows, regions=store, device="cpu", raw=True)
+    with TokenCache.open(store) as cache:
+        wanted = predict(run.path / "student", examples, TokenRegions(cache), spec=run.data.spec, device="cpu")
+    for row, theirs in zip(told.rows, wanted, strict=True):
+        assert [row["scores"][name] for name in run.data.spec.labels] == theirs["logits"]
+    with pytest.raises(DataError, match=r"question 7: there are no region features in its cache .*b\.png"):
+        ask(run.path / "student", [*rows, {"image": "b.png", "text": "x"}], regions=store, device="cpu")
 
 
 def test_a_student_that_sees_with_its_teacher_says_that_the_cache_is_absent(
