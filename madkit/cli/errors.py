@@ -47,4 +47,6 @@ def _explain_system(error: OSError) -> tuple[str, str | None]:
     hint = None
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         hint = "allow it (chmod), or use a folder of your own: --workspace DIR"
+    elif error.errno in (errno.ENOENT, errno.ENOTDIR):
+        hint = "check each part of that path: one is not there, or no folder"
     return f"{reason}{place}.", hint

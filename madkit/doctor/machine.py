@@ -22,6 +22,7 @@ LITTLE_MEMORY_GIB = 4.0
 # The widest of these is what torch's kernels can use (Linux's names of processor flags).
 WIDTHS = (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16"), ("avx512f", "AVX512"), ("avx2", "AVX2"))
 NO_TORCH = "pip install --upgrade torch torchvision"
+SLOW = "run madkit doctor when the machine is less busy, or put torch and its company on a faster disk"
 
 
 class Probe:
@@ -49,7 +50,7 @@ class Probe:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
-            return {"error": f"importing torch took longer than {timeout_s:.0f} s"}
+            return {"error": f"importing torch took longer than {timeout_s:.0f} s", "mend": SLOW}
         try:
             found = json.loads(out.splitlines()[-1])
         except (ValueError, IndexError):
@@ -63,7 +64,7 @@ class Probe:
 def check_libraries(answer: Mapping[str, Any]) -> list[Finding]:
     """What the libraries did when they were tried."""
     if "error" in answer:
-        return [failed(LIBRARIES, "torch", str(answer["error"]), NO_TORCH)]
+        return [failed(LIBRARIES, "torch", str(answer["error"]), str(answer.get("mend", NO_TORCH)))]
     found = [_section(answer, name, NO_TORCH) for name in ("torch", "torchvision")]
     found.append(_jpeg(answer.get("jpeg") or {}))
     if "zarr" in answer:

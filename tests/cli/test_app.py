@@ -67,6 +67,8 @@ def probe(how: str = "well", count: int = 1, workspace: WorkspaceOption = None, 
         raise OSError(28, "No space left on device", "/w/shard")
     if how == "denied":
         raise PermissionError(13, "Permission denied", "/w")
+    if how == "astray":
+        raise NotADirectoryError(20, "Not a directory", "/w/file/x")
     if how == "memory":
         raise type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate")
     if how == "ctrl-c":
@@ -105,6 +107,7 @@ def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("stopped", 75, "Error: Stopped by SIGTERM after saving.\n"),
         ("full", 1, "Error: The disk is full: /w/shard.\nTry: free some space"),
         ("denied", 1, "Error: Permission denied: /w.\n"),
+        ("astray", 1, "Error: Not a directory: /w/file/x.\nTry: check each part of that path"),
         ("memory", 1, "Error: There is not enough memory for this.\n"),
         ("bug", 1, "Error: Unexpected KeyError: 'boxes'\nTry: the same command with MADKIT_DEBUG=1"),
         ("multiline", 1, "Error: Unexpected RuntimeError: first\nTry: "),

@@ -127,6 +127,7 @@ def test_a_library_that_dies_or_hangs_is_told(code: str, words: str, monkeypatch
     assert found.status is Status.FAIL
     assert words in found.detail
     assert "torch" in found.mend
+    assert ("pip install" in found.mend) == ("sleep" not in code)
 
 
 def test_the_answers_of_the_probe_are_read() -> None:
