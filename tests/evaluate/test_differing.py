@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from madkit.evaluate import differing
-from madkit.evaluate.differing import differing_scenes
-from madkit.tasks.example import ImageRef
+from madkit.evaluate.differing import differing_scenes, gallery_scenes
+from madkit.tasks.example import ImageRef, Segment, Tag
 
 
 @pytest.fixture
@@ -72,3 +73,57 @@ def test_what_cannot_be_shown_is_left_out(scenes):
     made_up.data.clear()
     assert differing_scenes(made_up.workspace, results) == []
     assert differing_scenes(made_up.workspace, replace(results, rows=())) == []
+
+
+@dataclass(frozen=True)
+class Kept:
+    regions: tuple[int, ...] = (0,)
+    patches: tuple[tuple[float, float, float, float], ...] = ()
+    spans: dict[str, tuple[tuple[int, int], ...]] = field(default_factory=lambda: {"What is it?": ((0, 4), (8, 10))})
+
+
+def test_scenes_by_lot_stand_first_and_tell_probabilities_and_selected_tokens(scenes):
+    made_up, _ = scenes
+    results = made_up.evaluate("smoke")
+    asked = []
+
+    def choose(data, settings, example, boxes):
+        asked.append((settings["arm"], example.id, tuple(boxes)))
+        return Kept()
+
+    items = gallery_scenes(made_up.workspace, results, choose)
+    assert [item.group for item in items] == ["Drawn by lot"] * 4 + ["Where finetune and affinity differ"] * 4
+    assert items[4:] == differing_scenes(made_up.workspace, results, choose)
+    assert len({id for _, id, _ in asked}) == 8  # no question twice
+    assert asked[0][2] == ((0.1, 0.1, 0.5, 0.5),)  # in shares of the image
+    answers = {arm: answers_of(made_up, arm) for arm in ("finetune", "affinity")}
+    for item, (_, number, _) in zip(items, asked, strict=False):
+        assert item.candidates == ["contradiction", "entailment", "neutral"]
+        assert list(item.selected_regions) == [0]
+        assert [item.text[start:end] for start, end in item.selected_spans] == ["What", "it"]
+        for arm, chances in item.chances.items():
+            row = answers[arm][number]
+            weights = [math.exp(value) for value in row["logits"]]
+            assert chances == pytest.approx([weight / sum(weights) for weight in weights])
+            assert item.scores[arm] == row["score"]
+            assert item.verdict(arm) == ("right" if row["score"] else "wrong")
+
+
+def test_without_a_cache_or_a_second_arm_the_gallery_goes_on(scenes):
+    made_up, _ = scenes
+    results = made_up.evaluate("smoke")
+    items = gallery_scenes(made_up.workspace, results, lambda *_: None)
+    assert len(items) == 8
+    assert not any(item.selects for item in items)
+    alone = replace(results, rows=tuple(replace(row, difference=None) for row in results.rows if row.arm == "affinity"))
+    items = gallery_scenes(made_up.workspace, alone)
+    assert [list(item.answers) for item in items] == [["affinity"]] * 4
+    assert gallery_scenes(made_up.workspace, replace(results, settings={"tasks": 7})) == []
+
+
+def test_marks_move_with_the_numbers_of_boxes_and_pieces_of_a_word_are_one():
+    question = Segment("Is person near the umbrella?", (Tag(3, 9, (0,)), Tag(19, 27, (1, 2))))
+    kept = Kept(spans={question.text: ((3, 9), (9, 14), (19, 22), (22, 27))})
+    text, spans = differing._marked([Segment("Look."), question], kept)
+    assert text == "Look. Is person [1] near the umbrella [2, 3]?"
+    assert [text[start:end] for start, end in spans] == ["person", "near", "umbrella"]
