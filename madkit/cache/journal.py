@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from madkit.cache.layout import JOURNAL
+from madkit.core.errors import CacheError, DataError
 from madkit.core.files import append_jsonl, read_jsonl, sync_folder
 
 
@@ -21,10 +22,31 @@ def journal_file(folder: Path, process: int) -> Path:
 
 
 def journal_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a store's journal; of two for a unit the later one counts. None where there is no journal."""
-    for path in (folder / JOURNAL, *_others(folder)):
-        if path.is_file():
-            yield from read_jsonl(path)
+    """Yield the lines of a store's journal; of two for a unit the later one counts. None where there is no journal.
+
+    Raises:
+        CacheError: a line is damaged. It is not left out: it may take back what an earlier one says.
+    """
+    for path in journal_files(folder):
+        try:
+            rows = read_jsonl(path)
+        except DataError as error:
+            raise _damaged(error.message, folder) from None
+        for number, row in enumerate(rows, start=1):
+            if not {"part", "unit", "files"} <= row.keys():
+                raise _damaged(f"{path}, entry {number}: not the line of a unit.", folder)
+            yield row
+
+
+def journal_files(folder: Path) -> list[Path]:
+    """Return the journals that a store has, the first process's before the others'."""
+    return [path for path in (folder / JOURNAL, *_others(folder)) if path.is_file()]
+
+
+def _damaged(message: str, folder: Path) -> CacheError:
+    return CacheError(
+        message, hint=f"remove the cache and extract again: madkit cache prune --store {folder.name} --yes"
+    )
 
 
 def journalled_units(folder: Path) -> set[tuple[str, int]]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from madkit.cache.layout import FORMAT, SCHEMA, ArraySpec, ImageLayout, TextLayout, store_key
-from madkit.core.errors import CacheError
 
 Part = Literal["images", "texts"]
 PARTS: tuple[Part, ...] = ("images", "texts")
@@ -92,38 +90,6 @@ class StorePlan:
         if not self.text.capacity:
             return 0
         return int(self.lengths[rows.start : rows.stop].sum())
-
-
-def resumed_plan(plan: StorePlan, old: Mapping[str, Any], folder: Path) -> StorePlan:
-    """Return the plan with the shard sizes and facts of the one that a store was begun with.
-
-    Args:
-        plan: what is to be written now.
-        old: what ``plan.json`` holds.
-        folder: the store's.
-
-    Raises:
-        CacheError: the store was begun with other items.
-    """
-    new = plan.document()
-    try:
-        same = all(old[name] == new[name] for name in ("schema", "key", "items"))
-        images, text = plan.images, plan.text
-        if "images" in plan.parts:
-            views = bool(old["images"].get("views", False))  # older plans have none
-            images = replace(images, unit=int(old["images"]["unit"]), views=views)
-        if "texts" in plan.parts:
-            unit, capacity, rows = (int(old["texts"][name]) for name in ("unit", "capacity", "rows"))
-            text = replace(text, unit=unit, capacity=capacity, rows=rows)
-        sizes = replace(plan, facts=old["facts"], images=images, text=text)
-    except (KeyError, TypeError, ValueError):
-        same = False
-    if not same:
-        raise CacheError(
-            f"The cache {folder} was begun with other images or texts under the same key.",
-            hint=f"remove it and extract again: madkit cache prune --store {folder.name} --yes",
-        )
-    return sizes
 
 
 def unit_of_file(name: str) -> tuple[Part, int] | None:

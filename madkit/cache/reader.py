@@ -13,9 +13,11 @@ from madkit.cache.parts import ImageTokens, TextTokens
 from madkit.cache.remote import RemoteStore
 from madkit.cache.remote_copy import remote_units
 from madkit.cache.rows import Fetch
-from madkit.core.errors import CacheError, NotFoundError
+from madkit.core.errors import CacheError, MadkitError, NotFoundError
 from madkit.core.files import read_json
 from madkit.core.workspace import is_url
+
+_NEEDED: dict[str, type] = {"identity": dict, "files": dict, "key": str, "bytes": int}
 
 Place = Path | RemoteStore
 """Where a store lies: a folder, or a URL."""
@@ -159,7 +161,24 @@ def read_manifest(place: Place) -> dict[str, Any]:
             f"(schema {SCHEMA}).",
             hint="extract it again into another workspace, or remove the folder",
         )
+    lacking = [name for name in _NEEDED if not isinstance(manifest.get(name), _NEEDED[name])]
+    if lacking or not ({"images", "texts"} & manifest.keys()):
+        raise CacheError(
+            f"{place}/{MANIFEST} is damaged: it has no '{lacking[0] if lacking else 'images'}'.",
+            hint=again_command(place),
+        )
     return manifest
+
+
+def again_command(place: Place) -> str:
+    """Return the command that goes on with a store which has no usable manifest, and computes just what is missing."""
+    try:
+        plan = read_document(place, PLAN)
+        if isinstance(place, Path):
+            journalled_units(place)
+        return f"go on with it, which computes just what is missing: {extract_command(plan['identity'])}"
+    except (MadkitError, KeyError, TypeError):
+        return f"remove it and extract again: madkit cache prune --store {place.name} --yes"
 
 
 def read_document(place: Place, name: str) -> Any:

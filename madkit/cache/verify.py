@@ -36,7 +36,7 @@ class Problem:
 
     Attributes:
         file: its path in the store.
-        kind: ``missing``, ``truncated``, ``damaged``, ``foreign`` or ``manifest``.
+        kind: ``missing``, ``truncated``, ``damaged``, ``unreadable``, ``foreign`` or ``manifest``.
         detail: a clause for people.
         rows: rows of the array that cannot be trusted, as [first, end), where they are known.
     """
@@ -109,6 +109,10 @@ def verify_cache(place: Place, *, on_file: Callable[[int], None] | None = None) 
             if data is None:
                 problems.append(Problem(name, "missing", "the file is missing", _rows_of(specs, name)))
                 continue
+            if isinstance(data, OSError):
+                detail = f"the system cannot read it: {data.strerror}"
+                problems.append(Problem(name, "unreadable", detail, _rows_of(specs, name)))
+                continue
             files, bytes_ = files + 1, bytes_ + len(data)
             if on_file is not None:
                 on_file(len(data))
@@ -127,13 +131,15 @@ class _Local:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def contents(self, names: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
-        """Yield each file with what it holds; None for one that is missing."""
+    def contents(self, names: Sequence[str]) -> Iterator[tuple[str, bytes | OSError | None]]:
+        """Yield each file with what it holds; None for one that is missing, and what a failing disk says of one."""
         for name in names:
             try:
                 yield name, (self._path / name).read_bytes()
             except FileNotFoundError:
                 yield name, None
+            except OSError as error:
+                yield name, error
 
     def folder_of(self, names: Sequence[str]) -> Path:
         """Return a folder where these files are, as far as they exist."""
@@ -151,14 +157,14 @@ class _Remote(_Local):
         super().__init__(scratch)
         self._remote = store.files
 
-    def contents(self, names: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
+    def contents(self, names: Sequence[str]) -> Iterator[tuple[str, bytes | OSError | None]]:
         for first in range(0, len(names), CONCURRENT):
             some = names[first : first + CONCURRENT]
             yield from zip(some, self._remote.each(self._remote.read_or_none, some), strict=True)
 
     def folder_of(self, names: Sequence[str]) -> Path:
         for name, data in self.contents(names):
-            if data is not None:
+            if isinstance(data, bytes):
                 (self._path / name).parent.mkdir(parents=True, exist_ok=True)
                 (self._path / name).write_bytes(data)
         return self._path

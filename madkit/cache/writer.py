@@ -28,8 +28,9 @@ from madkit.cache.layout import (
     group_metadata,
     text_extents,
 )
-from madkit.cache.plan import PARTS, Part, StorePlan, compact_json, resumed_plan, unit_of_file
+from madkit.cache.plan import PARTS, Part, StorePlan, compact_json, unit_of_file
 from madkit.cache.remote_copy import RemoteCopy
+from madkit.cache.resuming import resumed_plan, without_damaged_journal
 from madkit.cache.shards import file_crc32, pack_chunk
 from madkit.cache.totals import rounding_facts, store_statistics
 from madkit.cache.unit_files import pack_unit
@@ -90,7 +91,7 @@ class StoreWriter:
                 if self.process == 0:
                     self._prepare()
                 else:
-                    self.plan = resumed_plan(self.plan, read_json(self.folder / PLAN), self.folder)
+                    self.plan = resumed_plan(self.plan, self.folder)
                     self._read_journal()
             except BaseException:
                 if self._remote is not None:
@@ -156,12 +157,16 @@ class StoreWriter:
             leftover.unlink()
         path = self.folder / PLAN
         if path.is_file():
-            self.plan = resumed_plan(self.plan, read_json(path), self.folder)
+            self.plan = resumed_plan(self.plan, self.folder)
         else:
             write_json_atomic(path, self.plan.document())
         self._write_fixed()
         if self._remote is not None:
             self._remote.fixed(dict(self._files))
+        complete = without_damaged_journal(self.folder)
+        if complete is not None:  # its lines are written anew, and believed as far as the files have their sizes
+            self._believe(complete)
+            self._done.clear()
         merge_journals(self.folder)
         if self._known is not None:
             self._believe(self._known)

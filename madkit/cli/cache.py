@@ -187,7 +187,7 @@ def verify(
 ) -> None:
     """Read every byte of the caches and compare it with its checksums. Exits 3 where something is wrong."""
     from madkit.cache.manage import find_store
-    from madkit.cache.reader import read_manifest
+    from madkit.cache.reader import again_command, read_manifest
     from madkit.cache.verify import verify_cache
     from madkit.core.console import progress
     from madkit.core.errors import MadkitError, VerificationFailed
@@ -215,9 +215,15 @@ def verify(
     bad = [row for row in rows if not row["ok"]]
     if bad:
         one = f" {Path(bad[0]['path']).name}" if len(bad) == 1 else ""
+        hint = f"madkit cache repair{one}, which computes just the damaged shards again"
+        if all(row["problems"] and row["problems"][0]["kind"] == "manifest" for row in bad):
+            hint = again_command(find_store(place, Path(bad[0]["path"]).name)[0])
+        elif all(problem["kind"] == "foreign" for row in bad for problem in row["problems"]) and bad[0]["problems"]:
+            hint = "no reader looks at files that the manifest does not know: move them elsewhere"
+        elif not any(row["problems"] for row in bad):
+            hint = "its files are whole; extract into another workspace and compare the weights (madkit cache info)"
         raise VerificationFailed(
-            f"{len(bad)} of {len(rows)} caches {'is' if len(bad) == 1 else 'are'} not sound.",
-            hint=f"madkit cache repair{one}, which computes just the damaged shards again",
+            f"{len(bad)} of {len(rows)} caches {'is' if len(bad) == 1 else 'are'} not sound.", hint=hint
         )
 
 
@@ -240,6 +246,7 @@ def repair(
     Sound shards are not touched. Unfinished caches are not repaired: `madkit extract` goes on with them.
     """
     from madkit.cache.manage import describe, find_store
+    from madkit.cache.reader import again_command
     from madkit.core.console import info as say
     from madkit.core.console import progress
     from madkit.core.workspace import Workspace
@@ -250,13 +257,16 @@ def repair(
     for path in find_store(place, store):
         state = describe(path)
         if store is None and state.state != "complete":
-            say(f"{path.name} is {state.state} and left alone.")
+            say(f"{path.name} is {state.state} and left alone. Try: {again_command(path)}")
             continue
         with progress(f"Verifying {path.name}", state.bytes, "bytes") as bar:
             done = mend(place, path, weights=weights, device=device, workers=workers, on_file=bar.advance)
         rows.append(done.as_row())
 
     def human() -> None:
+        if not rows:
+            print("Nothing was repaired: no cache is complete.")
+            return
         print_table(
             ["cache", "problems", "files redone", "items", "with other bytes"],
             [[row["path"], row["problems"], len(row["files"]), row["items"], len(row["changed"])] for row in rows],
@@ -311,10 +321,7 @@ def prune(
 def _print_verified(rows: list[dict[str, Any]]) -> None:
     print_table(
         ["cache", "files", "MB", "result"],
-        [
-            [row["path"], row["files"], _mb(row["bytes"]), "sound" if row["ok"] else f"{len(row['problems'])} problems"]
-            for row in rows
-        ],
+        [[row["path"], row["files"], _mb(row["bytes"]), _result(row)] for row in rows],
         right=(1, 2),
         whole=0,
     )
@@ -329,6 +336,13 @@ def _print_verified(rows: list[dict[str, Any]]) -> None:
     ]
     if samples:
         print_table(["cache", "encoded again", "tokens", "mean cosine", "worst"], samples, right=(2, 3, 4))
+
+
+def _result(row: dict[str, Any]) -> str:
+    found = len(row["problems"])
+    if found:
+        return "1 problem" if found == 1 else f"{found} problems"
+    return "sound" if row["ok"] else "not what the teacher gives"
 
 
 def _flat(document: dict[str, Any], prefix: str = "") -> list[list[object]]:

@@ -128,12 +128,14 @@ def check(
 ) -> None:
     """Measure how far tokens in 16 bits are from those in 32, one by one. Exit 3 when a value is not finite."""
     from madkit.core.errors import UsageProblem, VerificationFailed
+    from madkit.extract.options import resolve_device
     from madkit.teachers.check import SAMPLE_TEXTS, check_teacher, read_texts
 
     if against_weights is not None and against is None:
         raise UsageProblem("--against-weights is of no use without --against.", hint="name the other: --against NAME")
     if against is not None and dtype:
         raise UsageProblem("--against compares in float32, so that --dtype has no effect.", hint="leave one out")
+    device, _ = resolve_device(device)
     found = check_teacher(
         name,
         weights=weights,
@@ -162,9 +164,11 @@ def check(
     emit(found, json_, human)
     if not found["finite"]:
         bad = ", ".join(sorted({f"{row['run']} {row['kind']}" for row in found["rows"] if not row["finite"]}))
-        raise VerificationFailed(
-            f"'{name}' gives values that are not finite ({bad}).", hint="extract with --compute-dtype bfloat16"
-        )
+        wide = [row for row in found["rows"] if row["run"] != "float16"]
+        hint = "extract with --compute-dtype bfloat16"
+        if any(not row["finite"] for row in wide):  # which has the range of float32
+            hint = "its weights are damaged: get them anew"
+        raise VerificationFailed(f"'{name}' gives values that are not finite ({bad}).", hint=hint)
 
 
 def _short(value: object) -> str:

@@ -22,11 +22,13 @@ def broken_files(paths: Sequence[Path]) -> list[str]:
 
 
 def _wrong_with(path: Path) -> str:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with open_binary(path) as file, Image.open(file) as image:
             image.verify()
+    except UnidentifiedImageError:  # whose message shows an object of Python
+        return f"{path}: no format that Pillow knows"
     except (MadkitError, OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damage of all kinds
         return f"{path}: {error}"
     return ""

@@ -51,10 +51,12 @@ def load_frozen(
     for dtype in chosen:
         teacher = load_teacher(name, weights=weights, device=device, dtype=dtype, adapter=adapter)
         label = str(dtype).removeprefix("torch.")
-        problem = None if dtype is torch.float32 else not_finite(teacher)
+        problem = weight_not_finite(teacher) if dtype is torch.float32 else not_finite(teacher)
         if problem is None:
             return teacher, Choice("compute dtype", label, reason)
         reason = f"{label} does not do: {problem}"
+    if dtype is torch.float32:  # no dtype has more range
+        raise ConfigError(f"The teacher '{name}' cannot be used: {problem}.", hint="get its weights anew")
     raise ConfigError(
         f"The teacher '{name}' cannot compute in {compute_dtype}: {problem}.", hint="--compute-dtype float32"
     )
@@ -63,13 +65,9 @@ def load_frozen(
 @torch.inference_mode()
 def not_finite(teacher: Teacher) -> str | None:
     """Return what is not finite in a teacher: a weight, or a vector of a made-up picture or text; None if all is."""
-    for side in (teacher.vision, teacher.text):
-        if side is None:
-            continue
-        for module in modules_of(side):
-            for name, weight in module.named_parameters():
-                if not bool(torch.isfinite(weight).all()):
-                    return f"the weight {name} is not finite"
+    weight = weight_not_finite(teacher)
+    if weight is not None:
+        return weight
     if teacher.vision is not None:
         height, width = teacher.vision.image_size
         ramp = (torch.arange(height)[:, None] + torch.arange(width)).remainder(256).to(torch.uint8)
@@ -81,6 +79,18 @@ def not_finite(teacher: Teacher) -> str | None:
         read = teacher.text.encode([PROBE_TEXT])
         if not _finite(read.tokens[read.mask.to(read.tokens.device)]) or not _finite(read.global_):
             return "a text's vectors are not finite"
+    return None
+
+
+def weight_not_finite(teacher: Teacher) -> str | None:
+    """Return which weight of a teacher is not finite, None if all are."""
+    for side in (teacher.vision, teacher.text):
+        if side is None:
+            continue
+        for module in modules_of(side):
+            for name, weight in module.named_parameters():
+                if not bool(torch.isfinite(weight).all()):
+                    return f"the weight {name} is not finite"
     return None
 
 

@@ -157,7 +157,7 @@ def encode_texts(encoder: TextEncoder, texts: Sequence[TokenizedText], advance: 
 def _not_finite(teacher: str) -> CacheError:
     return CacheError(
         f"The teacher '{teacher}' gives values that are not finite numbers of float16.",
-        hint="check its weights, or compute with more range: --compute-dtype float32",
+        hint=f"in 16 bits, --compute-dtype float32 may do; in float32, look at it: madkit teachers check {teacher}",
     )
 
 

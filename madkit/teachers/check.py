@@ -162,7 +162,10 @@ def read_texts(path: Path) -> list[str]:
     """Read a file of one text per line (NotFoundError, or DataError for one without texts)."""
     if not path.is_file():
         raise NotFoundError(f"The file of texts {path} does not exist.", hint="give a file of one text per line")
-    texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is no text in UTF-8.", hint="give a file of one text per line") from None
     if not texts:
         raise DataError(f"{path} holds no texts.")
     return texts

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from madkit.core.errors import ConfigError
+from madkit.core.errors import ConfigError, DataError
 from madkit.teachers.digest import weights_digest
 from madkit.teachers.fast_tokenizer import FastTokenizer
 from madkit.teachers.grid_vision import GridVision
@@ -24,7 +24,7 @@ from madkit.teachers.hf_pair import pair_text, pair_vision
 from madkit.teachers.hf_text import POOLER, REAL_MEAN, HfText, TextEncoder
 from madkit.teachers.hf_vision import has_pooler, image_preprocessing, vision_forward, vision_layout
 from madkit.teachers.interface import Teacher
-from madkit.teachers.known import TeacherName
+from madkit.teachers.known import KNOWN, TeacherName
 from madkit.teachers.preprocess import Preprocessing
 from madkit.teachers.sentence import longest_sentence, sentence_pooling
 
@@ -62,6 +62,14 @@ def load_hf(parsed: TeacherName, weights: Path | None, device: str, dtype: torch
     folder, source = pretrained_folder(parsed, weights)
     config = read_config(folder)
     sides = sides_of(config)
+    known = KNOWN.get(parsed.canonical)
+    if known is not None and sides != known.sides:
+        reads = {"vision": "images", "text": "texts", "pair": "images and texts"}
+        raise DataError(
+            f"The weights {weights or source} are of a model that reads {reads[sides]}, and '{parsed.canonical}' reads "
+            f"{reads[known.sides]}.",
+            hint=f"give the weights of '{parsed.canonical}', or name the folder itself: hf:PATH",
+        )
     preprocessing = None if sides == "text" else image_preprocessing(folder, name=parsed.canonical)
     loaded = load_model(config, source, name=parsed.canonical)
     if sides == "pair":

@@ -47,6 +47,13 @@ class KnownTeacher:
     gflops_text: float | None = None
     config: dict[str, Any] = field(default_factory=dict, compare=False)
 
+    @property
+    def sides(self) -> str:
+        """What it reads: ``vision``, ``text``, or ``pair`` for both."""
+        if self.image_size and self.context_length:
+            return "pair"
+        return "vision" if self.image_size else "text"
+
     def as_row(self) -> dict[str, Any]:
         """Return the facts as plain values, with the bytes that one image or text token takes in a float16 cache."""
         names = [name for name in self.__dataclass_fields__ if name != "config"]

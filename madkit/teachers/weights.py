@@ -75,17 +75,24 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever a damaged or foreign file provokes
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
             try:  # OpenAI's own CLIP files are TorchScript archives
                 found = torch.jit.load(str(path), map_location="cpu").state_dict()
             except (RuntimeError, ValueError):
                 raise DataError(
-                    f"{path} is not a weight file that can be read safely ({first}).",
+                    f"{path} is not a weight file that can be read safely ({_why(error)}).",
                     hint="use a safetensors file of the same weights",
                 ) from None
     if not isinstance(found, Mapping):
         raise DataError(f"{path} holds a {type(found).__name__}, not named tensors.")
     return found
+
+
+def _why(error: Exception) -> str:
+    """Say in a few words what PyTorch says in a paragraph, or with the bare key of a look-up that failed."""
+    called = re.search(r"\bGLOBAL (\S+)", str(error))
+    if called is not None:
+        return f"it would have {called[1]} called"
+    return "it is damaged, or no file of PyTorch's"
 
 
 def load_clip_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, path: Path, name: str) -> None:

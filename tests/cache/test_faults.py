@@ -133,6 +133,71 @@ def test_stores_that_cannot_be_opened(tmp_path: Path, maker: Callable[..., Any])
     assert "key" in verify_cache(other.path).problems[0].detail
 
 
+@pytest.mark.parametrize("name", ["files", "key", "identity", "bytes"])
+def test_a_manifest_that_lacks_something_is_an_error_that_names_it(store: Any, name: str) -> None:
+    path = store.path / "manifest.json"
+    document = json.loads(path.read_text())
+    del document[name]
+    path.write_text(json.dumps(document))
+    with pytest.raises(CacheError, match=f"is damaged: it has no '{name}'") as found:
+        TokenCache.open(store.path)
+    assert "madkit extract --teacher test --task vcr" in (found.value.hint or "")  # the plan still says of what it is
+    assert [problem.kind for problem in verify_cache(store.path).problems] == ["manifest"]
+    assert [row.state for row in list_stores(Workspace(store.path.parents[1]))] == ["unreadable"]
+
+
+def test_what_the_system_cannot_read_is_one_problem_of_many(store: Any) -> None:
+    shard = store.path / "images/tokens/c/1/0/0"
+    shard.unlink()
+    shard.mkdir()
+    (store.path / "texts/tokens/c/0/0").unlink()
+    kinds = {problem.file: problem.kind for problem in verify_cache(store.path).problems}
+    assert kinds == {"images/tokens/c/1/0/0": "unreadable", "texts/tokens/c/0/0": "missing"}
+
+
+def test_a_damaged_plan_is_taken_from_the_manifest(store: Any, tmp_path: Path, maker: Callable[..., Any]) -> None:
+    plan = store.path / "plan.json"
+    before = json.loads(plan.read_text())
+    plan.write_text("{")
+    with StoreWriter(store.path, store.plan) as writer:
+        assert writer.finished
+    assert json.loads(plan.read_text()) == before
+    unfinished = maker(tmp_path / "unfinished", [3, 4], images=4, finish=False)
+    (unfinished.path / "plan.json").write_text("[]")
+    with (
+        pytest.raises(CacheError, match=r"plan\.json is not a JSON object") as found,
+        StoreWriter(unfinished.path, unfinished.plan),
+    ):
+        pass
+    assert "madkit cache prune --store unfinished --yes" in (found.value.hint or "")
+
+
+@pytest.mark.parametrize("line", ["garbage", "{}"])
+def test_a_damaged_journal_is_written_anew_from_the_manifest_or_refused(store: Any, line: str) -> None:
+    journal = store.path / "journal.jsonl"
+    before = sorted(journal.read_text().splitlines())
+    journal.write_text(f"{line}\n" + "\n".join(before[1:]) + "\n")
+    (store.path / "images/tokens/c/1/0/0").unlink()
+    with StoreWriter(store.path, store.plan) as writer:
+        assert writer.missing("images") == [1]
+        assert not writer.missing("texts")
+        store.fill(writer)
+    lines = [json.loads(one) for one in journal.read_text().splitlines()]
+    assert {(one["part"], one["unit"]) for one in lines} == {
+        (one["part"], one["unit"]) for one in map(json.loads, before)
+    }
+    assert verify_cache(store.path).ok
+    journal.write_text(f"{line}\n")
+    (store.path / "manifest.json").unlink()
+    with (
+        pytest.raises(CacheError, match=r"journal\.jsonl, (line|entry) 1") as found,
+        StoreWriter(store.path, store.plan),
+    ):
+        pass
+    assert f"madkit cache prune --store {store.path.name} --yes" in (found.value.hint or "")
+    assert journal.exists()
+
+
 def test_a_torn_journal_and_leftovers_of_a_kill(tmp_path: Path, maker: Callable[..., Any]) -> None:
     """Whatever a kill leaves - a torn line, a temporary file, a shard without its line - is cleaned up on resume."""
     whole = maker(tmp_path / "whole", [3] * 20, 25)

@@ -149,6 +149,9 @@ def test_a_teacher_that_overflows_is_not_used(tiny_teacher: Path, monkeypatch: p
     assert (teacher.dtype, choice.reason[:8]) == (torch.float32, "bfloat16")
     with pytest.raises(ConfigError, match="cannot compute in float16: the weight"):
         load_frozen(name, device="cpu", compute_dtype="float16")
+    poisoned.add(torch.float32)
+    with pytest.raises(ConfigError, match=r"cannot be used: the weight .* is not finite"):
+        load_frozen(name, device="cpu")
     poisoned.clear()
     assert load_frozen(name, device="cuda")[1].reason == "the default on cuda"
     assert load_frozen(name, device="cpu")[0].dtype == torch.float32

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from madkit.cli.main import main
 from madkit.cli.teachers import app
 from madkit.core.errors import ConfigError, DataError, NotFoundError, VerificationFailed
 from madkit.teachers.check import check_teacher, image_files, read_texts, vector_errors
@@ -105,6 +106,17 @@ def test_what_it_reads(tmp_path: Path) -> None:
         read_texts(tmp_path / "c.txt")
     with pytest.raises(NotFoundError, match="does not exist"):
         read_texts(tmp_path / "d.txt")
+    (tmp_path / "e.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"e\.txt is no text in UTF-8"):
+        read_texts(tmp_path / "e.txt")
+
+
+def test_a_device_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str], tiny_teacher: Path) -> None:
+    for device, said in (("cuda:7", "This machine has no GPU"), ("gpu", "There is no device named 'gpu'")):
+        if device != "gpu" and torch.cuda.is_available():
+            continue
+        assert main(["teachers", "check", f"local:{tiny_teacher}", "--device", device]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_tables_fit_80_columns(tiny_teacher: Path) -> None:

@@ -215,6 +215,13 @@ def test_wrong_and_unsafe_weights_are_named(folders: dict[str, Path], tmp_path: 
         load_teacher(f"hf:{tmp_path / 'nothing'}")
 
 
+def test_weights_of_the_other_side_do_not_pass_under_a_known_name(folders: dict[str, Path]) -> None:
+    with pytest.raises(DataError, match="of a model that reads texts, and 'dinov2-vit-b14' reads images"):
+        load_teacher("dinov2-vit-b14", weights=folders["roberta"])
+    with pytest.raises(DataError, match="reads texts, and 'siglip-b16' reads images and texts"):
+        load_teacher("siglip-b16", weights=folders["bert"])
+
+
 def test_a_tokenizer_without_spans_and_one_of_another_model(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "x"
     shutil.copytree(folders["bert"], folder)
