@@ -4,6 +4,7 @@ teacher. `madkit.predict` is the function below.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from madkit.core.console import progress
 from madkit.core.errors import DataError, MadkitError
@@ -120,8 +123,8 @@ class Asking(ExitStack):
         in_bf16(precision, device_of(device))  # what cannot be had is said before anything is read
         if keep is not None:
             Path(keep).parent.mkdir(parents=True, exist_ok=True)
-        folder = student_folder(student) if isinstance(student, str | Path) else Path()
-        loaded = load_student(folder) if isinstance(student, str | Path) else student
+        folder = student_folder(student) if isinstance(student, str | Path) else None
+        loaded = student if not isinstance(student, str | Path) else load_student(folder or student)
         self.name = str(student) if isinstance(student, str | Path) else loaded.identity.name
         self.left_out: list[LeftOut] = []
         self.resumed = 0
@@ -197,9 +200,9 @@ class Asking(ExitStack):
         if self._journal is not None:
             self._journal.done()
 
-    def _known_by(self, student: Student, folder: Path, sight: list[Any]) -> dict[str, Any]:
+    def _known_by(self, student: Student, folder: Path | None, sight: list[Any]) -> dict[str, Any]:
         return {
-            "student": sha256_file(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else student.identity.weights,
+            "student": _weights_of(student) if folder is None else sha256_file(folder / WEIGHTS),
             "outputs": student.head_spec.as_dict(),
             "images": str(self._questions.root.absolute()),
             "sight": sight,
@@ -225,6 +228,15 @@ class Asking(ExitStack):
                 f"{chunk[number].place}: {lost[number]}.",
                 hint="mend the file, or leave such questions out: --allow-missing",
             )
+
+
+def _weights_of(student: Student) -> str:
+    """Digest of a student's weights as they are in memory, where it may have been trained on."""
+    found = hashlib.sha256()
+    for name, value in sorted(student.state_dict().items()):
+        found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _check_finite(row: Mapping[str, Any], question: Question, name: str) -> None:

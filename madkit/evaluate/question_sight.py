@@ -71,13 +71,14 @@ class Sight:
 
 @contextmanager
 def sight_of(
-    student: Student, folder: Path, survey: Survey, regions: Sequence[Path | str], format_: str | None = None
+    student: Student, folder: Path | None, survey: Survey, regions: Sequence[Path | str], format_: str | None = None
 ) -> Iterator[Sight]:
     """Open what a student sees of the images that are asked about.
 
     Args:
         student: decides by its family: files of region features, image files, or a teacher's token cache.
-        folder: where it was loaded from; its manifest says whether it learnt on the embedded benchmark.
+        folder: where it was loaded from, whose manifest says whether it learnt on the embedded benchmark; None: the
+            student was given as it is.
         survey: the images, and their boxes.
         regions: files or folders of features, together those of all images; `PIXELS` for small pictures of the boxes;
             for a clip-vil student the folder of a token cache.
@@ -174,11 +175,11 @@ def _absent(survey: Survey) -> dict[str, str]:
     }
 
 
-def _learnt_on_pixels(student: Student, folder: Path) -> bool:
+def _learnt_on_pixels(student: Student, folder: Path | None) -> bool:
     """Whether it is one of the mini students, or learnt on the embedded benchmark, whose features are pixels."""
     if student.identity.name.startswith(f"{_MINI}-") and student.region_dim == 3 * 16**2:
         return True
-    for path in (folder / "manifest.json", folder.parent / "manifest.json"):
+    for path in () if folder is None else (folder / "manifest.json", folder.parent / "manifest.json"):
         if path.is_file():
             manifest = read_json(path)
             return isinstance(manifest, dict) and manifest.get("is_mini") is True and not manifest.get("regions")

@@ -185,6 +185,13 @@ def test_answers_of_another_student_are_not_taken_over(mine: Mine, capsys: pytes
     told = ask(mine.base / "other", mine.write(), images=mine.images, regions=mine.regions, keep=out, device="cpu")
     assert told.resumed == 0
     assert "begins anew" in capsys.readouterr().err
+    assert ask(student, mine.write(), images=mine.images, regions=mine.regions, keep=out, device="cpu").resumed == 0
+    again = ask(student, mine.write(), images=mine.images, regions=mine.regions, keep=out, device="cpu")
+    assert (again.resumed, again.rows) == (COUNT, told.rows)
+    with torch.no_grad():
+        next(student.parameters()).mul_(1.01)  # trained on, where it is
+    again = ask(student, mine.write(), images=mine.images, regions=mine.regions, keep=out, device="cpu")
+    assert again.resumed == 0
     (out.with_name("answers.jsonl.partial")).write_text("no journal")
     assert mine.ask(keep=out).resumed == 0
     partial_answers.PartialAnswers(out, {}).done()
