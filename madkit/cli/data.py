@@ -214,7 +214,7 @@ def check(
     if wrong:
         in_regions = all(not row["wrong"] or "region features" in row["check"] for row in rows)
         raise VerificationFailed(
-            f"{wrong:,} things are wrong with {data.name}.",
+            f"{wrong:,} {'thing is' if wrong == 1 else 'things are'} wrong with {data.name}.",
             hint=f"madkit data regions add {data.name} PATH, with all files of features that there are"
             if in_regions
             else "put the files back as they were, or import them again",
