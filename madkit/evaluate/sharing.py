@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PATIENCE = timedelta(days=30)  # for the slowest; a dead process is noticed at once, for its connection closes
 INTERRUPTED = 130
+_LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Ranks:
@@ -41,8 +42,9 @@ class Ranks:
     """
 
     def __init__(self) -> None:
-        self.count = int(os.environ.get("WORLD_SIZE", "1"))
-        self.number = int(os.environ.get("RANK", "0")) if self.count > 1 else 0
+        launched = all(name in os.environ for name in _LAUNCHED)  # some clusters set one of them for everybody
+        self.count = int(os.environ["WORLD_SIZE"]) if launched else 1
+        self.number = int(os.environ["RANK"]) if launched else 0
         self._own_group = False
 
     @property

@@ -141,3 +141,11 @@ def test_a_dead_process_is_told(monkeypatch):
     ranks.count = 2
     with pytest.raises(RunError, match="has ended"):
         ranks.gather(1)
+
+
+def test_a_variable_alone_makes_no_job(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with Ranks() as ranks:
+        assert (ranks.count, ranks.number, ranks.first) == (1, 0, True)
+        assert ranks.gather(3) == [3]
+        assert ranks.together(lambda: 4) == 4
