@@ -20,8 +20,8 @@ Place = Callable[[float], float]
 
 def reliability(rows: Sequence[Calibration], palette: Palette) -> str:
     """Mean score against mean probability of the answers, one line per arm; on the diagonal a student is calibrated."""
-    told = "; ".join(f"{row.label} expected calibration error {row.ece:.1f}" for row in rows)
-    label = f"Reliability of {rows[0].metric} on {rows[0].suite}: score against probability, in percent. {told}"
+    errors = "; ".join(f"{row.label} expected calibration error {row.ece:.1f}" for row in rows)
+    label = f"Reliability of {rows[0].metric} on {rows[0].suite}: score against probability, in percent. {errors}"
     drawing, x, y = _square(label, [0.0, 25.0, 50.0, 75.0, 100.0], "probability of the answer, %", "score, %")
     drawing.line(x(0), y(0), x(100), y(100), "chance")
     for row in sorted(rows, key=lambda row: palette[row.label]):
