@@ -216,19 +216,19 @@ def print_results(results: Results) -> None:
 
     if sys.stdout.isatty():
         Console().print(terminal(results))
-        return
-    console = Console(width=80)
-    with console.capture() as capture:
-        console.print(terminal(results))
-    for line in capture.get().splitlines():
-        print(line.rstrip())
+    else:
+        console = Console(width=80)
+        with console.capture() as capture:
+            console.print(terminal(results))
+        for line in capture.get().splitlines():
+            print(line.rstrip())
+    _print_teachers(results)
 
 
 def _print(results: Results, page: Path) -> None:
     from madkit.evaluate.report.terminal import next_step
 
     print_results(results)
-    _print_teachers(results)
     step = next_step(results)
     if step:
         print(f"Next: {step}")
@@ -248,7 +248,7 @@ def _print_teachers(results: Results) -> None:
         for student, shots, teacher in dict.fromkeys((one.student, one.shots, one.teacher) for one in rows):
             print(f"\nSame answer as the teacher {teacher}, % ({source.name}, {here[2]}, {student}, {shots})")
             print_table(
-                ("arm", "asked by", "same", "95 %", "it is right", "it is wrong", "its score"),
+                ("arm", "asked by", "same", "95 %", "if right", "if wrong", "its score"),
                 [
                     (
                         one.label,

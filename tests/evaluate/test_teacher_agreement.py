@@ -219,3 +219,13 @@ def test_without_a_cache_it_goes_on_and_says_so_once(taught, monkeypatch, capsys
     warnings = [line for line in capsys.readouterr().err.splitlines() if "cannot be asked" in line]
     assert len(warnings) == 1
     assert "There is no token cache named 'mini-x'" in warnings[0]
+
+
+def test_the_terminal_has_a_line_for_each_arm_and_way_to_ask(taught, capsys):
+    from madkit.cli.evaluate import print_results
+
+    print_results(taught.evaluate("smoke", agreement=True))
+    table = capsys.readouterr().out.partition("Same answer as the teacher mini, % (mini-vcr, test, mini-uniter, 20)")[2]
+    lines = [line.split()[:2] for line in table.splitlines() if line.startswith(("finetune", "mad"))]
+    assert lines == [[arm, method] for arm in ("finetune", "mad") for method in ("zero-shot", "probe")]
+    assert max(map(len, table.splitlines())) <= 80
