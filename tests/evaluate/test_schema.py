@@ -15,6 +15,7 @@ from jsonschema import Draft202012Validator
 from madkit.cli.main import main
 from madkit.core.files import write_json_atomic
 from madkit.evaluate.published import beside_published
+from madkit.evaluate.report import render_page
 from madkit.evaluate.report.fields import ENTRIES
 from madkit.evaluate.report.latex import latex
 from madkit.evaluate.report.parquet import as_parquet
@@ -185,3 +186,11 @@ def test_a_damaged_document_says_what_mends_it(kept, tmp_path, content, capsys):
     error = capsys.readouterr().err
     assert "results.json" in error
     assert "madkit evaluate" in error
+
+
+def test_the_page_tells_how_often_an_arm_answers_as_its_teacher(results):
+    told = render_page(results).split("Agreement with the teacher</h3>")[1].split("<h3>")[0]
+    row = told.split("<tbody>")[1]
+    assert re.findall(r'<td class="n">([^<]*)</td>', row) == ["70.0", "75.0", "", "66.0"]
+    assert "[60.0, 80.0]" in row
+    assert "Agreement with the teacher" not in render_page(replace(results, teacher_agreements=()))
