@@ -5,8 +5,10 @@ The variables must be set before torch or an OpenMP library is loaded, hence her
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import hypothesis
@@ -24,6 +26,21 @@ for _variable in ("MADKIT_WORKSPACE", "MADKIT_CACHE", "MADKIT_DEBUG", "FORCE_COL
 # No deadline: a busy two-core machine is not a bug. Derandomised: a red run is red for everyone.
 hypothesis.settings.register_profile("madkit", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("madkit")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect tests without collecting garbage: half a million objects of imports live to the end in any case.
+
+    They are put aside afterwards, so that the collector does not look through them again and again while tests run.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
