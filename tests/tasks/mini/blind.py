@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from zlib import crc32
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from scipy.sparse import csr_matrix
+from torch import Tensor
 
 BUCKETS = 2**15
 
@@ -24,22 +27,21 @@ def ngrams(words: Sequence[str]) -> list[str]:
 
 
 class Bags:
-    """Bags of hashed features, ready for an EmbeddingBag."""
+    """Counts of hashed features, one row a bag, in the columns of the buckets that training bags use.
 
-    def __init__(self, bags: Sequence[Sequence[str]]) -> None:
+    A bucket that no training bag has would keep its first weight, zero, for ever: it has no column.
+    """
+
+    def __init__(self, bags: Sequence[Sequence[str]], buckets: npt.NDArray[np.int64] | None = None) -> None:
         numbers = [hashed(bag) for bag in bags]
-        self.flat = torch.tensor([i for bag in numbers for i in bag])
-        sizes = torch.tensor([len(bag) for bag in numbers])
-        self.starts = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """(flat features, offsets) of some rows."""
-        parts = [self.flat[self.starts[i] : self.starts[i + 1]] for i in index.tolist()]
-        sizes = torch.tensor([0, *(len(p) for p in parts[:-1])])
-        return torch.cat(parts), sizes.cumsum(0)
+        flat = np.fromiter(chain.from_iterable(numbers), dtype=np.int64)
+        owners = np.repeat(np.arange(len(bags)), [len(bag) for bag in numbers])
+        self.buckets = np.unique(flat) if buckets is None else buckets
+        columns = np.searchsorted(self.buckets, flat).clip(max=len(self.buckets) - 1)
+        known = self.buckets[columns] == flat
+        shape = (len(bags), len(self.buckets))
+        ones = np.ones(int(known.sum()), dtype=np.float32)
+        self.counts = csr_matrix((ones, (owners[known], columns[known])), shape=shape)
 
 
 def linear_accuracy(
@@ -57,24 +59,22 @@ def linear_accuracy(
     """
     torch.manual_seed(0)
     classes = 1 if choices else int(max(truth.max(), test_truth.max())) + 1
-    weights = nn.EmbeddingBag(BUCKETS, classes, mode="sum")
-    nn.init.zeros_(weights.weight)
-    optimizer = torch.optim.Adam(weights.parameters(), lr=0.02)
     bags, width = Bags(train), max(choices, 1)
+    weights = torch.zeros(len(bags.buckets), classes)
+    optimizer = torch.optim.Adam([weights], lr=0.02)
 
-    def scores(source: Bags, examples: Tensor) -> Tensor:
-        index = (examples[:, None] * width + torch.arange(width)).flatten()
-        result: Tensor = weights(*source.rows(index))
-        return result.view(len(examples), -1)
+    def scores(counts: csr_matrix, examples: int) -> Tensor:
+        return torch.from_numpy(counts @ weights.numpy()).view(examples, -1)
 
     for _ in range(3):
         for part in torch.randperm(len(truth)).split(256):
-            loss = F.cross_entropy(scores(bags, part), truth[part])
-            optimizer.zero_grad()
-            loss.backward()
+            rows = (part[:, None] * width + torch.arange(width)).flatten().numpy()
+            counts = bags.counts[rows]
+            # the gradient of the mean cross-entropy: by autograd it would be a table of every feature
+            slope = scores(counts, len(part)).softmax(1) - F.one_hot(truth[part], max(classes, width))
+            weights.grad = torch.from_numpy(counts.T @ (slope / len(part)).view(len(rows), classes).numpy())
             optimizer.step()
-    with torch.no_grad():
-        guesses = scores(Bags(test), torch.arange(len(test_truth))).argmax(1)
+    guesses = scores(Bags(test, bags.buckets).counts, len(test_truth)).argmax(1)
     return 100 * float(guesses.eq(test_truth).float().mean())
 
 
