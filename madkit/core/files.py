@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,18 @@ def write_bytes_atomic(path: Path, data: bytes | bytearray | memoryview) -> None
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Raise the OSError of a folder that takes no file, before long work whose outcome goes there."""
+    folder = path.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _naming(error, path) from None
 
 
 def _naming(error: OSError, path: Path) -> OSError:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from madkit.core.errors import NotFoundError, RunError, UsageProblem
-from madkit.core.files import write_text_atomic
+from madkit.core.files import check_writable, write_text_atomic
 from madkit.core.registry import suggest
 from madkit.evaluate.origin import RUN_MANIFEST, find_data, find_run, spec_of, student_of, warn_of_other_regions
 from madkit.evaluate.sight import CONFIG, regions_of_run
@@ -107,6 +107,7 @@ def answer(
     path = output or found.path / "submissions" / f"{split}{suffix(form)}"
     if path.is_dir():
         raise UsageProblem(f"{path} is a folder.", hint="name a file: -o FILE")
+    check_writable(path)  # answering may take hours
     examples: Sequence[Example] = data.examples(split)
     if form == "vcr-csv":
         examples = conditioned(examples)

@@ -30,6 +30,16 @@ def test_an_atomic_write_creates_its_folder_and_replaces(tmp_path: Path) -> None
     assert [entry.name for entry in path.parent.iterdir()] == ["b.json"]
 
 
+def test_a_folder_that_takes_no_file_is_told_before_the_work(tmp_path: Path) -> None:
+    files.check_writable(tmp_path / "new" / "deep" / "x.json")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "x.json"
+    with pytest.raises(NotADirectoryError) as caught:
+        files.check_writable(path)
+    assert caught.value.filename == str(path)
+
+
 @pytest.mark.parametrize("failing", ["fsync", "rename"])
 def test_a_failing_write_keeps_the_old_content_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str

@@ -88,6 +88,13 @@ def test_a_student_that_gives_nan_writes_nothing(tiny, tmp_path):
     assert not out.exists()
 
 
+def test_a_place_that_takes_no_file_is_told_before_the_student_is_asked(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(predicting, "predict", lambda *arguments, **more: pytest.fail("it was asked"))
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        answer(tiny.workspace, NAME, output=tmp_path / "file" / "answers.jsonl", device="cpu")
+
+
 def test_runs_are_found_by_folder_by_name_and_by_source(tiny, tmp_path):
     for name in (NAME, f"{tiny.data.source}/{NAME}", str(tiny.run)):
         assert find_run(tiny.workspace, name).path == tiny.run
