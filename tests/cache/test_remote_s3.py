@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import s3fs
 import zarr
+from moto import server as moto_server
 
 from madkit.cache import TokenCache, remote_files, verify_cache
 from madkit.cache.remote import RemoteStore
@@ -25,9 +27,6 @@ from madkit.cache.remote_lock import RemoteLock
 from madkit.cache.writer import StoreWriter
 from madkit.cli.main import main
 from madkit.core.errors import CacheError
-
-s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'madkit[s3]'")
-moto = pytest.importorskip("moto.server", reason="needs moto: pip install 'moto[server,s3]'")
 
 LENGTHS = [3, 0, 5, 130]
 
@@ -51,7 +50,7 @@ def server() -> Iterator[Server]:
     import boto3
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
     host, port = running.get_host_and_port()
     url = f"http://{host}:{port}"

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,8 +16,6 @@ from hypothesis import strategies as st
 
 from madkit.core.errors import DataError, MadkitError, NotFoundError
 from madkit.regions import open_regions
-
-lmdb = pytest.importorskip("lmdb")
 
 BOXES = np.array([[0, 0, 50, 40], [10, 10, 99, 59]], np.float32)
 FEATURES = np.arange(8, dtype=np.float32).reshape(2, 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 
@@ -67,13 +68,12 @@ def test_every_network_can_be_exported(family: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", NETWORKS)
 def test_every_network_can_be_written_as_onnx(family: str, tmp_path: Path) -> None:
-    runtime = pytest.importorskip("onnxruntime")
     saved(family, tmp_path / "student")
     made = export_student(tmp_path / "student", tmp_path / "student.onnx")
     assert made.difference < 1e-5
     assert [path.name for path in tmp_path.glob("*onnx*")] == ["student.onnx"], "its weights lie in it"
     assert read_facts(made.path)["head"]["outputs"] == ["yes", "no"]
-    session = runtime.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
     assert {one.name for one in session.get_inputs()} <= set(NAMES)
     assert [one.name for one in session.get_outputs()] == ["scores"]
 

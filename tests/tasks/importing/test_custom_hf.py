@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from PIL import Image
 
@@ -15,7 +16,6 @@ from madkit.core.workspace import Workspace
 from madkit.tasks.importing import ImportOptions
 from madkit.tasks.importing.run import Imported, import_data
 
-datasets = pytest.importorskip("datasets")
 datasets.disable_progress_bars()
 
 
