@@ -43,6 +43,11 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Give back what was put aside: bindings that count their objects would call it leaked when Python ends."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher folder like the embedded one, with random weights (16 channels): ``local:PATH``."""

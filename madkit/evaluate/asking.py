@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from madkit.core.console import progress
+from madkit.core.devices import device_of
 from madkit.core.errors import DataError, MadkitError
 from madkit.core.files import FileLock, digest_of, sha256_file
 from madkit.core.interrupts import StopSignals
 from madkit.evaluate.partial_answers import PartialAnswers
-from madkit.evaluate.predict import Answering, check_student, device_of, in_bf16
+from madkit.evaluate.predict import Answering, check_student, in_bf16
 from madkit.evaluate.question_sight import check_all_are_seen, sight_of, stamp
 from madkit.evaluate.questions import Question, Questions
 from madkit.students.load import WEIGHTS, load_student, student_folder

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from madkit.core.console import progress
+from madkit.core.devices import device_of
 from madkit.core.errors import DataError, MadkitError, UsageProblem
 from madkit.core.registry import suggest
 from madkit.evaluate.metrics import prediction_row
@@ -168,23 +169,6 @@ class Answering:
             yield batch
 
 
-def device_of(name: str) -> torch.device:
-    """The device of that name. Raises UsageProblem for one that does not exist, or is not on this machine."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageProblem(f"There is no device named '{name}'.", hint="--device auto, cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageProblem("This machine has no GPU that PyTorch can use.", hint="--device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageProblem(
-            f"This machine has {torch.cuda.device_count()} GPU(s), counted from 0.", hint="--device cuda"
-        )
-    return device
-
-
 def in_bf16(precision: str, device: torch.device) -> bool:
     """Whether to compute in bfloat16. Raises UsageProblem for an unknown precision, with the nearest."""
     if precision not in PRECISIONS:
@@ -197,6 +181,13 @@ def in_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16"
 
 
+_KINDS = {
+    "multiple-choice": "one of several candidates",
+    "classification": "one of several classes",
+    "vqa": "answers from a vocabulary",
+}
+
+
 def check_student(student: Student, spec: TaskSpec, regions: RegionReader, name: Path | str) -> None:
     """Raise DataError where a student answers another kind of task, other classes, or reads features of another width.
 
@@ -204,7 +195,10 @@ def check_student(student: Student, spec: TaskSpec, regions: RegionReader, name:
     """
     kind = student.head_spec.kind
     if kind != spec.kind:
-        raise DataError(f"The student {name} answers {kind} tasks, but {spec.name} is {spec.kind}.")
+        raise DataError(
+            f"The student {name} answers {_KINDS[kind]}, but {spec.name} asks for {_KINDS[spec.kind]}.",
+            hint="name a student that was trained on this kind of task, or data of its own kind",
+        )
     if kind == "classification" and set(student.head_spec.outputs) != set(spec.labels):
         raise DataError(f"The student {name} has other classes than {spec.name} ({', '.join(spec.labels)}).")
     if student.region_dim != regions.dim:

@@ -40,7 +40,7 @@ class StudentScorer:
         """Where students run. Raises UsageProblem for a device that is none, or is not on this machine."""
         import torch
 
-        from madkit.evaluate.predict import device_of
+        from madkit.core.devices import device_of
 
         device = device_of(self._device)
         if device.type == "cuda" and ":" not in self._device and int(os.environ.get("WORLD_SIZE", "1")) > 1:

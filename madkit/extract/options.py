@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from madkit.cache.layout import DEFAULT_SHARD_MB
+from madkit.core.devices import device_of
 from madkit.core.errors import UsageProblem
 from madkit.core.registry import suggest
 from madkit.extract.decode import check_decoder
@@ -17,7 +18,6 @@ IMAGE_BATCH = {"cpu": 32, "cuda": 256}
 TEXT_BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
 COMPUTE_DTYPES = ("auto", "float32", "float16", "bfloat16")
 VIEWS = ("teacher", "whole")
-DEVICES = ("auto", "cpu", "cuda")
 COMPILE_CHOICES = ("auto", "on", "off")
 
 
@@ -86,14 +86,7 @@ def resolve_device(name: str) -> tuple[str, str]:
         if torch.cuda.is_available():
             return "cuda", f"{torch.cuda.get_device_name(0)} found"
         return "cpu", "no GPU that PyTorch can use"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError:
-        raise UsageProblem(
-            f"There is no device named '{name}'.{suggest(name, DEVICES)}", hint="--device auto, cpu, cuda or cuda:1"
-        ) from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageProblem("This machine has no GPU that PyTorch can use.", hint="--device cpu")
+    device_of(name)
     return name, "as asked for"
 
 

@@ -61,7 +61,7 @@ def export_run(
 
     Raises:
         NotFoundError, RunError: no such run, or it is not finished.
-        UsageProblem: the folder holds something else.
+        UsageProblem: the folder holds something else, or this student under another licence.
         DataError: the student cannot be loaded, or its weights are not finite.
     """
     found = find_run(workspace, run)
@@ -75,7 +75,13 @@ def export_run(
     manifest = public_manifest(read_json(found.path / RUN_MANIFEST))
     digests = {path.name: sha256_file(path) for path in sorted(source.iterdir()) if path.is_file()}
     if _holds(folder) and not overwrite:
-        return _as_it_is(folder, digests)
+        there = _as_it_is(folder, digests)
+        if licence is not None and licence != there.licence:
+            raise UsageProblem(
+                f"{folder} names the licence {there.licence or 'unknown'}, not {licence}.",
+                hint="add --overwrite to write it anew",
+            )
+        return there
     student = _checked(source)
     data = find_data(workspace, found)
     facts = Facts(

@@ -159,3 +159,13 @@ def make_cache():
 @pytest.fixture(scope="session")
 def make_student():
     return write_student
+
+
+@pytest.fixture
+def elsewhere(workspace, tmp_path):
+    """Another workspace with the same data and caches."""
+    root = tmp_path / "elsewhere"
+    root.mkdir()
+    for name in ("data", "cache"):
+        (root / name).symlink_to((workspace.root / name).resolve())
+    return type(workspace).at(root)

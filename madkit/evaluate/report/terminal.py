@@ -30,7 +30,8 @@ def next_step(results: Results) -> str | None:
             return f"madkit distill --task {cell['task']} --shots 1pct"
         return (
             f"madkit distill --task {cell['task']} --shots {cell['shots']} --arm {cell['arm']} "
-            f"--student {cell['student']} --seed {cell['seed']}"
+            + ("" if cell["student"] is None else f"--student {cell['student']} ")
+            + f"--seed {cell['seed']}"
         )
     return None
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from madkit.core.console import info, warn
-from madkit.core.errors import NotFoundError, UsageProblem
+from madkit.core.devices import device_of
+from madkit.core.errors import NotFoundError
 from madkit.core.files import FileLock, digest_of
 from madkit.core.interrupts import StopSignals
 from madkit.core.seeds import permutation
@@ -115,21 +116,9 @@ def _threads(data: TaskData, options: ShiftOptions) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageProblem(f"There is no device named '{name}'.", hint="--device auto, cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageProblem("This machine has no GPU that PyTorch can use.", hint="--device cpu")
-    return device
-
-
 def _prepare(folder: Path, data: TaskData, options: ShiftOptions) -> dict[str, Any]:
     """Train what is not trained yet and write the scores; returns the facts about the scorers."""
-    device = _device(options.device)
+    device = device_of(options.device)
     facts: dict[str, Any] = {}
     with StopSignals() as stop:
         losses: dict[str, dict[str, Any]] = {}

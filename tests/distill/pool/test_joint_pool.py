@@ -40,16 +40,6 @@ def steps(result) -> list[dict]:
     return [row for row in read_jsonl(result.path / "metrics.jsonl") if "loss" in row]
 
 
-@pytest.fixture
-def elsewhere(workspace, tmp_path):
-    """Another workspace with the same data and caches."""
-    root = tmp_path / "elsewhere"
-    root.mkdir()
-    for name in ("data", "cache"):
-        (root / name).symlink_to((workspace.root / name).resolve())
-    return type(workspace).at(root)
-
-
 def test_the_pool_has_terms_of_its_own_and_adds_them_to_the_loss(workspace, student):
     rows = steps(run(workspace, student, {**AFFINITY, **SOFT, "pool.weight": 0.5, "pool.soft_labels.weight": 2.0}))
     assert all(set(row["terms"]) == {"task", "pool_affinity_sentence", "pool_soft", "pool_kept"} for row in rows)

@@ -38,17 +38,9 @@ def steps(folder) -> list[dict]:
     return [row for row in read_jsonl(folder / "metrics.jsonl") if "loss" in row]
 
 
-def elsewhere(workspace, tmp_path):
-    root = tmp_path / "elsewhere"
-    root.mkdir()
-    for name in ("data", "cache"):
-        (root / name).symlink_to((workspace.root / name).resolve())
-    return type(workspace).at(root)
-
-
 @pytest.mark.parametrize("task", ["vcr", "vqa"])
 def test_the_pool_is_learnt_before_the_labels_and_no_label_of_it_is_read(
-    workspace, student, tmp_path, monkeypatch, task
+    workspace, elsewhere, student, monkeypatch, task
 ):
     data = open_task(workspace, task, part="auto")
     subset, whole = labelled_examples(data, "10pct", 1), data.examples("train")
@@ -79,7 +71,7 @@ def test_the_pool_is_learnt_before_the_labels_and_no_label_of_it_is_read(
     read = TaskData.examples
     monkeypatch.setattr(TaskData, "examples", lambda self, split: other if split == "train" else read(self, split))
     monkeypatch.setattr(stage, "labelled_examples", lambda *_: subset)
-    _, again = train(elsewhere(workspace, tmp_path), student, task=task)
+    _, again = train(elsewhere, student, task=task)
     assert again.name == phase.name
     assert (again / "metrics.jsonl").read_bytes() == (phase / "metrics.jsonl").read_bytes()
 
