@@ -135,6 +135,15 @@ def test_tables_tell_what_is_shown_from_what_is_not(tmp_path):
         tables.fill_page(tmp_path, page)
 
 
+def test_nothing_is_bold_before_every_candidate_is_scored():
+    found = [row for row in rows_of(grid(), lambda arm, place: 50.0 + place) if row["arm"] in ("finetune", "mad")]
+    lines = tables.tuning_table(found).splitlines()[2:]
+    assert all(line.count("**") == 2 and "unfinished" not in line for line in lines)
+    lines = tables.tuning_table([row for row in found if row is not found[-1]]).splitlines()[2:]
+    assert [("**" in line, "unfinished" in line) for line in lines][-1] == (False, True)
+    assert all("**" in line for line in lines[:-1])
+
+
 def test_probes_tell_what_is_there_from_what_is_not():
     torch.manual_seed(0)
     states, noise = torch.randn(600, 8), torch.randn(600, 5)
