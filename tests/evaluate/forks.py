@@ -5,19 +5,18 @@ What the processes print goes to stdout and stderr as it is; the exit status is 
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import sys
 
-import accelerate  # noqa: F401
-import scipy.stats  # noqa: F401
 import torch
 
-import madkit.evaluate.predict
-import madkit.evaluate.sharing  # noqa: F401
 from madkit.cli.main import main
 
 torch.set_num_threads(1)
+for _name in ("accelerate", "scipy.stats", "madkit.evaluate.sharing"):  # once, and not in every process
+    importlib.import_module(_name)
 
 if __name__ == "__main__":
     count = int(sys.argv[1])

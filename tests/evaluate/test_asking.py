@@ -110,7 +110,7 @@ def test_rows_of_a_program_and_a_loaded_student_do_as_well(mine: Mine) -> None:
     with pytest.raises(DataError, match=r"^question 2: there is no key 'imagge'"):
         ask(student, [mine.rows[0], {**mine.rows[1], "imagge": "x"}], images=mine.images, regions=mine.regions)
     with pytest.raises(DataError, match=r"^question 1: its keys must be strings, found 3"):
-        ask(student, [{3: "x"}], regions=mine.regions)  # type: ignore[dict-item]
+        ask(student, [{3: "x"}], regions=mine.regions)
     with pytest.raises(UsageProblem, match="no questions"):
         ask(student, [], regions=mine.regions)
 
