@@ -20,10 +20,13 @@ def test_every_range_is_read_once_at_every_depth(tmp_path: Path, monkeypatch: py
         read.append((place, len(buffers[0])))
         return len(buffers[0])
 
-    monkeypatch.setattr(os, "preadv", preadv)
+    opened = os.open
+    direct = 0x4000  # taken out again below: not every file system knows it, and what is asked here is which ranges
+    monkeypatch.setattr(os, "O_DIRECT", direct, raising=False)
+    monkeypatch.setattr(os, "open", lambda path, flags, *more, **named: opened(path, flags & ~direct, *more, **named))
+    monkeypatch.setattr(os, "preadv", preadv, raising=False)
     seconds = disk_seconds(path, 5000, 10, np.random.default_rng(0))
-    if seconds is None:
-        pytest.skip("this file system has no direct reads")
+    assert seconds is not None
     assert seconds > 0
     assert len(read) == 10 * len(DEPTHS)
     assert all(place % 4096 == 0 and length == 8192 and place + length <= 64 * 4096 for place, length in read)

@@ -9,6 +9,7 @@ write, how many it encoded to their end, and what it printed.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import os
 import select
@@ -21,17 +22,13 @@ from typing import Any
 
 import torch
 
+from madkit.cache.writer import StoreWriter
+from madkit.cli.main import main
+from madkit.extract.pipeline import WriterThread
+
 torch.set_num_threads(1)
-
-import accelerate  # noqa: E402, F401
-import open_clip  # noqa: E402, F401
-import torch.distributed  # noqa: E402
-
-import madkit.extract.stage  # noqa: E402
-import madkit.teachers.clip_pair  # noqa: E402, F401
-from madkit.cache.writer import StoreWriter  # noqa: E402
-from madkit.cli.main import main  # noqa: E402
-from madkit.extract.pipeline import WriterThread  # noqa: E402
+for _name in ("accelerate", "open_clip", "torch.distributed", "madkit.extract.stage", "madkit.teachers.clip_pair"):
+    importlib.import_module(_name)  # once, and not in every process
 
 
 def start(argv: list[str], environment: dict[str, str], printed: Any) -> tuple[int, int]:
