@@ -298,19 +298,21 @@ def test_start_up_costs_little_more_than_a_bare_typer_program(tmp_path: Path) ->
         variables = {"_MADKIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(number)}
         return seconds("-m", "madkit", **variables)
 
-    # interleaved and minimal, against what is left of that
-    rounds = [
-        {
-            "hello": seconds(str(hello), "--help"),
-            "--help": seconds("-m", "madkit", "--help"),
-            "distill --help": seconds("-m", "madkit", "distill", "--help"),
-            "completion of a command": completed("madkit e", 1),
-            "completion of an arm": completed("madkit distill --arm ", 3),
-        }
-        for _ in range(4)
-    ]
-    least = {name: min(one[name] for one in rounds) for name in rounds[0]}
-    assert all(value <= 1.5 * least["hello"] for value in least.values()), least
+    # interleaved, and the least of each: what other work adds to a turn goes with more turns, what is slow stays
+    turns: list[dict[str, float]] = []
+    least: dict[str, float] = {}
+    while len(turns) < 4 or (len(turns) < 12 and max(least.values()) > 1.5 * least["hello"]):
+        turns.append(
+            {
+                "hello": seconds(str(hello), "--help"),
+                "--help": seconds("-m", "madkit", "--help"),
+                "distill --help": seconds("-m", "madkit", "distill", "--help"),
+                "completion of a command": completed("madkit e", 1),
+                "completion of an arm": completed("madkit distill --arm ", 3),
+            }
+        )
+        least = {name: min(turn[name] for turn in turns) for name in turns[0]}
+    assert max(least.values()) <= 1.5 * least["hello"], least
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
