@@ -113,16 +113,17 @@ def evaluate(
 
     from madkit.cli.report import scenes
     from madkit.core.errors import UsageProblem
+    from madkit.core.job import Job
     from madkit.core.workspace import Workspace
     from madkit.evaluate.published import beside_published
     from madkit.evaluate.report import write_report
-    from madkit.evaluate.sharing import Ranks, answer_together
+    from madkit.evaluate.sharing import answer_together
     from madkit.evaluate.stage import evaluate as run
 
     place = Workspace.at(workspace, cache=cache)
     how: dict[str, Any] = {"device": device, "precision": precision.value, "vqa_rule": vqa_rule.value}
     failed: dict[str, Problem] = {}
-    with Ranks() as ranks:
+    with Job("evaluate") as ranks:
         if ranks.count > 1 and (train_missing or submission):
             raise UsageProblem(
                 f"{'--submission' if submission else '--train-missing'} is for a single process.",

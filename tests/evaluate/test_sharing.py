@@ -1,4 +1,4 @@
-"""One grid in several processes: real ones on CPUs (gloo), and what they tell each other."""
+"""One grid in several processes: real ones on CPUs (gloo), and the share of one of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from madkit.core.errors import RunError, StoppedResumable
 from madkit.core.files import read_json, read_jsonl
+from madkit.core.job import Job
 from madkit.core.workspace import Workspace
 from madkit.evaluate.grid import Problem
-from madkit.evaluate.sharing import Ranks, answer_together
+from madkit.evaluate.sharing import answer_together
 from madkit.evaluate.stage import evaluate
 
 
@@ -80,7 +80,7 @@ def test_two_processes_write_what_one_writes_and_one_speaks(tiny, tmp_path, laun
             assert (here / file).read_bytes() == (there / file).read_bytes()
 
 
-class Talk(Ranks):
+class Talk(Job):
     """The first of two processes, which hears what a test says that the other one tells."""
 
     def __init__(self, number, *others):
@@ -113,39 +113,3 @@ def test_what_is_answered_is_dealt_to_nobody(made_up):
     made_up.evaluate("smoke")
     assert answer_together(Talk(0, None, [], None, {}), made_up.workspace, "full", scorer=made_up.scorer) == {}
     assert made_up.scored[3:] == [(made_up.scored[0][0], "test-rendering"), (made_up.scored[2][0], "test-rendering")]
-
-
-@pytest.mark.parametrize(("code", "error"), [(1, RunError), (75, StoppedResumable), (130, StoppedResumable)])
-def test_where_another_process_fails_the_first_one_says_so_and_the_others_end(code, error):
-    told = (1, code, "no space left")
-    with pytest.raises(error) as caught:
-        Talk(0, told).together(lambda: 3)
-    assert code != 1 or "Process 1 of the job failed: no space left" in caught.value.message
-    with pytest.raises(SystemExit) as ended:
-        Talk(1, (0, code, "")).together(lambda: 3)
-    assert ended.value.code == code
-
-
-def test_the_first_process_raises_its_own_error():
-    with pytest.raises(KeyError):
-        Talk(0, None).together(lambda: {}["nothing"])
-    assert Talk(0, None).together(lambda: 3) == 3
-
-
-def test_a_dead_process_is_told(monkeypatch):
-    def gone(value):
-        raise RuntimeError("Connection closed by peer")
-
-    monkeypatch.setattr("accelerate.utils.gather_object", gone)
-    ranks = Ranks()
-    ranks.count = 2
-    with pytest.raises(RunError, match="has ended"):
-        ranks.gather(1)
-
-
-def test_a_variable_alone_makes_no_job(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    with Ranks() as ranks:
-        assert (ranks.count, ranks.number, ranks.first) == (1, 0, True)
-        assert ranks.gather(3) == [3]
-        assert ranks.together(lambda: 4) == 4
