@@ -16,7 +16,7 @@ from madkit.distill.batches.micro_batch import BatchMaker
 from madkit.distill.batches.order import Indices, Order
 from madkit.distill.loop.contract import Attack
 from madkit.distill.objective.adversarial import Adversary
-from madkit.distill.objective.objective import Objective
+from madkit.distill.objective.objective import Objective, loss_forms
 from madkit.distill.pool.joint_objective import JointAdversary, JointBatchMaker, JointObjective
 from madkit.distill.pool.joint_pool import JointOrder, JointSet
 from madkit.distill.settings.config import DistillConfig
@@ -28,7 +28,6 @@ from madkit.distill.teacher.criterion import Criterion, check_tags
 from madkit.distill.teacher.sides import asked_side, criterion_of, side_of
 from madkit.distill.teacher.teachers import Teachers
 from madkit.mad.criterion import MADCriterion
-from madkit.students.heads import ChoiceLoss, ClassLoss, VqaLoss
 from madkit.students.student import Student
 
 
@@ -156,10 +155,10 @@ def make_teaching(
             confidence = teacher_confidence(
                 examples, sure, config.confidence, seed=derive_seed(seed, "probe"), path=path
             )
-    forms = TaskForms(config.optim.vqa_loss, config.choice_loss, config.class_loss)
+    forms = loss_forms(config)
     batches = BatchMaker(examples, steps, teacher=teacher, confidence=confidence)
     if joint is None or config.pool is None:
-        objective = Objective(student, criterion, **forms._asdict())
+        objective = Objective(student, criterion, forms=forms)
         return Teaching(objective, examples, batches, untaught)
     side, pool_criterion = teacher, None
     if own is not None and teachers is not None:
@@ -175,17 +174,9 @@ def make_teaching(
         seed,
     )
     objective = JointObjective(
-        student, criterion, config.pool, distils=distils, pool_criterion=pool_criterion, **forms._asdict()
+        student, criterion, config.pool, distils=distils, pool_criterion=pool_criterion, forms=forms
     )
     return Teaching(objective, examples, batches, untaught, pool)
-
-
-class TaskForms(NamedTuple):
-    """Forms of the task loss, by the names that an objective takes them under."""
-
-    vqa_loss: VqaLoss
-    choice_loss: ChoiceLoss
-    class_loss: ClassLoss
 
 
 def weighs_by_confidence(criterion: Criterion) -> bool:

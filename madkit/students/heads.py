@@ -36,6 +36,24 @@ ClassLoss = Literal["softmax", "bce"]
 
 
 @dataclass(frozen=True, slots=True)
+class LossForms:
+    """Which form of the table above each kind of task has; one value, handed on to whoever computes a task loss."""
+
+    vqa: VqaLoss = "bce"
+    choice: ChoiceLoss = "softmax"
+    classes: ClassLoss = "softmax"
+
+    def each_output(self, kind: HeadKind) -> bool:
+        """Whether each output of a choice or class is judged by itself, right or wrong."""
+        return (kind == "multiple-choice" and self.choice == "sigmoid") or (
+            kind == "classification" and self.classes == "bce"
+        )
+
+
+USUAL_FORMS = LossForms()
+
+
+@dataclass(frozen=True, slots=True)
 class HeadSpec:
     """What a head decides between: `outputs` are label names or answers; empty for multiple choice.
 
@@ -129,10 +147,8 @@ def task_loss(
     kind: HeadKind,
     logits: Tensor,
     target: Tensor,
+    forms: LossForms = USUAL_FORMS,
     *,
-    vqa_loss: VqaLoss = "bce",
-    choice_loss: ChoiceLoss = "softmax",
-    class_loss: ClassLoss = "softmax",
     pairs: Tensor | None = None,
 ) -> Tensor:
     """Loss of each example, [B]. `target`: index [B] long, or soft scores [B, K] for VQA.
@@ -140,7 +156,7 @@ def task_loss(
     The forms are those of the table above; a question without an answer in the vocabulary costs nothing under VQA's
     "softmax". `pairs` [B, C, 2] are a binary head's outputs: where they are given, "binary" is the form.
     """
-    if kind == "vqa" and vqa_loss == "softmax":
+    if kind == "vqa" and forms.vqa == "softmax":
         share = target.float() / target.float().sum(-1, keepdim=True).clamp_min(1e-6)
         return -(share * logits.float().log_softmax(-1)).sum(-1)
     if kind == "vqa":
@@ -148,10 +164,10 @@ def task_loss(
     if kind == "multiple-choice" and pairs is not None:
         right = F.one_hot(target, logits.shape[1])
         return F.cross_entropy(pairs.float().flatten(0, 1), right.flatten(), reduction="none").view_as(logits).sum(-1)
-    if (kind == "multiple-choice" and choice_loss == "sigmoid") or (kind == "classification" and class_loss == "bce"):
+    if forms.each_output(kind):
         right = F.one_hot(target, logits.shape[1]).float()
         return F.binary_cross_entropy_with_logits(logits.float(), right, reduction="none").sum(-1)
-    if kind == "multiple-choice" and choice_loss == "binary":
+    if kind == "multiple-choice" and forms.choice == "binary":
         raise ValueError("the binary form needs a head with two outputs for each candidate")
     return F.cross_entropy(logits.float(), target, reduction="none")
 

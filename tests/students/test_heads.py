@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from madkit.core.errors import DataError
-from madkit.students.heads import HeadSpec, gold_probability, task_loss
+from madkit.students.heads import HeadSpec, LossForms, gold_probability, task_loss
 from madkit.students.load import load_student, save_student
 
 
@@ -31,15 +31,15 @@ def test_softmax_takes_scores_as_shares() -> None:
     logits, scores = torch.randn(3, 7), torch.rand(3, 7)
     shares = scores / scores.sum(1, keepdim=True)
     wanted = F.cross_entropy(logits, shares, reduction="none")
-    assert torch.allclose(task_loss("vqa", logits, scores, vqa_loss="softmax"), wanted, atol=1e-6)
+    assert torch.allclose(task_loss("vqa", logits, scores, LossForms(vqa="softmax")), wanted, atol=1e-6)
     kl = F.kl_div(logits.log_softmax(1), shares, reduction="none").sum(1)  # VisualBERT's: the same up to a constant
-    difference = task_loss("vqa", logits, scores, vqa_loss="softmax") - kl
+    difference = task_loss("vqa", logits, scores, LossForms(vqa="softmax")) - kl
     assert torch.allclose(difference, -(shares * shares.log()).sum(1), atol=1e-5)
 
 
 def test_a_question_without_known_answer_teaches_nothing_under_softmax() -> None:
     logits = torch.randn(2, 7, requires_grad=True)
-    task_loss("vqa", logits, torch.zeros(2, 7), vqa_loss="softmax").sum().backward()
+    task_loss("vqa", logits, torch.zeros(2, 7), LossForms(vqa="softmax")).sum().backward()
     assert logits.grad is not None
     assert not logits.grad.any()
 
@@ -50,18 +50,18 @@ def test_binary_choices_are_classes_of_candidates_one_by_one() -> None:
     right = torch.zeros(3, 4, dtype=torch.long)
     right[torch.arange(3), target] = 1
     wanted = F.cross_entropy(pairs.view(12, 2), right.view(12), reduction="sum")
-    loss = task_loss("multiple-choice", pairs[..., 1], target, choice_loss="binary", pairs=pairs)
+    loss = task_loss("multiple-choice", pairs[..., 1], target, LossForms(choice="binary"), pairs=pairs)
     assert loss.shape == (3,)
     assert torch.allclose(loss.sum(), wanted)
     with pytest.raises(ValueError, match="two outputs"):
-        task_loss("multiple-choice", pairs[..., 1], target, choice_loss="binary")
+        task_loss("multiple-choice", pairs[..., 1], target, LossForms(choice="binary"))
 
 
 def test_sigmoid_choices_and_classes_are_yes_or_no_each() -> None:
     logits, target = torch.randn(3, 4), torch.tensor([1, 0, 3])
     wanted = F.binary_cross_entropy_with_logits(logits, F.one_hot(target, 4).float(), reduction="none").sum(1)
-    assert torch.allclose(task_loss("multiple-choice", logits, target, choice_loss="sigmoid"), wanted)
-    assert torch.allclose(task_loss("classification", logits, target, class_loss="bce"), wanted)
+    assert torch.allclose(task_loss("multiple-choice", logits, target, LossForms(choice="sigmoid")), wanted)
+    assert torch.allclose(task_loss("classification", logits, target, LossForms(classes="bce")), wanted)
 
 
 def test_a_binary_head_survives_its_file(inputs, tmp_path) -> None:

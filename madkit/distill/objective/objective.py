@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from madkit.distill.batches.micro_batch import Batch
 from madkit.distill.loop.contract import StepLoss
+from madkit.distill.settings.config import DistillConfig
 from madkit.distill.teacher.criterion import Criterion
-from madkit.students.heads import ChoiceLoss, ClassLoss, VqaLoss, gold_probability, task_loss
+from madkit.students.heads import USUAL_FORMS, LossForms, gold_probability, task_loss
 from madkit.students.interface import StudentOutput
 from madkit.students.student import Student
 
@@ -20,9 +21,7 @@ class Objective(nn.Module):
         student: the student.
         criterion: the distillation criterion, or None.
         supervised: whether the task loss counts (the pre-phase has no labels).
-        vqa_loss: form of the task loss of VQA.
-        choice_loss: form of the task loss of multiple choice.
-        class_loss: form of the task loss of classification.
+        forms: of the task loss.
     """
 
     def __init__(
@@ -31,19 +30,15 @@ class Objective(nn.Module):
         criterion: Criterion | None,
         *,
         supervised: bool = True,
-        vqa_loss: VqaLoss = "bce",
-        choice_loss: ChoiceLoss = "softmax",
-        class_loss: ClassLoss = "softmax",
+        forms: LossForms = USUAL_FORMS,
     ) -> None:
         super().__init__()
-        self.vqa_loss: VqaLoss = vqa_loss
-        self.choice_loss: ChoiceLoss = choice_loss
-        self.class_loss: ClassLoss = class_loss
         if criterion is None and not supervised:
             raise ValueError("nothing to learn from: neither labels nor a criterion")
         self.student = student
         self.criterion = criterion
         self.supervised = supervised
+        self.forms = forms
 
     def forward(self, batch: Batch) -> StepLoss:
         """Mean over the micro-batch's examples of the loss, and its terms."""
@@ -63,15 +58,8 @@ class Objective(nn.Module):
     def task(self, out: StudentOutput, batch: Batch) -> Tensor:
         """Mean of the task loss over the micro-batch's examples."""
         assert batch.target is not None
-        return task_loss(
-            self.student.head_spec.kind,
-            out.logits,
-            batch.target,
-            vqa_loss=self.vqa_loss,
-            choice_loss=self.choice_loss,
-            class_loss=self.class_loss,
-            pairs=out.pair_logits,
-        ).mean()
+        kind = self.student.head_spec.kind
+        return task_loss(kind, out.logits, batch.target, self.forms, pairs=out.pair_logits).mean()
 
     def distil(self, criterion: Criterion, out: StudentOutput, batch: Batch) -> StepLoss:
         """What the teacher adds: the criterion on the student's hidden states."""
@@ -102,6 +90,11 @@ class Objective(nn.Module):
             progress=batch.progress,
         )
         return StepLoss(distilled.loss, distilled.terms)
+
+
+def loss_forms(config: DistillConfig) -> LossForms:
+    """Forms of the task loss that a run has asked for."""
+    return LossForms(config.optim.vqa_loss, config.choice_loss, config.class_loss)
 
 
 def is_fresh(name: str) -> bool:

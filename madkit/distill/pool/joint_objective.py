@@ -27,7 +27,7 @@ from madkit.distill.settings.pool_config import PoolConfig
 from madkit.distill.teacher.criterion import Criterion
 from madkit.mad.criterion import MADCriterion
 from madkit.mad.schedule import schedule_factor
-from madkit.students.heads import ChoiceLoss, ClassLoss, VqaLoss
+from madkit.students.heads import USUAL_FORMS, LossForms
 from madkit.students.interface import StudentOutput
 from madkit.students.student import Student
 
@@ -117,7 +117,7 @@ class JointObjective(Objective):
         config: the pool's settings.
         distils: whether anything is distilled on the pool.
         pool_criterion: the pool's own criterion; None: `criterion`, with its heads.
-        vqa_loss, choice_loss, class_loss: forms of the task loss, see `Objective`.
+        forms: of the task loss, for labels and for soft labels.
     """
 
     def __init__(
@@ -128,11 +128,9 @@ class JointObjective(Objective):
         *,
         distils: bool,
         pool_criterion: Criterion | None = None,
-        vqa_loss: VqaLoss = "bce",
-        choice_loss: ChoiceLoss = "softmax",
-        class_loss: ClassLoss = "softmax",
+        forms: LossForms = USUAL_FORMS,
     ) -> None:
-        super().__init__(student, criterion, vqa_loss=vqa_loss, choice_loss=choice_loss, class_loss=class_loss)
+        super().__init__(student, criterion, forms=forms)
         self.pool_criterion = pool_criterion
         self.pool_config = config
         self.distils = distils
@@ -170,15 +168,8 @@ class JointObjective(Objective):
             loss = loss + factor * config.weight * found.loss
             terms |= {PREFIX + name: value for name, value in found.terms.items()}
         if batch.shares is not None and batch.counts is not None and config.soft_labels is not None:
-            each = soft_task_loss(
-                self.student.head_spec.kind,
-                out.logits,
-                batch.shares,
-                vqa_loss=self.vqa_loss,
-                choice_loss=self.choice_loss,
-                class_loss=self.class_loss,
-                pairs=out.pair_logits,
-            )
+            kind = self.student.head_spec.kind
+            each = soft_task_loss(kind, out.logits, batch.shares, self.forms, pairs=out.pair_logits)
             # the mean over all of the pool's examples, so that a surer probe also has more to say
             soft = torch.where(batch.counts, each, 0.0).mean()
             loss = loss + factor * config.soft_labels.weight * soft

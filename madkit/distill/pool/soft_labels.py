@@ -22,7 +22,7 @@ from madkit.distill.settings.pool_config import SoftLabelConfig
 from madkit.distill.teacher.probe_reader import FeatureKind, ProbeReader
 from madkit.mad.probe import CrossFitProbe, fit_cross_probe
 from madkit.mad.rows import Rows, RowsRead, blocks, held_of, row_bytes
-from madkit.students.heads import ChoiceLoss, ClassLoss, HeadKind, VqaLoss, task_loss
+from madkit.students.heads import USUAL_FORMS, HeadKind, LossForms, task_loss
 from madkit.tasks.example import Example
 
 _CHUNK = 512
@@ -273,10 +273,8 @@ def soft_task_loss(
     kind: HeadKind,
     logits: Tensor,
     shares: Tensor,
+    forms: LossForms = USUAL_FORMS,
     *,
-    vqa_loss: VqaLoss = "bce",
-    choice_loss: ChoiceLoss = "softmax",
-    class_loss: ClassLoss = "softmax",
     pairs: Tensor | None = None,
 ) -> Tensor:
     """Loss of each example [B] for probabilities `shares` [B, K] in the place of labels, in the task loss's own form.
@@ -285,10 +283,10 @@ def soft_task_loss(
     cross-entropy with p as the target of each output; VQA takes shares as the soft scores that it has anyway.
     """
     if kind == "vqa":
-        return task_loss(kind, logits, shares, vqa_loss=vqa_loss)
+        return task_loss(kind, logits, shares, forms)
     if kind == "multiple-choice" and pairs is not None:
         q = pairs.float().log_softmax(-1)
         return -(shares * q[..., 1] + (1 - shares) * q[..., 0]).sum(-1)
-    if (kind == "multiple-choice" and choice_loss == "sigmoid") or (kind == "classification" and class_loss == "bce"):
+    if forms.each_output(kind):
         return F.binary_cross_entropy_with_logits(logits.float(), shares.float(), reduction="none").sum(-1)
     return -(shares.float() * logits.float().log_softmax(-1)).sum(-1)

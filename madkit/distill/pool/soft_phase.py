@@ -21,6 +21,7 @@ from madkit.distill.batches.examples import targets_of
 from madkit.distill.batches.micro_batch import Batch, BatchMaker
 from madkit.distill.batches.order import Indices
 from madkit.distill.batches.soft_targets import SoftTargets
+from madkit.distill.objective.objective import loss_forms
 from madkit.distill.pool.joint_objective import JointBatch, JointObjective
 from madkit.distill.pool.joint_pool import examples_per_step
 from madkit.distill.pool.pool import known_to, unlabelled_examples
@@ -176,9 +177,7 @@ def soft_objective(
         pool,
         distils=criterion is not None,
         pool_criterion=criterion,
-        vqa_loss=config.optim.vqa_loss,
-        choice_loss=config.choice_loss,
-        class_loss=config.class_loss,
+        forms=loss_forms(config),
     )
 
 

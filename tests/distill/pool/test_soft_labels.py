@@ -18,7 +18,7 @@ from madkit.distill.settings.pool_config import SoftLabelConfig
 from madkit.distill.teacher.probe_reader import ProbeReader
 from madkit.mad import probe as probes
 from madkit.mad.interaction import WIDTH, interaction_features
-from madkit.students.heads import task_loss
+from madkit.students.heads import LossForms, task_loss
 from madkit.tasks.data import open_task
 from madkit.tasks.id_lists import labelled_examples
 
@@ -139,19 +139,17 @@ def test_interaction_features_say_what_their_names_say():
 @pytest.mark.parametrize(
     ("kind", "forms"),
     [
-        ("classification", {"class_loss": "softmax"}),
-        ("classification", {"class_loss": "bce"}),
-        ("multiple-choice", {"choice_loss": "softmax"}),
-        ("multiple-choice", {"choice_loss": "sigmoid"}),
-        ("multiple-choice", {"pairs": True}),
+        ("classification", LossForms(classes="softmax")),
+        ("classification", LossForms(classes="bce")),
+        ("multiple-choice", LossForms(choice="softmax")),
+        ("multiple-choice", LossForms(choice="sigmoid")),
+        ("multiple-choice", LossForms(choice="binary")),
     ],
 )
 def test_sure_soft_labels_cost_what_labels_cost(kind, forms):
     torch.manual_seed(1)
     logits, target = torch.randn(6, 4), torch.randint(0, 4, (6,))
-    more = {name: value for name, value in forms.items() if name != "pairs"}
-    if "pairs" in forms:
-        more["pairs"] = torch.randn(6, 4, 2)
+    more = {"forms": forms, "pairs": torch.randn(6, 4, 2) if forms.choice == "binary" else None}
     sure = torch.eye(4)[target]
     assert torch.allclose(
         soft_task_loss(kind, logits, sure, **more), task_loss(kind, logits, target, **more), atol=1e-5
