@@ -13,7 +13,8 @@ import pytest
 from madkit.cli.main import main
 from madkit.core.workspace import Workspace
 from madkit.demo import stage
-from madkit.demo.gallery import SCENES
+from madkit.demo.gallery import SCENES, demo_gallery
+from madkit.tasks.data import open_task
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +79,16 @@ def test_the_page_shows_scenes_boxes_and_answers(workspace: Workspace) -> None:
     assert "embedded benchmark" in page
     for arm in stage.ARMS:
         assert arm in page
+
+
+def test_every_scene_shows_what_selection_keeps(workspace: Workspace) -> None:
+    data = open_task(workspace, stage.TASK, part="tiny")
+    runs = [path.relative_to(workspace.root) for path in (workspace.runs / data.source).glob("*finetune*")]
+    items = demo_gallery(workspace, data, runs)
+    assert len(items) == SCENES
+    for item in items:
+        assert len(set(item.selected_regions)) == min(2, len(item.boxes))
+        assert set(item.selected_regions) <= set(range(len(item.boxes)))
+        words = [item.text[start:end] for start, end in item.selected_spans]
+        assert 1 <= len(words) <= 4
+        assert all(word.strip() for word in words)
