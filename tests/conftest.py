@@ -10,6 +10,7 @@ import importlib.util
 import os
 from collections.abc import Generator
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
@@ -51,11 +52,23 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher folder like the embedded one, with random weights (16 channels): ``local:PATH``."""
+    folder: Path = tiny_teachers().write_tiny_teacher(tmp_path_factory.mktemp("tiny-teacher"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wide_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with encoders wide enough for mixed arithmetic."""
+    folder: Path = tiny_teachers().write_tiny_teacher(tmp_path_factory.mktemp("wide-teacher"), width=256)
+    return folder
+
+
+def tiny_teachers() -> ModuleType:
+    """The module beside this file that writes them."""
     source = Path(__file__).with_name("tiny_teacher.py")
     spec = importlib.util.spec_from_file_location("tiny_teacher", source)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    folder: Path = module.write_tiny_teacher(tmp_path_factory.mktemp("tiny-teacher"))
-    return folder
+    return module

@@ -29,8 +29,11 @@ WORDS = [
 ]
 
 
-def write_tiny_teacher(folder: Path, *, seed: int = 0) -> Path:
-    """Write config.json, tokenizer.json and model.safetensors: 32-pixel images, 4 x 4 patches, 16 channels."""
+def write_tiny_teacher(folder: Path, *, seed: int = 0, width: int = 32) -> Path:
+    """Write config.json, tokenizer.json and model.safetensors: 32-pixel images, 4 x 4 patches, 16 channels.
+
+    The encoders inside are `width` wide, with two heads.
+    """
     import torch
     from open_clip.model import CLIP
     from safetensors.torch import save_file
@@ -48,11 +51,11 @@ def write_tiny_teacher(folder: Path, *, seed: int = 0) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "embed_dim": 16,
-        "vision_cfg": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32},
+        "vision_cfg": {"layers": 2, "width": width, "head_width": width // 2, "patch_size": 8, "image_size": 32},
         "text_cfg": {
             "context_length": 16,
             "vocab_size": len(vocabulary),
-            "width": 32,
+            "width": width,
             "heads": 2,
             "layers": 2,
             "pool_type": "argmax",

@@ -22,7 +22,7 @@ from torch import Tensor
 from madkit.bench.agreement import compare, must_agree
 from madkit.bench.ceilings import device_facts, measure_ceilings
 from madkit.bench.extract_inputs import FLICKR, write_pictures
-from madkit.bench.extract_models import TINY, Source, source
+from madkit.bench.extract_models import TINY, Source, as_teacher, source
 from madkit.bench.extract_sides import (
     Extraction,
     OpenClipLoop,
@@ -40,7 +40,9 @@ from madkit.bench.machine import busy, machine_facts
 from madkit.bench.turns import Side, Speed, take_turns
 from madkit.core.console import info
 from madkit.core.errors import ConfigError, RunError, UsageProblem
+from madkit.extract.frozen import mixed_if_it_pays
 from madkit.extract.options import resolve_device
+from madkit.teachers.mixed import MIXED
 
 SCHEMA = 1
 AGAIN = ", again"
@@ -131,6 +133,18 @@ class _Bench:
     def __init__(self, found: Source, device: str, batch: int, repeats: int, document: dict[str, Any]) -> None:
         self.source, self.device, self.batch, self.repeats, self.document = found, device, batch, repeats, document
         self.cuda = torch.device(device).type == "cuda"
+        # madkit's own sides as (dtype, compiled, mixed), and the one that it is without being asked for another: on a
+        # GPU what large jobs do
+        self.ours = [(_FLOAT16, False, False), (_FLOAT16, True, False)]
+        self.unasked = self.ours[-1]
+        if not self.cuda:
+            self.ours = [(_FLOAT32, False, False), (_BFLOAT16, False, False)]
+            self.unasked = self.ours[0]
+            _, choice = mixed_if_it_pays(as_teacher(found, device=device, dtype=_FLOAT32))
+            info(f"{choice.name}: {choice.value} ({choice.reason}).")
+            if choice.value == MIXED:
+                self.unasked = (_FLOAT32, False, True)
+                self.ours.insert(1, self.unasked)
         size = found.preprocessing["size"]
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
@@ -160,14 +174,14 @@ class _Bench:
         rows = [
             {
                 "side": name,
-                "dtype": str(reader.dtype).removeprefix("torch."),
+                "dtype": long(reader),
                 **speeds[name].as_row(),
                 "of_limit": self._of_limit(speeds[name]),
                 **errors[name],
             }
             for name, reader in readers.items()
         ]
-        return {"rows": with_ratios(rows, self._default(rows)), "noise": noise(speeds, sides[0].name)}
+        return {"rows": with_ratios(rows, self._default("madkit")), "noise": noise(speeds, sides[0].name)}
 
     def _readers(self) -> dict[str, Reader]:
         peers = [(open_clip_reader, dtype) for dtype in (_FLOAT32, _BFLOAT16)]
@@ -178,22 +192,20 @@ class _Bench:
                 readers.append(make(self.source, self.device, dtype))
             except ConfigError as error:
                 self.document["warnings"].append(f"{error.message} That side is left out.")
-        ours = (
-            [(_FLOAT16, False), (_FLOAT16, True), (_BFLOAT16, True)]
-            if self.cuda
-            else [(_FLOAT32, False), (_BFLOAT16, False)]
-        )
-        for dtype, compiled in ours:
-            reader, choices = madkit_reader(self.source, self.device, dtype, batch=self.batch, compiled=compiled)
+        more = [(_BFLOAT16, True, False)] if self.cuda else []
+        for dtype, compiled, mixed in self.ours + more:
+            reader, choices = madkit_reader(
+                self.source, self.device, dtype, batch=self.batch, compiled=compiled, mixed=mixed
+            )
             readers.append(reader)
             for choice in choices:
-                info(f"{reader.name}, {short(reader.dtype)}: {choice}.")
-        return {f"{reader.name} {short(reader.dtype)}": reader for reader in readers}
+                info(f"{reader.name}, {short(reader)}: {choice}.")
+        return {f"{reader.name} {short(reader)}": reader for reader in readers}
 
-    def _default(self, rows: Sequence[dict[str, Any]]) -> str:
-        """The row that ratios are of: on a CPU what `madkit extract` does unasked, on a GPU what large jobs do."""
-        wanted = "madkit, compiled fp16" if self.cuda else "madkit fp32"
-        return next(str(row["side"]) for row in rows if row["side"] == wanted)
+    def _default(self, name: str) -> str:
+        """The row that ratios are of."""
+        dtype, compiled, mixed = self.unasked
+        return f"{name}{', compiled' if compiled else ''} {MIXED if mixed else short_dtype(dtype)}"
 
     def _of_limit(self, speed: Speed) -> float:
         flops: float = self.document["gflop_image"] * 1e9 * speed.as_row()["per_second"]
@@ -212,10 +224,11 @@ class _Bench:
                 kinds.append(OpenClipLoop(self.source, self.device, _BFLOAT16))
             with suppress(ConfigError):  # said above
                 kinds.append(TransformersLoop(self.source, self.device, peer_dtype))
-            ours = ((_FLOAT16, False), (_FLOAT16, True)) if self.cuda else ((_FLOAT32, False), (_BFLOAT16, False))
-            for dtype, compiled in ours:
-                kinds.append(Extraction(self.source, self.device, dtype, batch=self.batch, compiled=compiled))
-            labels = {f"{kind.name} {short(kind.dtype)}": kind for kind in kinds}
+            for dtype, compiled, mixed in self.ours:
+                kinds.append(
+                    Extraction(self.source, self.device, dtype, batch=self.batch, compiled=compiled, mixed=mixed)
+                )
+            labels = {f"{kind.name} {short(kind)}": kind for kind in kinds}
             # on a GPU the loops are slower by far, and their speed does not depend on the number of files
             mine = {
                 label: paths if not self.cuda or isinstance(kind, Extraction) else paths[: max(64, images // 4)]
@@ -238,13 +251,13 @@ class _Bench:
         rows = [
             {
                 "side": label,
-                "dtype": str(kind.dtype).removeprefix("torch."),
+                "dtype": long(kind),
                 **speeds[label].as_row(),
                 **agreements.get(label, {}),
             }
             for label, kind in labels.items()
         ]
-        rows = with_ratios(rows, "madkit extract, compiled fp16" if self.cuda else "madkit extract fp32")
+        rows = with_ratios(rows, self._default("madkit extract"))
         compute = next(row for row in self.document["compute"]["rows"] if row["default"])
         own = next(row for row in rows if row["default"])
         return {
@@ -288,7 +301,17 @@ class _Bench:
             )
 
 
-def short(dtype: torch.dtype) -> str:
+def long(side: Any) -> str:
+    """Return what a side computes in, as `--compute-dtype` names it."""
+    return MIXED if side.mixed else str(side.dtype).removeprefix("torch.")
+
+
+def short(side: Any) -> str:
+    """Return fp32, fp16, bf16 or mixed."""
+    return MIXED if side.mixed else short_dtype(side.dtype)
+
+
+def short_dtype(dtype: torch.dtype) -> str:
     """Return fp32, fp16 or bf16."""
     return {_FLOAT32: "fp32", _FLOAT16: "fp16", _BFLOAT16: "bf16"}[dtype]
 

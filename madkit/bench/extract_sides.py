@@ -27,6 +27,7 @@ from madkit.extract.ordered import ordered_map
 from madkit.extract.pipeline import one_thread_per_operation
 from madkit.extract.stage import extract_task
 from madkit.teachers.interface import Teacher
+from madkit.teachers.mixed import as_mixed
 
 Encode = Callable[[Tensor], Tensor]
 PEER_BATCH = 32
@@ -41,12 +42,14 @@ class Reader:
         dtype: what it computes in.
         encode: the way.
         together: a context that says how many batches are encoded at a time.
+        mixed: whether its feed-forward layers multiply in bfloat16.
     """
 
     name: str
     dtype: torch.dtype
     encode: Encode
     together: Callable[[], Any]
+    mixed: bool = False
 
 
 def open_clip_reader(source: Source, device: str, dtype: torch.dtype) -> Reader:
@@ -82,10 +85,10 @@ def transformers_reader(source: Source, device: str, dtype: torch.dtype) -> Read
 
 
 def madkit_reader(
-    source: Source, device: str, dtype: torch.dtype, *, batch: int, compiled: bool = False
+    source: Source, device: str, dtype: torch.dtype, *, batch: int, compiled: bool = False, mixed: bool = False
 ) -> tuple[Reader, list[str]]:
     """Return madkit's image encoder, and what it chose of its own with the reasons."""
-    teacher = as_teacher(source, device=device, dtype=dtype)
+    teacher = _teacher(source, device, dtype, mixed)
     assert teacher.vision is not None
     encoder = ImageEncoder(teacher.vision, batch=batch, compile=compiled)
     encoder.warm_up()
@@ -95,7 +98,17 @@ def madkit_reader(
         dtype,
         lambda images: encoder.encode(images).tokens,
         lambda: one_thread_per_operation(device),
+        mixed,
     ), choices
+
+
+def _teacher(source: Source, device: str, dtype: torch.dtype, mixed: bool) -> Teacher:
+    teacher = as_teacher(source, device=device, dtype=dtype)
+    if not mixed:
+        return teacher
+    changed = as_mixed(teacher)
+    assert changed is not None  # whoever asks for it has seen that it can be
+    return changed
 
 
 def compute_work(reader: Reader, batches: Sequence[Tensor], together: int) -> Callable[[int], object]:
@@ -139,6 +152,7 @@ class OpenClipLoop:
     """JPEG files to .npy files: open_clip's own transform with Pillow, batches of 32, one process."""
 
     name = "open_clip loop"
+    mixed = False
 
     def __init__(self, source: Source, device: str, dtype: torch.dtype) -> None:
         from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -164,6 +178,7 @@ class TransformersLoop:
     """JPEG files to .npy files: the library's image processor with Pillow, batches of 32, one process."""
 
     name = "transformers loop"
+    mixed = False
 
     def __init__(self, source: Source, device: str, dtype: torch.dtype) -> None:
         self._processor = image_processor(source)
@@ -188,13 +203,20 @@ class Extraction:
     """
 
     def __init__(
-        self, source: Source, device: str, dtype: torch.dtype, *, batch: int = 0, compiled: bool = False
+        self,
+        source: Source,
+        device: str,
+        dtype: torch.dtype,
+        *,
+        batch: int = 0,
+        compiled: bool = False,
+        mixed: bool = False,
     ) -> None:
         self.name = "madkit extract" + (", compiled" if compiled else "")
-        whole = as_teacher(source, device=device, dtype=dtype)
+        whole = _teacher(source, device, dtype, mixed)
         self._teacher: Teacher = replace(whole, text=None)  # the loops read no texts
         self._options = ExtractOptions(device=device, image_batch=batch, compile="on" if compiled else "off")
-        self.dtype = dtype
+        self.dtype, self.mixed = dtype, mixed
 
     def run(self, paths: Sequence[Path], folder: Path) -> Path:
         """Extract all files and return the store's folder."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 
 from madkit.bench.agreement import compare, must_agree
 from madkit.bench.ceilings import device_facts
-from madkit.bench.extract import AGAIN, noise, short, warn_of_noise, when_and_how, with_ratios
+from madkit.bench.extract import AGAIN, long, noise, short, warn_of_noise, when_and_how, with_ratios
 from madkit.bench.extract_models import TINY, as_teacher, source
 from madkit.bench.machine import busy, machine_facts
 from madkit.bench.text_inputs import ROBERTA, TINY_ROBERTA, common_words, made_up_texts, write_roberta
@@ -28,8 +28,11 @@ from madkit.bench.text_sides import (
 from madkit.bench.turns import Side, take_turns
 from madkit.core.console import info
 from madkit.core.errors import RunError, UsageProblem
+from madkit.extract.frozen import mixed_if_it_pays
 from madkit.extract.options import TEXT_BATCH_TOKENS, resolve_device
+from madkit.teachers.interface import Teacher
 from madkit.teachers.load import load_teacher
+from madkit.teachers.mixed import MIXED
 
 SCHEMA = 1
 _BATCH = {"cpu": 64, "cuda": 256}
@@ -101,21 +104,29 @@ def bench_text(options: TextBenchOptions | None = None) -> dict[str, Any]:
     }
     exact = open_clip_tokens(found, texts[:_COMPARED])
     peers = [open_clip_texts(found, device, dtype, batch=_BATCH.get(kind, 64)) for dtype in _dtypes(cuda)]
-    document["clip"] = _compare(
-        [*peers, madkit_texts(teacher, token_budget=budget)], texts, device, options.repeats, "CLIP texts", exact
-    )
-    del peers, teacher
+    ours = _madkit(lambda: as_teacher(found, device=device, dtype=own_dtype), budget)
+    document["clip"] = _compare([*peers, *ours], texts, device, options.repeats, "CLIP texts", exact)
+    del peers, ours, teacher
     info("Building a RoBERTa-shaped model with random weights.")
     with tempfile.TemporaryDirectory(prefix="madkit-bench-") as name:
         folder = Path(name)
         write_roberta(folder, words, TINY_ROBERTA if options.tiny else ROBERTA)
-        other = load_teacher(f"hf:{folder}", device=device, dtype=own_dtype)
+        ours = _madkit(lambda: load_teacher(f"hf:{folder}", device=device, dtype=own_dtype), budget)
         loops = [transformers_texts(folder, device, dtype, batch=_HF_BATCH) for dtype in _dtypes(cuda)]
-        document["roberta"] = _compare(
-            [*loops, madkit_texts(other, token_budget=budget)], texts, device, options.repeats, "RoBERTa texts", None
-        )
+        document["roberta"] = _compare([*loops, *ours], texts, device, options.repeats, "RoBERTa texts", None)
     warn_of_noise(document, document["clip"], document["roberta"])
     return document
+
+
+def _madkit(load: Callable[[], Teacher], budget: int) -> list[TextReader]:
+    """Return madkit in its device's dtype, and on a CPU in mixed arithmetic, too, where it would choose that."""
+    readers = [madkit_texts(load(), token_budget=budget)]
+    if readers[0].dtype is _FLOAT32:
+        teacher, choice = mixed_if_it_pays(load())
+        if choice.value == MIXED:
+            info(f"{choice.name}: {choice.value} ({choice.reason}).")
+            readers.append(madkit_texts(teacher, token_budget=budget))
+    return readers
 
 
 def _dtypes(cuda: bool) -> tuple[torch.dtype, ...]:
@@ -131,7 +142,7 @@ def _compare(
     exact: list[Any] | None,
 ) -> dict[str, Any]:
     """Compare what the sides read, the first being the reference, and measure them; madkit is the last."""
-    names = [f"{reader.name} {short(reader.dtype)}" for reader in readers]
+    names = [f"{reader.name} {short(reader)}" for reader in readers]
     few = texts[: 4 * _COMPARED]
     read = [reader.read(few) for reader in readers]
     agreements = {names[0]: {"error": 0.0, "worst_cosine": 1.0, "unexplained": 0.0, "finite": True}}
@@ -150,7 +161,7 @@ def _compare(
     rows = [
         {
             "side": name,
-            "dtype": str(reader.dtype).removeprefix("torch."),
+            "dtype": long(reader),
             **speeds[name].as_row(),
             **agreements[name],
         }

@@ -45,11 +45,13 @@ class TextReader:
         name: whose way.
         dtype: what it computes in.
         read: the way.
+        mixed: whether its feed-forward layers multiply in bfloat16.
     """
 
     name: str
     dtype: torch.dtype
     read: Callable[[Sequence[str]], Read]
+    mixed: bool = False
 
 
 def madkit_texts(teacher: Teacher, *, token_budget: int) -> TextReader:
@@ -70,7 +72,7 @@ def madkit_texts(teacher: Teacher, *, token_budget: int) -> TextReader:
                     tokens[row] = values
         return Read(vectors, tokens)
 
-    return TextReader("madkit", teacher.dtype, read)
+    return TextReader("madkit", teacher.dtype, read, mixed=teacher.feed_forward is not None)
 
 
 def open_clip_texts(source: Source, device: str, dtype: torch.dtype, *, batch: int) -> TextReader:

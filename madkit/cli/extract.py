@@ -72,7 +72,7 @@ def extract(
     ] = "auto",
     compute_dtype: Annotated[
         str,
-        typer.Option("--compute-dtype", metavar="DTYPE", help="auto, float32, float16 or bfloat16."),
+        typer.Option("--compute-dtype", metavar="DTYPE", help="auto, float32, mixed, float16 or bfloat16."),
     ] = "auto",
     view: Annotated[
         str,

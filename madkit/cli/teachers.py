@@ -21,11 +21,12 @@ madkit teachers check clip-vit-l14 --weights ViT-L-14.safetensors --images photo
 """
 
 
-class Bits16(StrEnum):
-    """A dtype of 16 bits."""
+class Arithmetic(StrEnum):
+    """What a teacher may compute in, other than float32."""
 
     float16 = "float16"
     bfloat16 = "bfloat16"
+    mixed = "mixed"
 
 
 app = typer.Typer(no_args_is_help=True, help="List, describe and check teachers.")
@@ -112,7 +113,7 @@ def check(
         Path | None, typer.Option("--texts", metavar="FILE", help="A text per line, in place of the built-in ones.")
     ] = None,
     dtype: Annotated[
-        list[Bits16] | None,
+        list[Arithmetic] | None,
         typer.Option("--dtype", help="Compare only this one; again for more.", show_default="float16, bfloat16"),
     ] = None,
     against: Annotated[
@@ -141,7 +142,7 @@ def check(
         weights=weights,
         images=images or (),
         texts=SAMPLE_TEXTS if texts is None else read_texts(texts),
-        dtypes=[str(one) for one in dtype or Bits16],
+        dtypes=[str(one) for one in dtype or ("float16", "bfloat16")],
         device=device,
         against=against,
         against_weights=against_weights,

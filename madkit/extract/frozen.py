@@ -14,11 +14,15 @@ from madkit.core.errors import ConfigError
 from madkit.extract.choices import Choice
 from madkit.extract.decode import choose_decoder
 from madkit.extract.image_encoding import modules_of
+from madkit.teachers.check import SAMPLE_TEXTS, pixels_of, vector_errors, vectors_of
 from madkit.teachers.interface import Teacher
-from madkit.teachers.load import load_teacher
+from madkit.teachers.mixed import MIXED, as_float32, as_mixed, can_be_mixed, has_matrix_units, load_computing
 from madkit.teachers.preprocess import Preprocessing
 
-_FALLBACKS = {"cpu": (torch.float32,), "cuda": (torch.float16, torch.bfloat16, torch.float32)}
+_FALLBACKS = {"cpu": ("float32",), "cuda": ("float16", "bfloat16", "float32")}
+# What mixed arithmetic must keep of every vector to be chosen unasked; tokens are stored in 16 bits or 8.
+LEAST_COSINE = 0.999
+DRAWN = 4
 PROBE_TEXT = "Two people sit at a table and look at a map."
 
 
@@ -36,30 +40,60 @@ def load_frozen(
         name: see :func:`madkit.teachers.load.load_teacher`, whose errors this raises, too.
         weights: weight file or folder.
         device: a torch device.
-        compute_dtype: ``auto`` (float32 on the CPU; on a GPU the first of float16, bfloat16 and float32 that keeps
-            every weight and the vectors of a made-up picture and text finite), or a dtype's name.
+        compute_dtype: what to compute in: a dtype's name, ``mixed`` (:mod:`madkit.teachers.mixed`), or ``auto``. That
+            is, on a GPU, the first of float16, bfloat16 and float32 that keeps every weight and the vectors of a
+            made-up picture and text finite. On a CPU it is ``mixed`` where the processor has matrix units and these
+            very weights bear it, float32 otherwise.
         adapter: folder of an adaptation run whose outcome is applied.
 
     Raises:
         ConfigError: the dtype that was asked for does not hold this teacher's numbers.
     """
-    chosen = _FALLBACKS.get(torch.device(device).type, _FALLBACKS["cpu"])
-    if compute_dtype != "auto":
-        chosen = (getattr(torch, compute_dtype),)
-    reason = "as asked for" if compute_dtype != "auto" else f"the default on {torch.device(device).type}"
+    kind = torch.device(device).type
+    asked = compute_dtype != "auto"
+    chosen = (compute_dtype,) if asked else _FALLBACKS.get(kind, _FALLBACKS["cpu"])
+    reason = "as asked for" if asked else f"the default on {kind}"
     problem: str | None = None
-    for dtype in chosen:
-        teacher = load_teacher(name, weights=weights, device=device, dtype=dtype, adapter=adapter)
-        label = str(dtype).removeprefix("torch.")
-        problem = weight_not_finite(teacher) if dtype is torch.float32 else not_finite(teacher)
+    for label in chosen:
+        teacher = load_computing(name, label, weights=weights, device=device, adapter=adapter)
+        problem = weight_not_finite(teacher) if label == "float32" else not_finite(teacher)
         if problem is None:
+            if not asked and kind == "cpu":
+                return mixed_if_it_pays(teacher)
             return teacher, Choice("compute dtype", label, reason)
         reason = f"{label} does not do: {problem}"
-    if dtype is torch.float32:  # no dtype has more range
+    if label == "float32":  # no dtype has more range
         raise ConfigError(f"The teacher '{name}' cannot be used: {problem}.", hint="get its weights anew")
     raise ConfigError(
         f"The teacher '{name}' cannot compute in {compute_dtype}: {problem}.", hint="--compute-dtype float32"
     )
+
+
+def mixed_if_it_pays(teacher: Teacher) -> tuple[Teacher, Choice]:
+    """Return a float32 teacher on a CPU in mixed arithmetic, if the processor is made for it and the weights bear it.
+
+    They bear it if no vector of some drawn pictures and some texts suffers. That depends on how sharp a teacher's
+    attention is above all, so it is measured. The same weights give the same outcome on the same kind of processor.
+    """
+    if not has_matrix_units() or not can_be_mixed(teacher):
+        return teacher, Choice("compute dtype", "float32", "the default on cpu")
+    pixels = pixels_of(teacher, ())
+    pixels = None if pixels is None else pixels[:DRAWN]
+    exact = vectors_of(teacher, pixels, SAMPLE_TEXTS)
+    changed = as_mixed(teacher)
+    assert changed is not None  # since it can be
+    try:
+        found = vectors_of(changed, pixels, SAMPLE_TEXTS)
+    except (RuntimeError, TypeError) as error:  # an encoder whose parts do not go together in two dtypes
+        reason = f"mixed does not do: {str(error).splitlines()[0]}"
+        return as_float32(changed), Choice("compute dtype", "float32", reason)
+    errors = {kind: vector_errors(found[kind], exact[kind]) for kind in exact}
+    kind, worst = min(errors.items(), key=lambda item: item[1].cosine_worst)
+    measured = f"its worst cosine with float32 is {worst.cosine_worst:.5f}, of {worst.vectors:,} {kind}"
+    if worst.cosine_worst < LEAST_COSINE or not all(one.finite for one in errors.values()):
+        reason = f"mixed does not do: {measured}"
+        return as_float32(changed), Choice("compute dtype", "float32", reason)
+    return changed, Choice("compute dtype", MIXED, f"the processor has matrix units for bfloat16; {measured}")
 
 
 @torch.inference_mode()
@@ -151,8 +185,8 @@ def load_as_stored(
         device: a torch device.
         adapter: folder of the adaptation run that the store was made with (``adapter_of_store``), if any.
     """
-    dtype: torch.dtype = getattr(torch, str(identity["compute_dtype"]))
-    teacher = load_teacher(str(identity["teacher"]), weights=weights, device=device, dtype=dtype, adapter=adapter)
+    arithmetic = str(identity["compute_dtype"])
+    teacher = load_computing(str(identity["teacher"]), arithmetic, weights=weights, device=device, adapter=adapter)
     stored = (identity.get("vision") or {}).get("preprocessing", {})
     if stored.get("resize_mode") == "squash":
         teacher, _ = with_view(teacher, "whole")

@@ -16,7 +16,7 @@ from madkit.extract.selection import check_dtype, selected_count
 
 IMAGE_BATCH = {"cpu": 32, "cuda": 256}
 TEXT_BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
-COMPUTE_DTYPES = ("auto", "float32", "float16", "bfloat16")
+COMPUTE_DTYPES = ("auto", "float32", "mixed", "float16", "bfloat16")
 VIEWS = ("teacher", "whole")
 COMPILE_CHOICES = ("auto", "on", "off")
 
@@ -35,7 +35,7 @@ class ExtractOptions:
         tokens: ``all``, ``selected:K`` image tokens (see :mod:`madkit.extract.selection`), or ``global`` vectors only.
         store_dtype: ``float16`` or ``int8``.
         decoder: ``auto``, ``torchvision`` or ``pillow`` (see :mod:`madkit.extract.decode`).
-        compute_dtype: what the teacher computes in: ``auto``, ``float32``, ``float16`` or ``bfloat16``.
+        compute_dtype: what the teacher computes in: ``auto``, ``float32``, ``mixed``, ``float16`` or ``bfloat16``.
         compile: whether the image encoder's blocks are compiled: ``auto``, ``on`` or ``off``.
         view: what a teacher sees of an image: ``teacher`` (as it was trained), or ``whole``.
     """

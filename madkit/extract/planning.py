@@ -14,6 +14,7 @@ from madkit.extract.items import ExamplesOfTask, Items
 from madkit.extract.selection import stored_tokens
 from madkit.extract.views import keeps_views
 from madkit.teachers.interface import Teacher
+from madkit.teachers.mixed import arithmetic_of
 from madkit.teachers.windows import WINDOWS
 
 TOKENIZE_CHUNK = 8192
@@ -34,7 +35,7 @@ def store_identity(
         "text": None if teacher.text is None else teacher.text.identity,
         "shared_space": teacher.shared_space,
         "logit_scale": round(teacher.logit_scale, 6),
-        "compute_dtype": dtype_name(teacher),
+        "compute_dtype": arithmetic_of(teacher),
         "dtype": dtype,
         "selection": tokens,
         "task": data.spec.name,
@@ -96,8 +97,3 @@ def lay_out(
 
 def _why_no_tokens(text: str) -> str:
     return f"the teacher finds no token in {text[:60]!r}" if text.strip() else "a text is empty"
-
-
-def dtype_name(teacher: Teacher) -> str:
-    """Name of the dtype that a teacher computes in."""
-    return str(teacher.dtype).removeprefix("torch.")

@@ -76,7 +76,7 @@ def extract(
         tokens: ``all``, ``selected:K`` image tokens, or ``global`` vectors only (see :mod:`madkit.extract.selection`).
         store_dtype: ``float16`` or ``int8`` (see :mod:`madkit.cache.quantise`).
         decoder: ``auto``, ``torchvision`` or ``pillow`` (see :mod:`madkit.extract.decode`).
-        compute_dtype: ``auto``, ``float32``, ``float16`` or ``bfloat16`` (see :mod:`madkit.extract.frozen`).
+        compute_dtype: ``auto``, ``float32``, ``mixed``, ``float16`` or ``bfloat16`` (see :mod:`madkit.extract.frozen`).
         compile: whether the image encoder's blocks are compiled: ``auto``, ``on`` or ``off``.
         view: ``teacher``, or ``whole`` images where the teacher would cut the centre out.
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from madkit.core.errors import ConfigError, DataError, NotFoundError
 from madkit.teachers.interface import Teacher
 from madkit.teachers.load import load_teacher
+from madkit.teachers.mixed import load_computing
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 DRAWN_IMAGES = 8
 MOST_IMAGES = 256
@@ -101,7 +101,7 @@ def check_teacher(
         weights: likewise.
         images: image files, or folders of them; pictures are drawn where there are none.
         texts: what the text side reads.
-        dtypes: keys of :data:`DTYPES`.
+        dtypes: ``float16``, ``bfloat16`` or ``mixed`` (:mod:`madkit.teachers.mixed`).
         device: a torch device.
         against: another teacher, for the same weights in another library; compared in float32, in place of dtypes.
         against_weights: its weights.
@@ -112,20 +112,20 @@ def check_teacher(
 
     Raises:
         NotFoundError: an image or the weights do not exist.
-        ConfigError: the other teacher has another grid, width or tokenizer.
+        ConfigError: the other teacher has another grid, width or tokenizer; one that cannot compute ``mixed``.
     """
     teacher = load_teacher(name, weights=weights, device=device, dtype=torch.float32)
-    pixels = _pixels(teacher, images)
-    reference = _vectors(teacher, pixels, texts)
+    pixels = pixels_of(teacher, images)
+    reference = vectors_of(teacher, pixels, texts)
     rows: list[dict[str, Any]] = []
     if against is not None:
         other = load_teacher(against, weights=against_weights, device=device, dtype=torch.float32)
         _comparable(teacher, other, texts)
-        rows += _rows(against, _vectors(other, _pixels(other, images), texts), reference)
+        rows += _rows(against, vectors_of(other, pixels_of(other, images), texts), reference)
     else:
         for label in dtypes:
-            teacher = load_teacher(name, weights=weights, device=device, dtype=DTYPES[label])
-            rows += _rows(label, _vectors(teacher, pixels, texts), reference)
+            teacher = load_computing(name, label, weights=weights, device=device)
+            rows += _rows(label, vectors_of(teacher, pixels, texts), reference)
     return {
         "teacher": teacher.name,
         "device": device,
@@ -171,7 +171,7 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def _pixels(teacher: Teacher, images: Sequence[Path]) -> Tensor | None:
+def pixels_of(teacher: Teacher, images: Sequence[Path]) -> Tensor | None:
     """Return uint8 [N, 3, H, W] as the teacher reads them; None without a vision side."""
     vision = teacher.vision
     if vision is None:
@@ -185,7 +185,7 @@ def _pixels(teacher: Teacher, images: Sequence[Path]) -> Tensor | None:
     return (smooth + fine).clamp(0, 255).to(torch.uint8)
 
 
-def _vectors(teacher: Teacher, pixels: Tensor | None, texts: Sequence[str]) -> dict[str, Tensor]:
+def vectors_of(teacher: Teacher, pixels: Tensor | None, texts: Sequence[str]) -> dict[str, Tensor]:
     """Encode images and texts; return [N, D] of each kind on the CPU."""
     found: dict[str, list[Tensor]] = {}
     if teacher.vision is not None and pixels is not None:

@@ -141,6 +141,8 @@ class Teacher:
         logit_scale: factor on cosines before a softmax (CLIP's exponentiated temperature); 1.0 where there is none.
         device: where the weights are.
         dtype: dtype that the weights compute in.
+        feed_forward: dtype of the products of its feed-forward layers, where that is another one
+            (:mod:`madkit.teachers.mixed`).
     """
 
     name: str
@@ -150,3 +152,4 @@ class Teacher:
     logit_scale: float
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+    feed_forward: torch.dtype | None = None

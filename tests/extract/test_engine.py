@@ -124,7 +124,6 @@ def test_mistyped_choices() -> None:
 
 
 def test_a_teacher_that_overflows_is_not_used(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from madkit.extract import frozen
 
     loaded: list[torch.dtype] = []
     poisoned = {torch.float16}
@@ -138,7 +137,7 @@ def test_a_teacher_that_overflows_is_not_used(tiny_teacher: Path, monkeypatch: p
                 next(module.parameters()).view(-1)[0] = torch.inf
         return teacher
 
-    monkeypatch.setattr(frozen, "load_teacher", load)
+    monkeypatch.setattr("madkit.teachers.mixed.load_teacher", load)
     name = f"local:{tiny_teacher}"
     teacher, choice = load_frozen(name, device="cuda")
     assert (loaded, teacher.dtype) == ([torch.float16, torch.bfloat16], torch.bfloat16)
