@@ -93,7 +93,8 @@ def mixed_if_it_pays(teacher: Teacher) -> tuple[Teacher, Choice]:
     if worst.cosine_worst < LEAST_COSINE or not all(one.finite for one in errors.values()):
         reason = f"mixed does not do: {measured}"
         return as_float32(changed), Choice("compute dtype", "float32", reason)
-    return changed, Choice("compute dtype", MIXED, f"the processor has matrix units for bfloat16; {measured}")
+    made = "float32, but feed-forward layers in bfloat16, which this processor has units for"
+    return changed, Choice("compute dtype", MIXED, f"{made}; {measured}")
 
 
 @torch.inference_mode()
