@@ -113,7 +113,9 @@ def pretrained_folder(parsed: TeacherName, weights: Path | None) -> tuple[Path, 
         (SAFE_WEIGHTS, TORCH_WEIGHTS),
         complete=lambda place: (place / "config.json").is_file() and bool(_weight_files(place)),
         wanted=f"The weights of '{parsed.canonical}' ({parsed.rest})",
-        hint=f"give a folder as save_pretrained writes it: --weights FOLDER (where there is a network: "
+        hint=f"this folder is meant? then hf:./{parsed.rest}"
+        if Path(parsed.rest).is_dir()
+        else f"give a folder as save_pretrained writes it: --weights FOLDER (where there is a network: "
         f"hf download {parsed.rest} --local-dir FOLDER)",
     )
     return folder, folder

@@ -87,7 +87,9 @@ class ExampleSet:
             raise RunError(
                 f"The student {student.identity.name} reads region features of width {student.region_dim}, and this "
                 f"data has width {regions.dim}.",
-                hint="choose a student that was made for these features.",
+                hint="a trained student wants the features it was trained on; one that begins with a text checkpoint "
+                "takes any width: --student uniter-base --init FOLDER, or to try things out --student mini-lxmert "
+                "--init random",
             )
         if not examples:
             raise RunError("There are no examples to read.")

@@ -90,7 +90,7 @@ def write_dataset(
         extra: further keys of the manifest.
         revision: where it is not to be computed from the content.
 
-    Raises DataError for files that break their format and for absent images.
+    Raises DataError for files that break their format, for absent images, and where one image id names two files.
     """
     images = ImageTable(plan.images_root)
     missing = MissingImages(allow=allow_missing) if check_images else None
@@ -119,6 +119,7 @@ def write_dataset(
             entries[name] = _entry(split, name, writer, folder, cut)
             if missing is not None and missing.left_out[split.name] and name == split.name:
                 entries[name]["left_out"] = {"image missing": missing.left_out[split.name]}
+    images.check_ids()
     images.write(folder)
     ordered = {name: entries[name] for name in sorted(entries, key=_order)}
     manifest = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from madkit.core.errors import DataError
 from madkit.tasks.example import Example, ImageRef
 from madkit.tasks.index.files import open_batch, write_batch
 from madkit.tasks.index.strings import Strings, floats, integers, offsets
@@ -56,6 +57,16 @@ class ImageTable:
             self._boxes.append(example.boxes)
         self._last = (example, known)
         return known
+
+    def check_ids(self) -> None:
+        """Raise DataError where one id names two files: region features and teachers' tokens know images by id."""
+        file_of: dict[str, str] = {}
+        for name, path in zip(self._ids, self._paths, strict=True):
+            if file_of.setdefault(name, path) != path:
+                raise DataError(
+                    f"{self.root}: the image id '{name}' names two files, {file_of[name]} and {path}.",
+                    hint="check that all files are of one version of the data; every image needs an id of its own",
+                )
 
     def write(self, folder: Path) -> None:
         """Write `images.arrow`."""

@@ -114,6 +114,18 @@ def repeat_entry(name: str) -> Damage:
     return damage
 
 
+def one_id_for_two_images(root: Path) -> None:
+    """Let the first image of val2014 have the number of one of train2014, as no version of COCO has."""
+    train, val = (f"v2_OpenEnded_mscoco_{part}_questions.json" for part in ("train2014", "val2014"))
+    number = json.loads((root / train).read_text())["questions"][0]["image_id"]
+    first = json.loads((root / val).read_text())["questions"][0]["image_id"]
+    for name in (val, "v2_mscoco_val2014_annotations.json"):
+        path = root / name
+        path.write_text(path.read_text().replace(f'"image_id": {first},', f'"image_id": {number},'))
+    for path in (root / "val2014").glob(f"*{first:012d}.jpg"):
+        path.rename(path.with_name(f"COCO_val2014_{number:012d}.jpg"))
+
+
 def remove_images(pattern: str, count: int) -> Damage:
     def damage(root: Path) -> None:
         for path in sorted(root.glob(pattern))[-count:]:
@@ -163,6 +175,7 @@ CASES: dict[str, tuple[str, Damage, list[str]]] = {
         "vqa-v2", drop_entry(ANNOTATIONS), [QUESTIONS, "1 question", ANNOTATIONS],
     ),
     "annotation without question": ("vqa-v2", drop_entry(QUESTIONS), [ANNOTATIONS, "1 annotation", QUESTIONS]),
+    "one id for two images": ("vqa-v2", one_id_for_two_images, ["image id", "train2014_", "val2014_", "one version"]),
     "UTF-16": ("snli-ve", recode(TRAIN, "utf-16"), ["snli_ve_train.jsonl", "UTF-16", "UTF-8"]),
     "Latin-1": (
         "snli-ve", recode(TRAIN, "latin-1", '{"sentence2": "caf\xe9"}\n'), ["snli_ve_train.jsonl, line 241", "UTF-8"],
