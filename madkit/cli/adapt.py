@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,14 @@ madkit extract --adapter mini-mini-vcr-5pct-lora-s0-1a2b3c4d --task vcr
 """
 
 
+class Train(StrEnum):
+    """What of a teacher is trained."""
+
+    heads = "heads"
+    lora = "lora"
+    all = "all"
+
+
 def adapt(
     teacher: Annotated[
         str, typer.Option("--teacher", metavar="NAME", help="See: madkit teachers list.", show_default=False)
@@ -36,7 +45,7 @@ def adapt(
         ),
     ] = "1pct",
     train: Annotated[
-        str | None,
+        Train | None,
         typer.Option("--train", metavar="WHAT", help="heads (projections), lora, or all weights.", show_default="lora"),
     ] = None,
     seed: Annotated[
@@ -77,7 +86,7 @@ def adapt(
 
     overrides: dict[str, Any] = parse_overrides(set_ or [])
     if train is not None:
-        overrides["train"] = train
+        overrides["train"] = train.value
     if steps is not None:
         overrides["optim.steps"] = steps
     result = run(

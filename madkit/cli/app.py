@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from typer.main import get_command, get_group
 
 from madkit import __version__
+from madkit.cli.choices import name_near_misses
 from madkit.cli.commands import COMMANDS, CommandLine
 from madkit.cli.completion import leave_as_given, prepare
 
@@ -42,10 +43,13 @@ def load_command(name: str) -> Any:
         group = get_group(target)
         group.epilog = group.epilog or epilog
         _leave_groups_as_given(group)
+        name_near_misses(group)
         return group
     single = typer.Typer(add_completion=False, rich_markup_mode=MARKUP)
     single.command(name, epilog=epilog)(target)
-    return get_command(single)
+    command = get_command(single)
+    name_near_misses(command)
+    return command
 
 
 def _leave_groups_as_given(group: Any) -> None:

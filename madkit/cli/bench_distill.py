@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -21,11 +22,19 @@ TinyOption = Annotated[
 _SHAPES = "vcr, snli-ve or vqa: how many texts, tokens and regions."
 
 
+class Shape(StrEnum):
+    """Tasks whose sizes a step can have."""
+
+    vcr = "vcr"
+    snli_ve = "snli-ve"
+    vqa = "vqa"
+
+
 def distill(
     student: Annotated[
         str, typer.Option("--student", metavar="NAME", help="uniter-base, uniter-large or mini-uniter.")
     ] = "uniter-base",
-    shape: Annotated[str, typer.Option("--shape", metavar="TASK", help=_SHAPES)] = "vcr",
+    shape: Annotated[Shape, typer.Option("--shape", metavar="TASK", help=_SHAPES)] = Shape.vcr,
     tokens: Annotated[
         int | None,
         typer.Option("--tokens", metavar="N", min=1, help="Tokens and regions of a step. Default: 32768 on a GPU."),
@@ -50,7 +59,7 @@ def distill(
     """
     from madkit.bench.distill import DistillBenchOptions, bench_distill
 
-    options = DistillBenchOptions(student, shape, tokens or 0, kept, teacher or "", repeats, device, tiny)
+    options = DistillBenchOptions(student, shape.value, tokens or 0, kept, teacher or "", repeats, device, tiny)
     document = bench_distill(options)
     emit(document, json_, lambda: _print_distill(document))
 
@@ -59,7 +68,7 @@ def step(
     student: Annotated[
         str, typer.Option("--student", metavar="NAME", help="A student with BERT's layers.")
     ] = "uniter-base",
-    shape: Annotated[str, typer.Option("--shape", metavar="TASK", help=_SHAPES)] = "vcr",
+    shape: Annotated[Shape, typer.Option("--shape", metavar="TASK", help=_SHAPES)] = Shape.vcr,
     sequences: Annotated[
         int | None,
         typer.Option("--sequences", metavar="N", min=1, help="Of a step. Default: 256 on a GPU, 4 on a CPU."),
@@ -72,14 +81,11 @@ def step(
     """Measure a student's training step against transformers' BertModel on as many tokens, with the same head."""
     from madkit.bench.distill_data import MINI_SHAPES, SHAPES
     from madkit.bench.student_step import compare_student_step
-    from madkit.core.errors import UsageProblem
     from madkit.extract.options import resolve_device
 
-    if shape not in SHAPES:
-        raise UsageProblem(f"'{shape}' is no shape of this benchmark.", hint=f"one of {', '.join(SHAPES)}")
     where, _ = resolve_device(device)
     mini = tiny or student.startswith("mini")
-    size = (MINI_SHAPES if mini else SHAPES)[shape]
+    size = (MINI_SHAPES if mini else SHAPES)[shape.value]
     count = sequences or (256 if where.startswith("cuda") else 4)
     document = compare_student_step(
         "mini-uniter" if tiny else student,

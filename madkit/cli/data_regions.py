@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +14,14 @@ from madkit.cli.output import emit, print_table
 
 if TYPE_CHECKING:
     from madkit.tasks.region_files import Attached
+
+
+class Width(StrEnum):
+    """What features can be written in."""
+
+    float16 = "float16"
+    float32 = "float32"
+
 
 app = typer.Typer(no_args_is_help=True, help="Region-feature files: add, check, convert, make.")
 
@@ -167,7 +176,7 @@ def convert(
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="The layout to write.")] = "butd-hdf5",
     format: FormatOption = None,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="float16 or float32, where the layout leaves it open.")
+        Width | None, typer.Option("--dtype", help="float16 or float32, where the layout leaves it open.")
     ] = None,
     task: Annotated[
         str | None,
@@ -181,16 +190,9 @@ def convert(
 ) -> None:
     """Write region features in another layout: one pass, little memory, checked on the way."""
     from madkit.core.console import progress
-    from madkit.core.errors import UsageProblem
     from madkit.regions import convert_regions, detect_format, open_regions
 
-    kinds: dict[str | None, Literal["float16", "float32"] | None] = {
-        None: None,
-        "float16": "float16",
-        "float32": "float32",
-    }
-    if dtype not in kinds:
-        raise UsageProblem(f"Features are written as float16 or float32, not {dtype!r}.")
+    kinds: dict[Width, Literal["float16", "float32"]] = {Width.float16: "float16", Width.float32: "float32"}
     layout = format or detect_format(source)
     options = {"min_confidence": min_confidence, "min_boxes": min_boxes, "max_boxes": max_boxes}
     reader = open_regions(layout, source, **{key: value for key, value in options.items() if value is not None})
@@ -200,7 +202,9 @@ def convert(
 
         sizes = image_sizes(open_data(workspace, task), reader)
     with progress(f"Converting {source.name}", len(reader.ids()), "images") as bar:
-        count = convert_regions(reader, target, to, sizes=sizes, dtype=kinds[dtype], advance=bar.advance)
+        count = convert_regions(
+            reader, target, to, sizes=sizes, dtype=None if dtype is None else kinds[dtype], advance=bar.advance
+        )
     facts = {"from": layout, "to": to, "images": count, "path": str(target)}
     emit(facts, json_, lambda: print(f"{count:,} images, {layout} to {to}\n{target}"))
 

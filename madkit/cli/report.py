@@ -37,17 +37,6 @@ class Format(StrEnum):
     html = "html"
 
 
-def _format(name: str) -> Format:
-    """The format of that name; refuses others with the nearest."""
-    from madkit.core.registry import suggest
-
-    if name not in list(Format):
-        raise typer.BadParameter(
-            f"There is no format '{name}'.{suggest(name, list(Format))} One of {', '.join(Format)}."
-        )
-    return Format(name)
-
-
 def report(
     protocol: Annotated[str, typer.Argument(metavar="PROTOCOL", help="The protocol that was evaluated.")] = "full",
     format_: Annotated[
@@ -55,8 +44,6 @@ def report(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            parser=_format,
-            autocompletion=lambda: list(map(str, Format)),
             help="table, markdown, latex, csv, parquet, json or html.",
             show_default="table, or by the name of --output",
         ),
