@@ -20,6 +20,7 @@ from madkit.evaluate.grid import Group, Run, find_baseline, find_runs, group_run
 from madkit.evaluate.origin import find_data
 from madkit.evaluate.protocol import Protocol as EvaluationProtocol
 from madkit.evaluate.report.gallery import GalleryItem
+from madkit.evaluate.report.text import shots_name
 from madkit.evaluate.stage import predictions_path
 from madkit.tasks.picture import numbered
 
@@ -161,7 +162,7 @@ def _pair(workspace: Workspace, source: Source, row: Row, groups: Sequence[Group
         labels=tuple(group.label for group in shown),
         answers=tuple(answers),
         settings=_selecting([ours, *(group for group in groups if _beside(group, row))]),
-        note=f"{row.shots}, seed {seed}",
+        note=f"{shots_name(row.shots)}, seed {seed}",
     )
 
 

@@ -174,7 +174,7 @@ class MadeUpWorkspace:
         return stage.evaluate(self.workspace, protocol, scorer=self.scorer, **options)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_results(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Results of three arms, three seeds, two suites and two numbers of labels: mad is finetune, affinity is better."""
     with pytest.MonkeyPatch.context() as patch:

@@ -52,7 +52,7 @@ def test_as_many_scenes_are_won_as_lost_and_the_answers_are_those_of_the_runs(sc
     pairs = {(labels[theirs[key]["prediction"]], labels[ours[key]["prediction"]]) for key in ours}
     assert {(item.answers["finetune"], item.answers["affinity"]) for item in items} <= pairs
     assert items == differing_scenes(made_up.workspace, results)  # the lot is fixed
-    assert items[0].note == "1pct, seed 0"
+    assert items[0].note == "1 % of the labels, seed 0"
 
 
 def test_pictures_are_made_small_with_their_boxes(scenes):

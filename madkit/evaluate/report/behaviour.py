@@ -53,11 +53,13 @@ def behaviour_of(results: Results, source: Source, student: str, palette: Mappin
         (one for one in results.robustness if (one.source, one.revision, one.student) == key),
         key=lambda one: place(one.shots, one.suite, one.label),
     )
+    metrics = list(dict.fromkeys(row.metric for row in text.rows_of(results, source)))
+    rank = {metric: index for index, metric in enumerate(metrics)}  # the headline first, as in every table
     agreements = [one for one in results.agreements if (one.source, one.revision, one.student) == key]
     teachers = sorted(
         (one for one in results.teacher_agreements if (one.source, one.revision, one.student) == key),
-        key=lambda one: (*place(one.shots, one.suite, one.label)[:2], one.metric, one.teacher, one.method,
-                         palette.get(one.label, 0)),
+        key=lambda one: (*place(one.shots, one.suite, one.label)[:2], rank.get(one.metric, 9), one.teacher,
+                         one.method, palette.get(one.label, 0)),
     )  # fmt: skip
     return Behaviour(
         reliability=tuple(_reliability(calibrations, source.suites, palette)),

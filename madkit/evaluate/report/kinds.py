@@ -9,7 +9,8 @@ from markupsafe import Markup
 
 from madkit.evaluate.report import text
 from madkit.evaluate.report.lanes import NARROW, WIDE, Axis, Lane, lanes
-from madkit.evaluate.report.svg import ticks
+from madkit.evaluate.report.plots import LEAST_SPAN
+from madkit.evaluate.report.svg import at_least, ticks
 from madkit.evaluate.results import Breakdown, Results, Row, Source
 
 MOST_DRAWN = 12  # of 65 question types the largest ones; the table has all
@@ -76,14 +77,15 @@ def _kinds(key: Key, cells: Cells, palette: Mapping[str, int], *, drawn: bool) -
 
 def _plot(key: Key, cells: Cells, shown: Sequence[str], palette: Mapping[str, int]) -> Markup:
     rows = [
-        Lane(kind, label, mean, low, high, f"{label}, {kind}: {mean:.1f} {text.interval(low, high) if low else ''}")
+        Lane(kind, label, mean, low, high, f"{label}, {kind}: {mean:.1f} {spread}")
         for kind in shown
         for label, found in cells.items()
         if kind in found
         for mean, low, high, _ in [found[kind]]
+        for spread in ["" if low is None else text.interval(low, high)]
     ]
     values = [value for row in rows for value in (row.value, row.low, row.high) if value is not None]
-    marks = ticks(max(min(values), 0.0), min(max(values), 100.0), 5)
+    marks = ticks(*at_least(max(min(values), 0.0), min(max(values), 100.0), LEAST_SPAN), 5)
     axis = Axis(marks, f"{text.arrows(key[1])}, %")
     told = "; ".join(f"{row.group}, {row.label} {row.value:.1f}" for row in rows)
     label = f"{key[1]} on {key[0]} by {key[3]}, in percent. {told}"

@@ -15,10 +15,10 @@ from madkit.evaluate.report import plots, text
 from madkit.evaluate.report.behaviour import Behaviour, behaviour_of, both
 from madkit.evaluate.report.gallery import GalleryItem, marked, picture
 from madkit.evaluate.report.kinds import Kinds, kinds_of
-from madkit.evaluate.report.svg import Drawing
+from madkit.evaluate.report.svg import COLOURS, MARKERS, Drawing
 from madkit.evaluate.results import Published, Results, Row, Source
 
-_COLOURS = 6
+_MOST_ARMS = COLOURS + (COLOURS - 1) * (len(MARKERS) - 1)  # that have a mark of their own
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class _Board:
     student: str
     teachers: tuple[str, ...]
     metric: str
+    spread: str
     legend: tuple[tuple[str, Markup], ...]
     gains: tuple[tuple[str, tuple[dict[str, Any] | None, ...]], ...]
     curves: tuple[tuple[str, Markup], ...]
@@ -151,7 +152,7 @@ def _palette(results: Results, gallery: Sequence[GalleryItem]) -> dict[str, int]
         if label == baseline or not palette:
             palette[label] = 0
         else:
-            palette[label] = 1 + others % (_COLOURS - 1)
+            palette[label] = 1 + others % (_MOST_ARMS - 1)
             others += 1
     return palette
 
@@ -175,6 +176,7 @@ def _board(results: Results, source: Source, student: str, palette: dict[str, in
         student=student,
         teachers=tuple(dict.fromkeys(row.teacher for row in rows if row.teacher)),
         metric=headline[0].metric,
+        spread="one seed: no intervals" if all(row.low is None for row in headline) else "95 % intervals over seeds",
         legend=tuple((label, _chip(palette[label])) for label in labels),
         gains=_gains([row for row in headline if row.suite == first], levels),
         curves=tuple(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from madkit.evaluate.report.lanes import NARROW, WIDE, Axis, Lane, lanes
-from madkit.evaluate.report.svg import Drawing, shortened, text_width, ticks
+from madkit.evaluate.report.svg import Drawing, at_least, shortened, text_width, ticks
 from madkit.evaluate.report.text import (
     NO_INTERVAL,
     arrows,
@@ -20,6 +20,7 @@ from madkit.evaluate.results import Row
 
 # Index of an arm's colour and marker, the same in every plot of a page. 0 is the baseline.
 Palette = Mapping[str, int]
+LEAST_SPAN = 5.0  # points on an axis of scores: tenths of a point shall not look like a difference
 
 
 def _about(row: Row) -> str:
@@ -38,7 +39,7 @@ def _span(rows: Sequence[Row], about: int) -> list[float]:
     low, high = max(low, min(means) - 1.5 * room), min(high, max(means) + 1.5 * room)
     if chance is not None and low - chance < 2 * (high - low):
         low = min(low, chance)
-    return ticks(low, high, about)
+    return ticks(*at_least(low, high, LEAST_SPAN), about)
 
 
 def low_shot(rows: Sequence[Row], shots: Sequence[str], palette: Palette, *, width: float = NARROW) -> str:
@@ -116,7 +117,7 @@ def forest(rows: Sequence[Row], palette: Palette, *, width: float = WIDE) -> str
     names = list(dict.fromkeys(row.suite for row in rows))
     narrow = width < 500
     left = min(max(text_width(row.label) for row in rows) + 26, width * 0.36)
-    right = 14.0 if narrow else 158.0
+    right = 20.0 if narrow else 158.0
     top, bottom, lane, head = 6.0, 40.0, 21.0, 26.0
     height = top + sum(head + lane * sum(row.suite == name for row in rows) + 4 for name in names) + bottom
     marks = _gap_span(rows, 4 if narrow else 5)
@@ -185,5 +186,6 @@ def _gap_span(rows: Sequence[Row], about: int) -> list[float]:
     room = max(max(means) - min(means), max(abs(mean) for mean in means), 2.0)
     low = min([0.0, *(gap.mean if gap.low is None else gap.low for gap in gaps)])
     high = max([0.0, *(gap.mean if gap.high is None else gap.high for gap in gaps)])
-    low, high = max(low, min(0.0, *means, 0.0) - 1.5 * room), min(high, max(0.0, *means, 0.0) + 1.5 * room)
+    low, high = max(low, min(0.0, *means) - 1.5 * room), min(high, max(0.0, *means) + 1.5 * room)
+    low, high = min(low, -1.0), max(high, 1.0)
     return ticks(low - 0.02 * (high - low), high + 0.02 * (high - low), about)

@@ -8,6 +8,7 @@ from html import escape
 
 # One shape per arm beside its colour: the plots read in black and white too.
 MARKERS = ("circle", "square", "diamond", "triangle", "down", "hexagon")
+COLOURS = 6  # of page.css, the baseline's first; arms after the sixth have one of the others again, and another shape
 
 
 class Drawing:
@@ -42,7 +43,7 @@ class Drawing:
 
     def marker(self, x: float, y: float, kind: int, css: str, *, size: float = 4.5, title: str = "") -> None:
         """The shape of arm number `kind`, centred; `title` is shown on hover and read by screen readers."""
-        name = MARKERS[kind % len(MARKERS)]
+        name = MARKERS[_shape(kind)]
         if name == "circle":
             shape = f'<circle cx="{_n(x)}" cy="{_n(y)}" r="{_n(size)}" class="{escape(css)}"'
             self._parts.append(self._titled(shape, "circle", title))
@@ -75,6 +76,16 @@ class Drawing:
         )
 
 
+def _shape(kind: int) -> int:
+    """Index of the marker of arm number `kind`. Of several arms in one colour (there are five beside the baseline's,
+    `page.css`) each has another: 30 arms are told apart.
+    """
+    if kind == 0:
+        return 0
+    turn, colour = divmod(kind - 1, COLOURS - 1)
+    return (1 + colour + turn) % len(MARKERS)
+
+
 def _n(value: float) -> str:
     """A coordinate with at most two decimals."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
@@ -90,6 +101,14 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
     return [round(index * step, 10) for index in range(first, last + 1)]
+
+
+def at_least(low: float, high: float, span: float) -> tuple[float, float]:
+    """The range, widened about its middle to at least `span`, within 0 to 100: no axis makes a lot of a little."""
+    if high - low >= span:
+        return low, high
+    low = min(max((low + high - span) / 2, 0.0), 100.0 - span)
+    return low, low + span
 
 
 def text_width(text: str, size: float = 12) -> float:

@@ -13,6 +13,7 @@ from madkit.evaluate.report.text import (
     facts,
     interval,
     mini_note,
+    quoted,
     score,
     tables,
     with_sign,
@@ -48,8 +49,7 @@ def terminal(results: Results) -> RenderableType:
         rows = [row for row in rows if row.headline or (row.suite == source.suites[0] and "(" not in row.metric)]
         metric = next((row.metric for row in rows if row.headline), "")
         table = Table(
-            title=Text(f"{title}: {metric}, %", style="bold"),
-            title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
+            box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
         )  # fmt: skip
         table.add_column("suite, arm", overflow="fold")
         table.add_column("score", justify="right", no_wrap=True)
@@ -73,7 +73,8 @@ def terminal(results: Results) -> RenderableType:
                 Text(_short_difference(row.difference), style=mark),
             )
             previous = key
-        parts += [table, Text()]
+        # a table's own title breaks at the table's edge, be it as narrow as it likes
+        parts += [Text(f"{title}: {metric}, %", style="bold"), table, Text()]
         beyond = _beyond(results, rows, source)
         if beyond is not None:
             parts += [beyond, Text()]
@@ -142,8 +143,7 @@ def _published(results: Results) -> list[RenderableType]:
         rows = [one for one in results.published if one.data == data]
         metrics = [name for name in dict.fromkeys(name for one in rows for name in one.metrics) if "(" not in name]
         table = Table(
-            title=Text(f"Published results of {data}, quoted (not measured here), %", style="bold"),
-            title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
+            box=box.SIMPLE_HEAD, pad_edge=False,
         )  # fmt: skip
         table.add_column("model", overflow="fold")
         table.add_column("split", no_wrap=True)
@@ -151,9 +151,10 @@ def _published(results: Results) -> list[RenderableType]:
             table.add_column(Text(name), justify="right", no_wrap=True)
         table.add_column("source", overflow="fold")
         for one in rows:
-            cells = [f"{one.metrics[name]:g}" if name in one.metrics else "" for name in metrics]
+            cells = [quoted(one.metrics[name]) if name in one.metrics else "" for name in metrics]
             table.add_row(Text(one.model), Text(one.split), *map(Text, cells), Text(one.source))
-        parts += [table, Text()]
+        title = f"Published results of {data}, quoted (not measured here), %"
+        parts += [Text(title, style="bold"), table, Text()]
     return parts
 
 

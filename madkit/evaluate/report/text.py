@@ -64,6 +64,11 @@ def needed(value: Difference) -> str:
     return "" if value.seeds_needed is None else f"{value.seeds_needed:,}"
 
 
+def quoted(value: float) -> str:
+    """A published figure with the digits that it was published with, at least one behind the point."""
+    return f"{value:g}" if value % 1 else f"{value:.1f}"
+
+
 def p_value(value: float | None) -> str:
     """Three digits, or a bound."""
     if value is None:
@@ -114,6 +119,9 @@ def facts(results: Results) -> list[str]:
         shown = "; ".join(_cell(cell) for cell in results.missing[:3])
         more = f"; and {count - 3} more (results.json)" if count > 3 else ""
         lines.append(f"{count} {'cell' if count == 1 else 'cells'} of the grid without a run: {shown}{more}.")
+    apart = _no_common_seed(results)
+    if apart:
+        lines.append(f"No difference to {results.settings.get('baseline')}, having no seed in common with it: {apart}.")
     shared = [row for row in results.rows if row.n_pre_phases is not None and row.n_pre_phases < row.n_seeds]
     if shared:
         arms = _listed(dict.fromkeys(row.label for row in shared))
@@ -125,6 +133,23 @@ def facts(results: Results) -> list[str]:
             "their labels alone: the teacher's cache has no values for their images or texts."
         )
     return lines
+
+
+def _no_common_seed(results: Results) -> str:
+    """The arms that stand beside a baseline without a difference, because no seed of theirs is one of its seeds."""
+    baselines: dict[tuple[str, ...], set[int]] = {}
+    others: dict[tuple[str, ...], Row] = {}
+    for row in results.rows:
+        if row.headline and row.arm == results.settings.get("baseline"):
+            baselines.setdefault(_condition(row), set()).update(row.seeds)
+        elif row.headline and row.difference is None:
+            others.setdefault((*_condition(row), row.label), row)
+    apart = [row for row in others.values() if (seeds := baselines.get(_condition(row))) and not seeds & set(row.seeds)]
+    return _listed(f"{row.label} ({row.source}, {shots_name(row.shots)})" for row in apart) if apart else ""
+
+
+def _condition(row: Row) -> tuple[str, ...]:
+    return (row.source, row.revision, row.student, row.shots)
 
 
 def _cell(cell: dict[str, object]) -> str:
@@ -289,7 +314,7 @@ def _published(results: Results) -> list[str]:
         lines += [f"## Published, quoted: {_escaped(data)}", "", f"| {' | '.join(head)} |"]
         lines.append(f"|---|---|{'--:|' * len(metrics)}---|")
         for one in rows:
-            cells = [f"{one.metrics[name]:g}" if name in one.metrics else "" for name in metrics]
+            cells = [quoted(one.metrics[name]) if name in one.metrics else "" for name in metrics]
             about = f"[{_escaped(one.source)}]({one.url}); {_escaped(one.note)}"
             lines.append(f"| {' | '.join([_escaped(one.model), _escaped(one.split), *cells, about])} |")
         lines.append("")
