@@ -66,7 +66,7 @@ def compare(
 
 
 def _print(found: Comparison) -> None:
-    from madkit.evaluate.report.text import arrows, interval, p_value
+    from madkit.evaluate.report.text import arrows, interval, p_value, with_sign
 
     print(f"A  {found.first}")
     print(f"B  {found.second}")
@@ -83,7 +83,7 @@ def _print(found: Comparison) -> None:
             arrows(one.metric),
             f"{one.first:.1f}",
             f"{one.second:.1f}",
-            f"{one.difference:+.1f}",
+            with_sign(one.difference),
             "" if one.low is None else interval(one.low, one.high, signed=True),
             p_value(one.p_holm),
             p_value(one.p_images),
@@ -114,12 +114,18 @@ def _print(found: Comparison) -> None:
 
 def _print_kinds(found: Comparison) -> None:
     """The breakdowns of the first suite; the others are in the JSON."""
-    from madkit.evaluate.report.text import arrows
+    from madkit.evaluate.report.text import arrows, with_sign
 
     here = [one for one in found.kinds if one.suite == found.metrics[0].suite] if found.metrics else []
     for by, metric in dict.fromkeys((one.by, one.metric) for one in here):
         rows = [
-            (one.kind, f"{one.first:.1f}", f"{one.second:.1f}", f"{one.second - one.first:+.1f}", f"{one.n_examples:,}")
+            (
+                one.kind,
+                f"{one.first:.1f}",
+                f"{one.second:.1f}",
+                with_sign(one.second - one.first),
+                f"{one.n_examples:,}",
+            )
             for one in here
             if (one.by, one.metric) == (by, metric)
         ]

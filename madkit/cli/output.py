@@ -55,7 +55,8 @@ def print_table(
     if whole is not None and sys.stdout.isatty() and _width(headers, rows) > Console().width:
         _print_list(headers, rows, whole, Console().width)
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    tight = sys.stdout.isatty() and _width(headers, rows) > Console().width  # columns move together before cells fold
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0) if tight else (0, 1))
     for index, header in enumerate(headers):
         table.add_column(header, justify="right" if index in right else "left", overflow="fold")
     for row in rows:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from madkit.core.errors import MadkitError, NotFoundError, RunError
+from madkit.core.errors import DataError, MadkitError, NotFoundError, RunError
 from madkit.core.files import digest_of, read_json
 from madkit.core.later_keys import LATER, OUTSIDE, without_later
 from madkit.tasks.data import imported_datasets
@@ -25,6 +25,7 @@ ARM_ORDER = (
     "finetune", "finetune-long", "kd-global", "kd-all", "mad", "mad-no-selection", "mad-no-confidence",
     "mad-no-adaptation", "affinity", "affinity-absolute", "mad-affinity", "soft-labels", "clip-vil",
 )  # fmt: skip
+_TRAIN_AGAIN = "remove the folder and train again"
 PERMUTED = "-permuted"  # at the end of an arm's name: its control
 
 # Differ between seeds of one and the same experiment, or change speed and disk only.
@@ -156,9 +157,12 @@ def find_runs(workspace: Workspace, protocol: Protocol) -> tuple[list[Run], list
 
 def read_run(folder: Path) -> Run | None:
     """The run in a folder, None while it is not complete. Raises RunError for a manifest of another schema."""
-    manifest = read_json(folder / "manifest.json")
+    try:
+        manifest = read_json(folder / "manifest.json")
+    except DataError as error:  # half-written, or written over
+        raise RunError(error.message, hint=_TRAIN_AGAIN) from None
     if not isinstance(manifest, dict):
-        raise RunError(f"{folder / 'manifest.json'} is not a run manifest.", hint="remove the folder and train again")
+        raise RunError(f"{folder / 'manifest.json'} is not a run manifest.", hint=_TRAIN_AGAIN)
     schema = manifest.get("schema")
     if schema != RUN_SCHEMA:
         raise RunError(
@@ -194,7 +198,7 @@ def read_run(folder: Path) -> Run | None:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(
             f"{folder / 'manifest.json'} is damaged ({type(error).__name__}: {error}).",
-            hint="remove the folder and train again",
+            hint=_TRAIN_AGAIN,
         ) from None
 
 

@@ -36,6 +36,20 @@ def test_tables_fit_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "".join(line[6:].strip() for line in lines[2:]).replace(" ", "") == "/a" * 60, "folded, not cut"
 
 
+def test_columns_move_together_before_figures_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", "80")
+    row = ["test-shortcut-singular", "QA→R", "55.8", "53.9", "-11.9", "[-11.0, +18.0]", "<0.001", "0.002"]
+    print_table(["suite", "metric", "A", "B", "B - A", "95 %", "p", "flips"], [row], right={2, 3, 4, 6, 7})
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", sys.stdout.getvalue()).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2].split() == " ".join(row).split()
+
+
 def test_names_stay_whole_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -53,6 +53,7 @@ def test_a_manifest_that_cannot_be_read_is_one_problem(made_up, typed, text):
     code, document, warnings = typed()
     assert (code, len(warnings)) == (1, 1)
     assert "manifest.json" in warnings[0]
+    assert warnings[0].endswith("Try: remove the folder and train again")
     assert arms(document) == ALL
 
 
