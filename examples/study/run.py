@@ -1,13 +1,16 @@
 """The study behind docs/results.md: tune every arm on the development split, train, evaluate, write the rows down.
 
     madkit extract --teacher mini --workspace W
+    python examples/study/run.py adapt --workspace W
     python examples/study/run.py tune --workspace W --processes 2
     python examples/study/run.py variants --workspace W --processes 2
     python examples/study/run.py train --workspace W --processes 2
     python examples/study/run.py evaluate --workspace W
     python examples/study/run.py table
 
-Every stage can be killed and called again: what is there is not made again. `tune` appends to
+Every stage can be killed and called again: what is there is not made again. `adapt` tries to adapt the teacher to every
+labelled subset, extracts with those that the development split finds better than the untouched one, and appends to
+docs/results/adaptation.jsonl; arms that take an adapted teacher find it by themselves. `tune` appends to
 docs/results/tuning.jsonl, `variants` to docs/results/variants.jsonl, `evaluate` writes docs/results/study.jsonl, and
 `table` fills the tables of docs/results.md from these files alone. `--tasks`, `--shots` and `--arms` limit a call to a
 part of the grid.
@@ -36,7 +39,7 @@ HEADLINES = ("Q->AR", "accuracy")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("stage", choices=["tune", "variants", "train", "evaluate", "table"])
+    parser.add_argument("stage", choices=["adapt", "tune", "variants", "train", "evaluate", "table"])
     parser.add_argument("--workspace", type=Path, default=Path("madkit-workspace"))
     parser.add_argument("--grid", type=Path, default=HERE / "grid.yaml")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSONL files")
@@ -49,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     limit(grid, asked.tasks, asked.shots, asked.arms)
     workspace = Workspace.at(asked.workspace)
     try:
-        if asked.stage == "tune":
+        if asked.stage == "adapt":
+            adapt_teachers(grid, workspace, asked.results / "adaptation.jsonl")
+        elif asked.stage == "tune":
             tune(grid, workspace, asked.results / "tuning.jsonl", asked.processes)
         elif asked.stage == "variants":
             try_variants(grid, workspace, asked.results / "variants.jsonl", asked.processes)
@@ -101,6 +106,31 @@ def seeded(grid: Mapping[str, Any], arm: str, settings: Mapping[str, Any], seed:
     if load_arm(arm, settings).pre_phase is None:
         return dict(settings)
     return {**settings, "pre_phase.seed": seed % int(grid["pre_phases"])}
+
+
+# -- the teacher, adapted to every labelled subset ---------------------------------------------------------------------
+
+
+def adapt_teachers(grid: Mapping[str, Any], workspace: Workspace, path: Path) -> None:
+    """Adapt the teacher to each subset that has no row in `path`, extract where it got better, and append what it was.
+
+    Better is what `madkit adapt` finds on the development split; where no step is, the teacher stays as it was.
+    """
+    from madkit.adapt.stage import adapt
+    from madkit.extract.stage import extract
+
+    known = {(row["task"], row["shots"], row["seed"]) for row in read(path)}
+    subsets = [(grid["tuning"]["shots"], seed) for seed in grid["tuning"]["seeds"]]
+    subsets += [(shots, seed) for shots, seeds in grid["shots"].items() for seed in seeds]
+    for task in grid["tasks"]:
+        for shots, seed in subsets:
+            if shots not in grid["shots"] or (task, shots, seed) in known:
+                continue
+            made = adapt(workspace, teacher=grid["teacher"], task=task, shots=shots, seed=seed, threads=1).manifest
+            if made["kept_step"]:
+                extract(workspace, None, [task], adapter=made["name"])
+            told = {key: made[key] for key in ("steps", "kept_step", "before", "after")}
+            append(path, {"task": task, "shots": shots, "seed": seed, **told})
 
 
 # -- tuning: the development split alone -------------------------------------------------------------------------------

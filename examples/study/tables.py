@@ -24,6 +24,7 @@ def fill_page(results: Path, page: Path) -> None:
     tables = {
         "tuning": tuning_table(read(results / "tuning.jsonl")),
         "variants": variant_table(read(results / "variants.jsonl")),
+        "adaptation": adaptation_table(read(results / "adaptation.jsonl")),
         "knowledge": knowledge_table(read(results / "knowledge.jsonl")),
     }
     for shots in ("1pct", "5pct", "full"):
@@ -110,6 +111,23 @@ def difference(row: Row) -> str:
         return f"{found['mean']:+.1f}"
     shown = f"{found['mean']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
     return f"**{shown}** *" if found["p_holm"] is not None and found["p_holm"] < 0.05 else shown
+
+
+def adaptation_table(rows: Sequence[Row]) -> str:
+    """Labelled subsets by task: of how many the teacher was adapted, and its score before and after."""
+    if not rows:
+        return "Not measured yet.\n"
+    lines = [
+        "| task | labels | subsets | adapted | choices right, untouched, % | choices right, adapted, % |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task, shots in dict.fromkeys((row["task"], row["shots"]) for row in rows):
+        mine = [row for row in rows if (row["task"], row["shots"]) == (task, shots)]
+        better = [row for row in mine if row["kept_step"]]
+        before = 100 * mine[0]["before"]["accuracy"]
+        after = ", ".join(f"{100 * row['after']['accuracy']:.1f}" for row in better)
+        lines.append(f"| {task} | {shots} | {len(mine)} | {len(better)} | {before:.1f} | {after} |")
+    return "\n".join(lines) + "\n"
 
 
 def tuning_table(rows: Sequence[Row]) -> str:

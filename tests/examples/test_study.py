@@ -135,6 +135,16 @@ def test_tables_tell_what_is_shown_from_what_is_not(tmp_path):
         tables.fill_page(tmp_path, page)
 
 
+def test_adaptations_are_counted_where_they_were_kept():
+    untouched = {"task": "vqa", "shots": "1pct", "seed": 0, "kept_step": 0, "before": {"accuracy": 0.5},
+                 "after": {"accuracy": 0.5}}  # fmt: skip
+    better = {**untouched, "seed": 1, "kept_step": 20, "after": {"accuracy": 0.625}}
+    assert tables.adaptation_table([]) == "Not measured yet.\n"
+    table = tables.adaptation_table([untouched, better])
+    assert "| vqa | 1pct | 2 | 1 | 50.0 | 62.5 |" in table
+    assert "| vqa | 1pct | 1 | 0 | 50.0 |  |" in tables.adaptation_table([untouched])
+
+
 def test_nothing_is_bold_before_every_candidate_is_scored():
     found = [row for row in rows_of(grid(), lambda arm, place: 50.0 + place) if row["arm"] in ("finetune", "mad")]
     lines = tables.tuning_table(found).splitlines()[2:]
