@@ -87,7 +87,13 @@ def distill(
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Equal seeds pair the arms.")] = 0,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", metavar="N", min=1, help="Optimiser steps.", show_default="from the number of labels"),
+        typer.Option(
+            "--steps",
+            metavar="N",
+            min=1,
+            help="Optimiser steps; those of a pre-phase are --set pre_phase.steps=N.",
+            show_default="from the number of labels",
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,

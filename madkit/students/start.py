@@ -53,6 +53,10 @@ class Beginning:
 
     def line(self) -> str:
         """What to tell people."""
+        if not self.taken:
+            return (
+                f"{self.student.identity.name}: all {len(self.drawn)} tensors are drawn afresh, nothing is pretrained."
+            )
         parts = sorted({name.partition(".")[0] for name in self.drawn})
         drawn = f"; {len(self.drawn)} are drawn afresh (in {', '.join(parts)})" if self.drawn else ""
         return f"{self.student.identity.name}: {len(self.taken)} tensors from {self.source}{drawn}."

@@ -125,7 +125,9 @@ def _fetched(parsed: TeacherName) -> Path:
         parsed.rest,
         ["config.json"],
         wanted=f"The facts of '{parsed.canonical}'",
-        hint="give a folder as save_pretrained writes it: madkit teachers show hf:PATH",
+        hint=f"this folder is meant? then madkit teachers show hf:./{parsed.rest}"
+        if Path(parsed.rest).is_dir()
+        else "give a folder as save_pretrained writes it: madkit teachers show hf:PATH",
         revision=parsed.tag,
     )
     return path.parent

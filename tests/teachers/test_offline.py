@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from madkit.core.errors import NotFoundError
+from madkit.teachers.describe import describe_teacher
 from madkit.teachers.load import load_teacher
 
 NAMES = {
@@ -53,6 +54,15 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     for name in (f"local:{tmp_path / 'x'}", f"hf:{tmp_path / 'x'}"):
         with pytest.raises(NotFoundError, match=r"has no config\.json"):
             load_teacher(name)
+
+
+def test_a_folder_that_reads_like_a_name_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights" / "clip").mkdir(parents=True)
+    for read in (load_teacher, describe_teacher):
+        with pytest.raises(NotFoundError, match="on this machine") as found:
+            read("hf:weights/clip")
+        assert "hf:./weights/clip" in (found.value.hint or "")
 
 
 def test_the_command_says_it_and_exits_with_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
