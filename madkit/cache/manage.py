@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,10 +13,11 @@ from madkit.cache.reader import Place, TokenCache, adapter_name, read_document, 
 from madkit.cache.remote import RemoteStore, stores_below
 from madkit.cache.remote_files import CONCURRENT, RemoteError
 from madkit.cache.remote_lock import RemoteLock
-from madkit.core.errors import CacheError, MadkitError, NotFoundError
+from madkit.core.errors import CacheError, MadkitError, NotFoundError, UsageProblem
 from madkit.core.files import FileLock, canonical_json
 from madkit.core.registry import suggest
 from madkit.core.workspace import Workspace
+from madkit.teachers.known import KNOWN, parse_teacher_name
 
 
 class DataOfTask(Protocol):
@@ -127,6 +128,7 @@ def choose_cache(workspace: Workspace, task_data: DataOfTask, teacher: str | Non
         teacher: a teacher's canonical name, or a store's folder name or key; None for the only store there is.
 
     Raises:
+        UsageProblem: the name is neither a teacher's nor a store's.
         NotFoundError: there is no such store; the message says what there is instead.
         CacheError: several fit.
     """
@@ -154,13 +156,33 @@ def choose_cache(workspace: Workspace, task_data: DataOfTask, teacher: str | Non
             f"The workspace has {len(of_data)} caches for {source}: {names}.",
             hint=f"choose one by its name: --teacher {of_data[0].path.name}",
         )
-    raise _nothing_fits(task, source, teacher, of_source)
+    adapted = teacher is not None and (workspace.adapters / teacher / MANIFEST).is_file()
+    if teacher is not None and not adapted:
+        _check_means_something(teacher, rows)
+    raise _nothing_fits(task, source, teacher, of_source, adapted=adapted)
 
 
-def _nothing_fits(task: str, source: str, teacher: str | None, of_source: list[StoreRow]) -> NotFoundError:
+def _check_means_something(teacher: str, rows: Sequence[StoreRow]) -> None:
+    """Raise UsageProblem for a name that is neither a teacher's nor, whatever its data, a store's."""
+    stores = {name for row in rows for name in _names(row)}
+    if teacher in stores:
+        return
+    try:
+        parse_teacher_name(teacher)
+    except UsageProblem:
+        raise UsageProblem(
+            f"There is no teacher and no token cache named '{teacher}'.{suggest(teacher, [*KNOWN, *sorted(stores)])}",
+            hint="see what there is: madkit teachers list, madkit cache list",
+        ) from None
+
+
+def _nothing_fits(
+    task: str, source: str, teacher: str | None, of_source: list[StoreRow], *, adapted: bool
+) -> NotFoundError:
     have = sorted({adapter_name(row.identity) or str(row.identity["teacher"]) for row in of_source})
     bases = sorted({str(row.identity["teacher"]) for row in of_source})
-    command = f"madkit extract --teacher {teacher or (bases[0] if bases else 'mini')} --task {task}"
+    option = "--adapter" if adapted else "--teacher"
+    command = f"madkit extract {option} {teacher or (bases[0] if bases else 'mini')} --task {task}"
     if not of_source:
         return NotFoundError(f"The workspace has no token cache for {source}.", hint=f"make one: {command}")
     if teacher is not None and teacher not in have:

@@ -22,6 +22,14 @@ TinyOption = Annotated[
 _SHAPES = "vcr, snli-ve or vqa: how many texts, tokens and regions."
 
 
+class Measured(StrEnum):
+    """Students that a step is measured with."""
+
+    uniter_base = "uniter-base"
+    uniter_large = "uniter-large"
+    mini_uniter = "mini-uniter"
+
+
 class Shape(StrEnum):
     """Tasks whose sizes a step can have."""
 
@@ -32,8 +40,8 @@ class Shape(StrEnum):
 
 def distill(
     student: Annotated[
-        str, typer.Option("--student", metavar="NAME", help="uniter-base, uniter-large or mini-uniter.")
-    ] = "uniter-base",
+        Measured, typer.Option("--student", metavar="NAME", help="uniter-base, uniter-large or mini-uniter.")
+    ] = Measured.uniter_base,
     shape: Annotated[Shape, typer.Option("--shape", metavar="TASK", help=_SHAPES)] = Shape.vcr,
     tokens: Annotated[
         int | None,
@@ -59,7 +67,7 @@ def distill(
     """
     from madkit.bench.distill import DistillBenchOptions, bench_distill
 
-    options = DistillBenchOptions(student, shape.value, tokens or 0, kept, teacher or "", repeats, device, tiny)
+    options = DistillBenchOptions(student.value, shape.value, tokens or 0, kept, teacher or "", repeats, device, tiny)
     document = bench_distill(options)
     emit(document, json_, lambda: _print_distill(document))
 

@@ -38,6 +38,10 @@ tables fit its width.
 | 75 | stopped by a signal after saving; the same command goes on (EX_TEMPFAIL of sysexits.h) |
 | 130 | Ctrl-C |
 
+A name is wrong usage (2) where madkit knows all there can be: commands, options and their choices, tasks, splits and
+suites, students, teachers, arms, recipes, protocols. What may exist and is not here is a failure (1): files and
+folders, runs, caches, repositories on the hub, and the keys and values of a configuration (YAML, `--set`).
+
 Where work has many parts (cells of an evaluation, images of an extraction) a part that fails does not stop the others:
 all of them are done, what failed is named at the end, and the exit code is 1.
 

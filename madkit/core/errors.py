@@ -3,6 +3,9 @@
 Every expected failure is a :class:`MadkitError`: one sentence that names the cause, and a hint with the next command to
 type. The command line prints both without a traceback and exits with the class's ``exit_code``:
 
+A name that is none of those madkit can list (a task, split, student, teacher, arm, recipe, protocol, a choice) is wrong
+usage; a file, run, cache or repository that is not there is a failure, and so is a configuration.
+
 ==== =====================================================
 code meaning
 ==== =====================================================
@@ -40,7 +43,7 @@ class MadkitError(Exception):
 
 
 class UsageProblem(MadkitError):
-    """An argument that cannot be meant: unknown name, impossible value, options that exclude each other."""
+    """An argument that cannot be meant: a name of nothing, an impossible value, options that exclude each other."""
 
     exit_code = 2
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from madkit.core.errors import DataError, MadkitError, NotFoundError, RunError
+from madkit.core.errors import DataError, MadkitError, NotFoundError, RunError, UsageProblem
 from madkit.core.files import read_json, sha256_file, write_json_atomic
 from madkit.core.hub_files import hub_folder
 from madkit.core.registry import suggest
@@ -31,6 +31,7 @@ SHIPPED = {"mini-uniter": "mini_uniter"}
 _WORDS = ("vocab.txt", "tokenizer.json")
 _SMALL = (CONFIG, *_WORDS, "manifest.json", "labels.json", "answers.json")
 # Two names with one slash, of the letters that the hub allows; no path that was mistyped begins with "." or "/".
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -44,11 +45,19 @@ def on_the_hub(source: str | Path) -> bool:
     return isinstance(source, str) and _ON_THE_HUB.fullmatch(source) is not None and not Path(source).exists()
 
 
+def _is_bare_name(source: str | Path) -> bool:
+    """Whether a student can only be one that madkit has a name for: no path, and nothing of that name on this disk."""
+    return isinstance(source, str) and _NAME.fullmatch(source) is not None and not Path(source).exists()
+
+
 def student_folder(source: str | Path) -> Path:
     """The folder of a student given by name, path or `ORG/NAME`, which is taken from the hub's cache or downloaded.
 
-    A folder of that name on disk goes first. Raises NotFoundError with the nearest name, or with the reason why the
-    hub gave nothing.
+    A folder of that name on disk goes first.
+
+    Raises:
+        UsageProblem: it can only be a name, and is none; with the nearest one.
+        NotFoundError: a path with no student, or nothing on the hub, with the reason.
     """
     if isinstance(source, str) and source in SHIPPED:
         return Path(__file__).parent / SHIPPED[source]
@@ -65,7 +74,8 @@ def student_folder(source: str | Path) -> Path:
                 hint=f"on a machine with a network: hf download {source}, then copy the folder here",
             )
         known = [*student_names(), *(name for name in size_names() if name not in SHIPPED), *FAMILIES.names()]
-        raise NotFoundError(
+        wrong = UsageProblem if _is_bare_name(source) else NotFoundError
+        raise wrong(
             f"There is no student {str(source)!r}: neither a known name nor a folder with {CONFIG}."
             f"{suggest(str(source), known)}",
             hint=f"--student {student_names()[0]}",

@@ -107,7 +107,7 @@ class TaskData:
     def examples(self, name: str) -> Sequence[Example]:
         """The examples of a split or suite: a sequence that decodes each example when it is asked for it.
 
-        Raises NotFoundError for an unknown name and DataError for a damaged file.
+        Raises UsageProblem for an unknown name and DataError for a damaged file.
         """
         with self._lock:
             if name not in self._examples:
@@ -177,7 +177,7 @@ class TaskData:
         if name in self._added:
             return self._added[name]
         names = [*entries, *self._added]
-        raise NotFoundError(
+        raise UsageProblem(
             f"{self.source} has no split or test suite {name!r}.{suggest(name, names)}",
             hint=f"use one of: {', '.join(names)}",
         )

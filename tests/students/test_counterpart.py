@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from madkit.core.errors import NotFoundError, UsageProblem
+from madkit.core.errors import UsageProblem
 from madkit.core.files import read_json
 from madkit.students.counterpart import clip_vil_family, counterpart, counterpart_folder, feature_tensors
 from madkit.students.families import FAMILIES, family_of
@@ -99,7 +99,7 @@ def test_every_family_of_regions_has_one_and_the_others_say_why_not() -> None:
         clip_vil_family(family_of("vilt"), "vilt-base")
     assert caught.value.hint is not None
     assert "uniter" in caught.value.hint
-    with pytest.raises(NotFoundError):
+    with pytest.raises(UsageProblem, match="no student 'nobody'"):
         counterpart("nobody", 16)
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from madkit.core.errors import DataError, NotFoundError, RunError
+from madkit.core.errors import DataError, RunError, UsageProblem
 from madkit.regions import Regions
 from madkit.students import load
 from madkit.students.heads import HeadSpec
@@ -65,7 +65,7 @@ def test_a_pretrained_student_has_no_head() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(NotFoundError, match="mini-uniter"):
+    with pytest.raises(UsageProblem, match="Did you mean 'mini-uniter'"):
         load_student("mini-unitre")
 
 

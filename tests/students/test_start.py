@@ -128,8 +128,10 @@ def test_beginnings_that_cannot_be_meant(bert_folder, tmp_path: Path) -> None:
         new_student("uniter")
     with pytest.raises(UsageProblem, match="has weights of its own"):
         check_start("mini-uniter", "random")
-    with pytest.raises(NotFoundError, match="Did you mean 'uniter-base'"):
+    with pytest.raises(UsageProblem, match="Did you mean 'uniter-base'"):
         check_start("unter-base", None)
+    with pytest.raises(NotFoundError, match="nor a folder with config"):
+        check_start("./unter-base", None)
     with pytest.raises(NotFoundError, match="There is no checkpoint"):
         check_start("uniter", tmp_path / "nothing")
     with pytest.raises(NotFoundError, match="no checkpoint: it has no config"):
@@ -137,10 +139,10 @@ def test_beginnings_that_cannot_be_meant(bert_folder, tmp_path: Path) -> None:
     bert_folder(tmp_path / "bert")
     with pytest.raises(DataError, match="another size than uniter-base: its hidden_size is 128, not 768") as found:
         new_student("uniter", init=tmp_path / "bert")
-    with pytest.raises(DataError, match="features of 768 values; the data has 5"):
-        new_student("mini-villa", region_dim=5)
     assert "madkit students show uniter-base" in (found.value.hint or "")
     assert new_student("mini-lxmert", init="random", region_dim=5).line().endswith("nothing is pretrained.")
+    with pytest.raises(DataError, match="features of 768 values; the data has 5"):
+        new_student("mini-villa", region_dim=5)
 
 
 def test_checkpoints_of_something_else(bert_folder, tmp_path: Path) -> None:
