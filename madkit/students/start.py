@@ -253,7 +253,7 @@ def _same_sizes(theirs: Mapping[str, Any], config: Any, folder: Path, name: str)
     for field, value in theirs.items():
         if value is not None and field in ours and value != ours[field]:
             raise DataError(
-                f"{folder} is of another size than {name} ({field}: {value}, not {ours[field]}).",
+                f"{folder} is of another size than {name}: its {field} is {value}, not {ours[field]}.",
                 hint=f"take a checkpoint of its size, or a student of the checkpoint's: madkit students show {name}",
             )
 
