@@ -161,7 +161,8 @@ def distill_command(folder: Path, manifest: dict[str, Any]) -> str:
         given["task"] = manifest.get("source")
     student, teachers = manifest.get("student"), manifest.get("cache_key")
     words = [f"--{name} {value}" for name, value in given.items() if value is not None]
-    words += [f"--student {student}"] if student and student != "mini-uniter" else []
+    default = bool(manifest.get("is_mini")) and student == "mini-uniter"  # on other data a student has to be named
+    words += [f"--student {student}"] if student and not default else []
     words += [f"--teacher {name}" for name in str(teachers).split(", ")] if teachers else []
     return f"madkit distill {' '.join(words)} --config {shlex.quote(str(folder / 'config.yaml'))}"
 

@@ -110,6 +110,9 @@ def test_a_stopped_run_warns_with_the_command_that_goes_on(made: MadeWorkspace) 
     )
     with FileLock(made.run / ".lock"):
         assert one(check_runs(made.workspace), "under way").status is Status.PASS
+    made.say(status="running", is_mini=False, source="birds")  # where no student is taken for granted
+    assert "--task birds " in one(check_runs(made.workspace), RUN).mend
+    assert " --student mini-uniter " in one(check_runs(made.workspace), RUN).mend
 
 
 def test_the_command_that_goes_on_is_one_that_parses(made: MadeWorkspace) -> None:
