@@ -21,6 +21,7 @@ from madkit.tasks.importing.found import FoundFiles
 from madkit.tasks.importing.plan import Advance, ImportOptions, ImportPlan, Read, SplitPlan
 
 _OFFICIAL = {"train": "train", "val": "test", "test": "submission"}
+_PUBLISHED = {"train": 212_923, "val": 26_534, "test": 25_263}
 # How many lines are looked at for one whose image can be found: with missing images it need not be the first.
 _LOOKED_AT = 200
 
@@ -44,11 +45,12 @@ def plan(files: FoundFiles, options: ImportOptions) -> ImportPlan:
     images = images_root(files, found.values(), "vcr1images.zip")
     missing = [official for official in _OFFICIAL if official not in found]
     notes = [f"{official}.jsonl is not there, so there is no split '{_OFFICIAL[official]}'." for official in missing]
+    notes += [note for official, path in found.items() if (note := _of_another_split(path, official)) is not None]
     splits = [
         SplitPlan(
             name=_OFFICIAL[official],
             official=official,
-            read=reader(path, images, options, notes, conditioned=official == "test", labelled=official != "test"),
+            read=_read_split(official, path, images, options, notes),
             files=(path,),
             labelled=official != "test",
         )
@@ -64,6 +66,34 @@ def plan(files: FoundFiles, options: ImportOptions) -> ImportPlan:
         cut_group=film_of,
         notes=notes,
     )
+
+
+def _of_another_split(annotations: Path, official: str) -> str | None:
+    """What to say of a file whose first question belongs to another split by its id, as where files were exchanged."""
+    for _, row in islice(iter_json_lines(annotations), 1):
+        theirs = str(row.get("annot_id", "")).partition("-")[0]
+        if theirs in _OFFICIAL and theirs != official:
+            return (
+                f"{annotations.name} begins with a question of {theirs} ({row['annot_id']}), so the files may be "
+                f"exchanged: '{_OFFICIAL[official]}' is not what others call it."
+            )
+    return None
+
+
+def _read_split(official: str, path: Path, images: Path, options: ImportOptions, notes: list[str]) -> Read:
+    """As `reader`, and `notes` receives another number of questions than the published one."""
+    read_all = reader(path, images, options, notes, conditioned=official == "test", labelled=official != "test")
+
+    def read(advance: Advance) -> Iterator[Example]:
+        count, last = 0, ""
+        for example in read_all(advance):
+            count += example.question_id != last
+            last = example.question_id
+            yield example
+        if count != _PUBLISHED[official]:
+            notes.append(f"{path.name} has {count:,} questions; VCR's {official} has {_PUBLISHED[official]:,}.")
+
+    return read
 
 
 def film_of(example: Example) -> str:

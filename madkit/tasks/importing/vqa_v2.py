@@ -39,6 +39,7 @@ def plan(files: FoundFiles, options: ImportOptions) -> ImportPlan:
         NotFoundError: neither train2014 nor val2014 is there, questions lack their annotations or the reverse, or no
             folder or zip holds a labelled split's images.
         UsageProblem: several files of one name.
+        DataError: a file's name and its `data_subtype` name two parts.
     """
     questions = {subset: path for subset in _SPLITS if (path := _questions(files, subset)) is not None}
     annotations = {subset: path for subset in _SPLITS if (path := _annotations(files, subset)) is not None}
@@ -58,6 +59,9 @@ def plan(files: FoundFiles, options: ImportOptions) -> ImportPlan:
         images_root=files.root,
         cut_dev="train2014" in questions,
     )
+    for key, files_of in (("questions", questions), ("annotations", annotations)):
+        for subset, path in files_of.items():
+            _is_what_it_is_called(path, key, subset)
     roots = []
     for subset, path in questions.items():
         names = first_images(path, _IMAGES[subset])
@@ -74,6 +78,18 @@ def plan(files: FoundFiles, options: ImportOptions) -> ImportPlan:
             made.notes.append(f"{subset} is not there, so there is no split '{_SPLITS[subset]}'.")
     made.images_root = common_folder(roots)
     return made
+
+
+def _is_what_it_is_called(path: Path, key: str, subset: str) -> None:
+    """Raise DataError for a file that says itself that it is another part, as where files were renamed."""
+    entries = JsonList(path, key)
+    next(iter(entries), None)
+    theirs = entries.wrapper.get("data_subtype")
+    if theirs in _SPLITS and theirs != subset:
+        raise DataError(
+            f"{path}, data_subtype: the file holds {theirs}, and its name says {subset}.",
+            hint="give the files their owners' names, or unpack them again",
+        )
 
 
 def _split(subset: str, questions: Path, annotations: Path | None, images: Path, notes: list[str]) -> SplitPlan:

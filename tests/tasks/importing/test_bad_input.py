@@ -126,6 +126,15 @@ def one_id_for_two_images(root: Path) -> None:
         path.rename(path.with_name(f"COCO_val2014_{number:012d}.jpg"))
 
 
+def exchange(first: str, second: str) -> Damage:
+    def damage(root: Path) -> None:
+        (root / first).rename(root / "away")
+        (root / second).rename(root / first)
+        (root / "away").rename(root / second)
+
+    return damage
+
+
 def remove_images(pattern: str, count: int) -> Damage:
     def damage(root: Path) -> None:
         for path in sorted(root.glob(pattern))[-count:]:
@@ -176,6 +185,10 @@ CASES: dict[str, tuple[str, Damage, list[str]]] = {
     ),
     "annotation without question": ("vqa-v2", drop_entry(QUESTIONS), [ANNOTATIONS, "1 annotation", QUESTIONS]),
     "one id for two images": ("vqa-v2", one_id_for_two_images, ["image id", "train2014_", "val2014_", "one version"]),
+    "train and val exchanged": (
+        "vqa-v2", exchange(ANNOTATIONS, "v2_mscoco_val2014_annotations.json"),
+        ["annotations.json", "data_subtype", "val2014", "train2014"],
+    ),
     "UTF-16": ("snli-ve", recode(TRAIN, "utf-16"), ["snli_ve_train.jsonl", "UTF-16", "UTF-8"]),
     "Latin-1": (
         "snli-ve", recode(TRAIN, "latin-1", '{"sentence2": "caf\xe9"}\n'), ["snli_ve_train.jsonl, line 241", "UTF-8"],

@@ -331,3 +331,14 @@ def test_real_gd_vcr_lines(tmp_path: Path) -> None:
 def test_errors_are_madkit_errors(tmp_path: Path) -> None:
     with pytest.raises(MadkitError):
         imported(tmp_path, tmp_path / "nowhere")
+
+
+def test_exchanged_files_and_other_numbers_are_noticed(tmp_path: Path) -> None:
+    rows = vcr(tmp_path)
+    rows["val"] = [{**row, "annot_id": f"train-{900 + number}"} for number, row in enumerate(rows["val"])]
+    notes = imported(tmp_path, write(tmp_path / "files", rows, zipped=True)).notes
+    assert [note.partition(",")[0] for note in notes if " begins with " in note] == [
+        "val.jsonl begins with a question of train (train-900)"
+    ]
+    assert "val.jsonl has 6 questions; VCR's val has 26,534." in notes
+    assert "test.jsonl has 3 questions; VCR's test has 25,263." in notes
