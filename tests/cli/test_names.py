@@ -19,6 +19,7 @@ WRONG = [
     ("distill --task vcr --arm finetun", "finetune"),
     ("distill --task vcr --student uniter-bse", "uniter-base"),
     ("distill --task vcr --recipe uniter-base-vrc", "uniter-base-vcr"),
+    ("distill --task vcr --student uniter-bse --sweep", "uniter-base"),
     ("distill --task vrc --sweep", "vcr"),
     ("distill --task vcr --arm finetun --sweep", "finetune"),
     ("extract --teacher clip-vit-l15", "clip-vit-l14"),

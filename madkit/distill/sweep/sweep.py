@@ -14,6 +14,7 @@ from madkit.core.interrupts import StopSignals
 from madkit.core.workspace import Workspace
 from madkit.distill.settings.arms import load_arm
 from madkit.distill.settings.config import resolve
+from madkit.distill.sweep.finished import finished, names_of
 from madkit.distill.sweep.worker_process import Plan, RunSpec, WorkerProcess
 from madkit.tasks.data import TaskData, open_task
 from madkit.tasks.id_lists import labelled_examples
@@ -44,7 +45,7 @@ def run_many(
     part: str = "auto",
     on_done: Callable[[RunReport], None] | None = None,
 ) -> list[RunReport]:
-    """Train every run of `specs` that is not complete, `processes` at a time.
+    """Train every run of `specs` that is not complete, `processes` at a time; those that are complete start none.
 
     Args:
         workspace: data, caches, runs.
@@ -59,21 +60,33 @@ def run_many(
         Reports in the order of `specs`.
 
     Raises:
-        UsageProblem, ConfigError: a spec that cannot be meant; found before anything starts.
+        UsageProblem, ConfigError: a spec that cannot be meant; found before anything is read or starts.
         RunError: some runs failed; the message names each with its reason. The others are trained all the same.
         StoppedResumable, KeyboardInterrupt: a signal; the processes were told and saved first.
     """
     opened: dict[str, TaskData] = {}
+    names = [names_of(workspace, spec) for spec in specs]
     plans = [_plan(workspace, spec, part, opened) for spec in specs]
     waiting = list(range(len(specs)))
     not_before = [0.0] * len(specs)
     reports: dict[int, RunReport] = {}
     failures: list[str] = []
     workers: list[WorkerProcess] = []
-    finished = 0
+    done_steps = 0
     total = sum(plan.total for plan in plans)
     with StopSignals() as signals, progress(f"Training {len(specs)} runs", total, "steps") as shown:
         try:
+            for number in range(len(specs)):  # a sweep that is done starts no process to hear so
+                if signals.requested:
+                    break
+                spec = specs[number]
+                found = finished(workspace, spec, names[number], opened[spec.task])
+                if found is not None:
+                    waiting.remove(number)
+                    done_steps += plans[number].total
+                    reports[number] = RunReport(spec, found[0], True, found[1])
+                    if on_done is not None:
+                        on_done(reports[number])
             while (waiting or any(worker.busy for worker in workers)) and not signals.requested:
                 for worker in workers:
                     reply = worker.reply()
@@ -86,7 +99,7 @@ def run_many(
                         not_before[number] = time.monotonic() + BUSY_S
                         waiting.append(number)
                         continue
-                    finished += plans[number].total
+                    done_steps += plans[number].total
                     if "error" in reply:
                         failures.append(f"{specs[number].title}: {str(reply['error']).rstrip('.')}")
                         continue
@@ -102,7 +115,7 @@ def run_many(
                     waiting.remove(number)
                     free.ask(number, specs[number], plans[number], workspace, part)
                 done = len(reports) + len(failures)
-                _show(shown, finished, workers, f"{done} of {len(specs)} runs done")
+                _show(shown, done_steps, workers, f"{done} of {len(specs)} runs done")
                 time.sleep(POLL_S)
         finally:
             for worker in workers:

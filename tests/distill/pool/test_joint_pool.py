@@ -175,7 +175,7 @@ def test_no_label_of_the_pool_is_ever_read(workspace, elsewhere, student, tmp_pa
     subset = labelled_examples(data, "10pct", 1)
     read = TaskData.examples
     monkeypatch.setattr(TaskData, "examples", lambda self, split: other if split == "train" else read(self, split))
-    monkeypatch.setattr("madkit.distill.stage.labelled_examples", lambda *_: subset)
+    monkeypatch.setattr("madkit.distill.asked.labelled_examples", lambda *_: subset)
     after = run(workspace, student, settings, task=task)
     assert (after.path / "metrics.jsonl").read_bytes() == (before.path / "metrics.jsonl").read_bytes()
 

@@ -10,7 +10,7 @@ import torch
 from madkit.core.errors import ConfigError
 from madkit.core.files import digest_of, read_json, read_jsonl
 from madkit.core.later_keys import without_later
-from madkit.distill import stage
+from madkit.distill import asked, stage
 from madkit.distill.settings.arms import load_arm
 from madkit.students.load import load_student
 from madkit.tasks.data import TaskData, open_task
@@ -46,8 +46,8 @@ def test_the_pool_is_learnt_before_the_labels_and_no_label_of_it_is_read(
     subset, whole = labelled_examples(data, "10pct", 1), data.examples("train")
     known = {example.question_id for example in subset}
     # answers of the head are the task's; the rest of the train split then says nothing of its labels
-    head = stage.head_for(data.spec, whole)
-    monkeypatch.setattr(stage, "head_for", lambda *_, **more: head)
+    head = asked.head_for(data.spec, whole)
+    monkeypatch.setattr(asked, "head_for", lambda *_, **more: head)
     result, phase = train(workspace, student, task=task)
     rows = steps(phase)
     assert len(rows) == 3

@@ -23,7 +23,16 @@ from madkit.distill.sweep.worker_process import Plan, WorkerProcess
 QUICK = {"optim.steps": 3, "optim.batch_size": 4, "eval.limit": 8}
 
 
-def test_runs_are_trained_side_by_side_and_failures_named(workspace, student):
+def test_names_of_nothing_are_found_before_anything_starts(workspace, student, monkeypatch):
+    monkeypatch.setattr("madkit.distill.sweep.sweep.WorkerProcess", lambda *_: pytest.fail("a process was started"))
+    good = RunSpec("snli-ve", "finetune", "10", 1, str(student), None, QUICK)
+    with pytest.raises(UsageProblem, match="Did you mean 'uniter-base'"):
+        run_many(workspace, [good, RunSpec("snli-ve", "finetune", "10", 1, "uniter-bse", None, QUICK)])
+    with pytest.raises(UsageProblem, match="Did you mean 'finetune'"):
+        run_many(workspace, [good, RunSpec("snli-ve", "finetun", "10", 1, str(student), None, QUICK)])
+
+
+def test_runs_are_trained_side_by_side_and_failures_named(workspace, student, monkeypatch):
     good = [RunSpec("snli-ve", "finetune", "10", seed, str(student), None, QUICK) for seed in (1, 2)]
     bad = RunSpec("snli-ve", "mad", "10", 1, str(student), "clip-vit-b32", QUICK)
     seen = []
@@ -33,7 +42,11 @@ def test_runs_are_trained_side_by_side_and_failures_named(workspace, student):
     assert "no token cache of 'clip-vit-b32'" in error.value.message
     assert sorted(report.spec.seed for report in seen) == [1, 2]
     assert all((report.path / "student" / "model.safetensors").is_file() for report in seen)
-    (again,) = run_many(workspace, good[:1])
+    # what is complete starts no process
+    monkeypatch.setattr("madkit.distill.sweep.sweep.WorkerProcess", lambda *_: pytest.fail("a process was started"))
+    heard = []
+    (again,) = run_many(workspace, good[:1], on_done=heard.append)
+    assert heard == [again]
     assert again.skipped
     assert again.path == next(report.path for report in seen if report.spec.seed == 1)
     assert set(again.dev) == {"accuracy", "n"}
