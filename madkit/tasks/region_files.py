@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,13 +40,17 @@ def open_region_files(
     later (`regions.json` in the folder: one or several files in their owners' layouts and under their owners' names).
     `hint` is what to do about an image that these lack.
 
-    Raises NotFoundError for a file that is gone, DataError for damaged ones.
+    Raises NotFoundError for a file that is gone, DataError for damaged ones and for those that have been written anew
+    since they were added and hold something else.
     """
     from madkit.regions import open_regions
 
     listed = folder / REGIONS
     if listed.is_file():
-        return _open_parts(folder, _parts(listed), images(), hint)[0]
+        parts = _parts(listed)
+        reader = _open_parts(folder, parts, images(), hint)[0]
+        _check_unchanged(folder, parts, reader, hint)
+        return reader
     own = manifest.get("regions")
     if own is None:
         return None
@@ -193,24 +198,51 @@ def _attach(
             if len(missing) < len(images)
             else "give the file or folder that holds the features of this data set's images",
         )
-    digest = _digest(reader, sorted(images.keys() - set(missing)))
-    write_json_atomic(folder / REGIONS, {"parts": parts, "digest": digest})
+    covered = sorted(images.keys() - set(missing))
+    sample = [covered[place] for place in permutation(len(covered), "regions")[:_SAMPLED].tolist()]
+    content = _content(reader, sample)
+    # what the features are known by does not depend on where the files lie, nor on when they were written
+    digest = digest_of([len(covered), reader.dim, content])
+    seen = {"files": _states(folder, parts), "images": sample, "content": content}
+    write_json_atomic(folder / REGIONS, {"parts": parts, "digest": digest, "seen": seen})
     return Attached(parts, reader.dim, len(images), len(images) - len(missing), missing[:_SHOWN])
 
 
-def _digest(reader: RegionReader, images: Sequence[str]) -> str:
-    """What the features of these images are known by: their number and what a few of them hold.
+def _content(reader: RegionReader, images: Sequence[str]) -> str:
+    """A digest of what a few images' features hold, which stand for all: 25 GB of them are not read for a name.
 
-    A run on other features is another run, so features need a name; 25 GB of them are not read for it. It does not
-    depend on where the files lie. Raises DataError where one of the few cannot be right.
+    Raises DataError where one of the few cannot be right.
     """
-    chosen = [images[place] for place in permutation(len(images), "regions")[:_SAMPLED].tolist()]
     found = hashlib.sha256()
-    for image, regions in zip(chosen, reader.get_many(chosen), strict=True):
+    for image, regions in zip(images, reader.get_many(images), strict=True):
         found.update(image.encode())
         for values in (regions.boxes, regions.features):
             found.update(np.ascontiguousarray(values, dtype="<f4").tobytes())
-    return digest_of([len(images), reader.dim, found.hexdigest()])
+    return found.hexdigest()
+
+
+def _states(folder: Path, parts: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Size and time of the parts' files, as far as they are files or folders of their own."""
+    states = {}
+    for part in parts:
+        with suppress(OSError):
+            state = (folder / part["path"]).stat()
+            states[str(part["path"])] = [state.st_size, state.st_mtime_ns]
+    return states
+
+
+def _check_unchanged(folder: Path, parts: Sequence[Mapping[str, Any]], reader: RegionReader, hint: str | None) -> None:
+    """Raise DataError where a file is not what it was when it was added: runs and results would mix two detectors."""
+    seen = read_json(folder / REGIONS).get("seen")
+    if not isinstance(seen, dict):  # added by an earlier version, or beside another data set
+        return
+    now = _states(folder, parts)
+    changed = [path for path, state in seen["files"].items() if now.get(path) != state]
+    if changed and _content(reader, seen["images"]) != seen["content"]:
+        raise DataError(
+            f"{changed[0]} has been written since it was added, and the region features in it are others.",
+            hint=hint or "add the files again",
+        )
 
 
 def image_sizes(data: TaskData, reader: RegionReader) -> dict[str, tuple[int, int]]:

@@ -142,6 +142,21 @@ def test_other_features_have_another_digest_wherever_they_lie(workspace: Workspa
     assert len({first, *others, digest(features(tmp_path / "e.h5", VCR[:3]), allow_missing=True)}) == 3
 
 
+def test_files_that_are_written_anew_are_others_only_by_what_they_hold(workspace: Workspace, tmp_path: Path) -> None:
+    path = features(tmp_path / "a.h5", VCR)
+    attach_regions(data_of(workspace), [path])
+    path.unlink()
+    features(path, VCR)
+    assert value(data_of(workspace), "test") == 0.5
+    path.unlink()
+    features(path, VCR, 0.25)
+    with pytest.raises(DataError, match=r"a\.h5 has been written since it was added") as caught:
+        value(data_of(workspace), "test")
+    assert "madkit data regions add vcr PATH" in str(caught.value.hint)
+    attach_regions(data_of(workspace), [path])
+    assert value(data_of(workspace), "test") == 0.25
+
+
 def test_features_of_no_image_say_what_to_give(workspace: Workspace, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"4 of 4 images of vcr have no region .*gd\.h5 \(butd-hdf5\): ") as caught:
         attach_regions(data_of(workspace), [features(tmp_path / "gd.h5", GD)], allow_missing=True)
