@@ -143,7 +143,7 @@ def evaluate(
         results = beside_published(results)
     folder = results.protocol if vqa_rule is Rule.current else f"{results.protocol}-{vqa_rule.value}"
     page = write_report(place.reports / folder, results, gallery=scenes(place, results))
-    emit({**results.document(), "report": str(page)}, json_, lambda: _print(results, page))
+    emit({**results.document(), "report": str(page)}, json_, lambda: _print(results, page, workspace))
     _tell(results.problems)
 
 
@@ -226,13 +226,16 @@ def print_results(results: Results) -> None:
     _print_teachers(results)
 
 
-def _print(results: Results, page: Path) -> None:
+def _print(results: Results, page: Path, workspace: Path | None) -> None:
+    import shlex
+
     from madkit.evaluate.report.terminal import next_step
 
     print_results(results)
     step = next_step(results)
     if step:
-        print(f"Next: {step}")
+        elsewhere = "" if workspace is None else f" --workspace {shlex.quote(str(workspace))}"
+        print(f"Next: {step}{elsewhere}")
     print(page)
 
 

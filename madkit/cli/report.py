@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -76,7 +77,9 @@ def report(
         return
     if output is not None and wanted is Format.table:
         raise UsageProblem(
-            "A terminal table cannot be written to a file.",
+            "A terminal table cannot be written to a file."
+            if format_ is not None or not output.suffix
+            else f"No report is written as {output.suffix}.",
             hint=f"--format {', '.join(one for one in Format if one is not Format.table)}, or a file name that says it",
         )
     if output is None and wanted is Format.parquet and not json_:
@@ -121,13 +124,26 @@ def _results(place: Workspace, protocol: str) -> Results:
         known = f" It holds results of {', '.join(there)}." if there and not near else ""
         raise NotFoundError(
             f"The protocol {protocol} has not been evaluated in {place.root}.{near}{known}",
-            hint=f"madkit evaluate --protocol {protocol}",
+            hint=_maker(protocol, there),
         )
     try:
         document = read_json(path)
     except DataError as error:  # half-written, or written over
-        raise DataError(error.message, hint=f"make it again: madkit evaluate --protocol {protocol}") from None
+        raise DataError(error.message, hint=f"make it again: {_maker(protocol, ())}") from None
     return Results.from_document(document, str(path))
+
+
+def _maker(protocol: str, there: Sequence[str]) -> str:
+    """The command that makes a protocol's results, or prints those that are there where no protocol has that name."""
+    from difflib import get_close_matches
+
+    from madkit.evaluate.protocol import names
+
+    if protocol == "demo":
+        return "madkit demo"
+    if protocol in names() or Path(protocol).is_file() or not there:
+        return f"madkit evaluate --protocol {protocol}"
+    return f"madkit report {next(iter(get_close_matches(protocol, there, 1)), there[0])}"
 
 
 def _content(place: Workspace, results: Results, wanted: Format) -> str | bytes:

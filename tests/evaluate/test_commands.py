@@ -39,6 +39,7 @@ def test_people_get_a_table_the_page_and_the_next_command(runs, capsys):
     out = capsys.readouterr().out
     assert "mini-snli-ve, 1 % of the labels, mini-uniter" in out
     assert "Next: madkit distill --task snli-ve --shots 1pct --arm mad --student mini-uniter --seed 1" in out
+    assert f" --workspace {runs.workspace.root}\n" in out  # so that the next command is of the same workspace
     assert out.splitlines()[-1].endswith("smoke/index.html")
 
 
@@ -83,6 +84,22 @@ def test_report_prints_the_same_table_in_other_formats(runs, capsys, tmp_path, f
 def test_report_of_what_was_never_evaluated(tmp_path, capsys):
     assert main(["report", "smoke", "--workspace", str(tmp_path)]) == 1
     assert "Try: madkit evaluate --protocol smoke" in capsys.readouterr().err
+    assert main(["report", "demo", "--workspace", str(tmp_path)]) == 1
+    assert "Try: madkit demo" in capsys.readouterr().err
+    for name in ("full", "mine"):
+        (tmp_path / "reports" / name).mkdir(parents=True)
+        (tmp_path / "reports" / name / "results.json").write_text("{}")
+    assert main(["report", "ful", "--workspace", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert "Did you mean 'full'?" in told
+    assert "Try: madkit report full" in told
+
+
+def test_a_file_name_that_says_no_format_is_answered_with_those_that_do(tmp_path, capsys):
+    assert main(["report", "-o", "table.docx", "--workspace", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert "No report is written as .docx." in told
+    assert "latex" in told
 
 
 def test_the_room_is_light_to_import():
