@@ -2,6 +2,7 @@
 
     python examples/study/knowledge.py --workspace W --task snli-ve
     python examples/study/knowledge.py --workspace W --task snli-ve RUN RUN ...
+    python examples/study/knowledge.py --workspace W --task snli-ve --named "tokens on the pool before" RUN
 
 For the untrained student (and for the students of finished runs) every layer is asked two things, by probes that are
 fitted on unlabelled examples of the train split and scored on the development split, whose images they have not seen:
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workspace", type=Path, default=Path("madkit-workspace"))
     parser.add_argument("--task", required=True)
     parser.add_argument("--examples", type=int, default=4000, help="of the train split, for fitting")
+    parser.add_argument("--named", help="what the rows call a run that is a variant of its arm")
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args(arguments)
     workspace = Workspace.at(asked.workspace)
@@ -78,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         student = load_student(folder, head=head if source == "mini-uniter" else None)
         known, unknown = (gather(workspace, data, student, part) for part in (fit, dev))
         name, seed = ("untrained", None) if isinstance(source, str) else about(source)
+        name = asked.named or name
         for row in probed(known, unknown):
             row = {"task": data.source, "student": name, "seed": seed, "examples": len(fit), **row}
             print(json.dumps(row))
