@@ -53,8 +53,9 @@ def score(
 
 
 def _print(found: Scored) -> None:
+    partly = f", {found.partly:,} more in part" if found.partly else ""
     rule = f", VQA rule {found.vqa_rule}" if found.vqa_rule else ""
-    print(f"{found.source} {found.split}: {found.answered:,} of {found.questions:,} questions answered{rule}")
+    print(f"{found.source} {found.split}: {found.answered:,} of {found.questions:,} questions answered{partly}{rule}")
     if found.is_mini:
         print("This is madkit's embedded benchmark, not the real one.")
     if not found.metrics:

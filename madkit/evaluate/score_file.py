@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +38,12 @@ class Value:
 class Scored:
     """What a file of answers is worth.
 
-    `questions` and `answered` count the questions of the split and those that the file answers. `metrics` has the
-    headline first; it is empty for a split without labels, whose answers are checked and cannot be scored. `by_kind`
-    holds, by metric, the kinds of question that the benchmark names (VQA's question types).
+    `questions` counts the questions of the split, `answered` those that the file answers, `partly` those of which it
+    answers one part alone (VCR, and only with `subset`). Parts that the file never answers are not asked for: a file
+    of VCR's answers without any rationale answers its questions. Each metric is over the questions that have all it
+    needs: Q->A the answer, QA->R the rationale, Q->AR both. `metrics` has the headline first; it is empty for a split
+    without labels, whose answers are checked and cannot be scored. `by_kind` holds, by metric, the kinds of question
+    that the benchmark names (VQA's question types).
     """
 
     file: str
@@ -50,6 +55,7 @@ class Scored:
     questions: int
     answered: int
     vqa_rule: str | None
+    partly: int = 0
     metrics: dict[str, Value] = field(default_factory=dict)
     by_kind: dict[str, dict[str, Value]] = field(default_factory=dict)
 
@@ -89,13 +95,17 @@ def score_file(
     given = read_answers(file, data.spec)
     examples = data.examples(split)
     asked: dict[str, None] = {}
-    questions: dict[str, bool] = {}  # whether it is answered
+    questions: Counter[str] = Counter()  # bits of the parts that are asked, one alone where a task has none
+    answered: Counter[str] = Counter()  # and of those that are answered
     official = data.spec.kind == "vqa"  # its evaluation needs the annotators' answers, which not all files have
     with progress("Comparing ids", len(examples), "examples") as bar:
         for example in examples:
             name = example.question_id if given.kind == "vcr" else example.id
             asked[name] = None
-            questions[example.question_id] = questions.get(example.question_id, False) or name in given.choices
+            part = 1 << (data.spec.subtasks.index(example.subtask) if example.subtask in data.spec.subtasks else 0)
+            questions[example.question_id] |= part
+            if name in given.choices:
+                answered[example.question_id] |= part
             official = official and bool(example.annotations)
             bar.advance()
     check_submission(given.choices, asked, where=f"{file} does not fit {data.source} {split}", subset=subset)
@@ -108,6 +118,8 @@ def score_file(
             pairs = _pairs(given, examples, file, bar.advance)
             score_pairs = _official_vqa if official else _by_rows
             metrics, by_kind = score_pairs(pairs, data.spec, vqa_rule)
+    taken = reduce(or_, answered.values())  # parts that the file answers at all
+    whole = sum(answered[name] == parts & taken for name, parts in questions.items() if parts & taken)
     return Scored(
         file=str(file),
         task=data.spec.name,
@@ -116,7 +128,8 @@ def score_file(
         is_mini=data.is_mini,
         split=split,
         questions=len(questions),
-        answered=sum(questions.values()),
+        answered=whole,
+        partly=len(answered) - whole,
         vqa_rule=vqa_rule if data.spec.kind == "vqa" else None,
         metrics=metrics,
         by_kind=by_kind,

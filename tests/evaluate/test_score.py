@@ -131,6 +131,26 @@ def test_a_subset_is_scored_only_when_asked_for(place, tmp_path):
     assert found.metrics["Q->AR"].n == 2
 
 
+def test_questions_answered_in_part_count_where_their_part_is_enough(place, tmp_path, capsys):
+    def lines(answers: range, rationales: range) -> str:
+        rows = [(f"val-{number}/answer", ANSWERS[number]) for number in answers]
+        rows += [(f"val-{number}/rationale", RATIONALES[number]) for number in rationales]
+        return "".join(json.dumps({"id": name, "prediction": value}) + "\n" for name, value in rows)
+
+    file = write(tmp_path / "p.jsonl", lines(range(4), range(2, 5)))
+    with pytest.raises(MadkitError, match="3 missing"):
+        score_file(place, file, "vcr")
+    assert main(["score", str(file), "--task", "vcr", "--subset", "--workspace", str(place.root)]) == 0
+    assert "2 of 5 questions answered, 3 more in part" in capsys.readouterr().out
+    found = score_file(place, file, "vcr", subset=True)
+    assert (found.answered, found.partly, found.questions) == (2, 3, 5)
+    assert {name: one.n for name, one in found.metrics.items()} == {"Q->AR": 2, "Q->A": 4, "QA->R": 3}
+    # without any rationale the answers are all that is asked for
+    alone = score_file(place, write(tmp_path / "a.jsonl", lines(range(3), range(0))), "vcr", subset=True)
+    assert (alone.answered, alone.partly) == (3, 0)
+    assert {name: one.n for name, one in alone.metrics.items()} == {"Q->A": 3}
+
+
 def test_a_file_for_a_split_without_labels_is_checked(place, tmp_path, capsys):
     rows = [["test-9", *[0.25] * 20], ["test-10", *[0.25] * 20]]
     where = ["--task", "vcr", "--split", "submission", "--workspace", str(place.root)]
