@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from madkit.cache.layout import LOCK, MANIFEST, PLAN
@@ -203,8 +204,14 @@ def _names(row: StoreRow) -> set[str]:
     return {teacher, row.path.name, row.path.name.rpartition("-")[2]}
 
 
+def _is_called(place: Place, name: str) -> bool:
+    if name.rstrip("/") in (place.name, place.name.rpartition("-")[2], str(place)):
+        return True
+    return isinstance(place, Path) and Path(name).expanduser().resolve() == place.resolve()
+
+
 def find_store(workspace: Workspace, name: str | None) -> list[Place]:
-    """Return the folder, or URL, of the store called ``name`` (folder name or key), or of all stores for None.
+    """Return the folder, or URL, of the store called ``name`` (folder name, key or place), or of all stores for None.
 
     Raises:
         NotFoundError: there is none; the message suggests the nearest.
@@ -219,7 +226,7 @@ def find_store(workspace: Workspace, name: str | None) -> list[Place]:
                 hint="make one: madkit extract --teacher mini",
             )
         return [row.path for row in rows]
-    found = [row.path for row in rows if name in (row.path.name, row.path.name.rpartition("-")[2])]
+    found = [row.path for row in rows if _is_called(row.path, name)]
     if not found:
         raise NotFoundError(
             f"There is no token cache named '{name}'.{suggest(name, [row.path.name for row in rows])}",

@@ -30,7 +30,7 @@ _SHOWN_ABSENT = 20
 
 StoreArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[STORE]", help="Folder name or key of one cache.", show_default="all"),
+    typer.Argument(metavar="[STORE]", help="Folder, its name, or key of one cache.", show_default="all"),
 ]
 
 

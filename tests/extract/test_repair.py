@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from madkit.cache import TokenCache, verify_cache
+from madkit.cache.manage import find_store
 from madkit.cli.main import main
-from madkit.core.errors import CacheError, StoppedResumable
+from madkit.core.errors import CacheError, NotFoundError, StoppedResumable
 from madkit.core.workspace import Workspace
 from madkit.extract import repair as repair_module
 from madkit.extract.items import ItemsMissing
@@ -54,6 +55,25 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "images/tokens/zarr.json": Path.unlink,
     "zarr.json": lambda file: file.write_text("{"),
 }
+
+
+def test_a_store_answers_to_its_name_its_key_and_its_folder(
+    store: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Extraction prints the folder, and people copy what they see."""
+    monkeypatch.chdir(store.parent)
+    place = Workspace(workspace)
+    for name in (
+        store.name,
+        store.name.rpartition("-")[2],
+        str(store),
+        f"{store}/",
+        f"./{store.name}",
+        f"../cache/{store.name}",
+    ):
+        assert find_store(place, name) == [store]
+    with pytest.raises(NotFoundError, match="no token cache named"):
+        find_store(place, str(store.with_name("other")))
 
 
 @pytest.mark.parametrize("lost_journal", [False, True])
