@@ -112,8 +112,8 @@ def new_student(
 def check_start(name: str, init: str | Path | None) -> None:
     """Check that training can begin with `name` and `init`, before anything is read or built.
 
-    Raises NotFoundError for what is neither student nor folder, or no checkpoint; UsageProblem for an `init` that is
-    missing or one too many.
+    Raises UsageProblem for a name that is no student's, and for an `init` that is missing or one too many;
+    NotFoundError for a folder that holds no student, or no checkpoint.
     """
     parsed = None if name in SHIPPED else parse_name(name)
     if parsed is None:
@@ -260,7 +260,10 @@ def _same_sizes(theirs: Mapping[str, Any], config: Any, folder: Path, name: str)
 
 def _check_words(weights: Weights, tokenizer: StudentTokenizer, source: str) -> None:
     if len(tokenizer) != weights.config.vocab_size:
-        raise DataError(f"{source}: its tokenizer has {len(tokenizer)} words, its weights {weights.config.vocab_size}.")
+        raise DataError(
+            f"{source}: its tokenizer has {len(tokenizer)} words, its weights {weights.config.vocab_size}.",
+            hint="put the tokenizer's files of the same checkpoint beside its weights",
+        )
 
 
 def assemble(

@@ -89,7 +89,8 @@ class HfText(WindowedText):
         if batch.ids.numel() and int(batch.ids.max()) >= encoder.vocabulary:
             raise DataError(
                 f"The tokenizer of '{self.name}' gives ids up to {int(batch.ids.max())}, and the model knows "
-                f"{encoder.vocabulary} tokens: they do not belong together."
+                f"{encoder.vocabulary} tokens: they do not belong together.",
+                hint="put the tokenizer's files of the same checkpoint beside its weights",
             )
         device = next(encoder.model.parameters()).device
         # Without padding there is nothing to mask, and the library asks the device, once per batch, about a mask.
