@@ -178,7 +178,8 @@ def _own(workspace: Workspace, run: str, questions: Path, json_: bool, **options
     if done.left_out:
         shown = "; ".join(f"{one.where}: {one.problem}" for one in done.left_out[:_SHOWN])
         more = "; ..." if len(done.left_out) > _SHOWN else "."
-        warn(f"{len(done.left_out):,} questions are left out: {shown}{more}")
+        are = "question is" if len(done.left_out) == 1 else "questions are"
+        warn(f"{len(done.left_out):,} {are} left out: {shown}{more}")
 
     def human() -> None:
         if done.path is not None:

@@ -236,7 +236,7 @@ def test_missing_features_stop_it_before_anything_is_computed(mine: Mine, capsys
     base = ["predict", str(mine.student), str(path), "--regions", str(mine.regions), "--device", "cpu", "--json"]
     assert main([*base, "--allow-missing"]) == 0
     out, err = capsys.readouterr()
-    assert "Warning: 1 questions are left out" in err
+    assert "Warning: 1 question is left out" in err
     assert [one["where"] for one in json.loads(out)["left_out"]] == [f"{path}, line 3"]
     with pytest.raises(DataError, match="no region features"):
         mine.ask(path=mine.write({**mine.rows[2], "image": "nowhere.png"}), allow_missing=True)

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from madkit.evaluate.report import render_page
+from madkit.evaluate.report.latex import latex
 from madkit.evaluate.report.page import _palette
 from madkit.evaluate.report.plots import forest, low_shot, suites
 from madkit.evaluate.report.svg import Drawing, at_least
@@ -106,6 +107,18 @@ def test_a_page_of_one_seed_promises_no_intervals(results):
     assert "one seed: no intervals" in page
     assert "95 % intervals over seeds" not in page.partition("Loss under shift")[0]
     assert "95 % intervals over seeds" in render_page(results)
+
+
+def test_one_seed_is_not_called_insignificant_where_nothing_was_tested(results):
+    def untested(row):
+        gap = row.difference
+        return row if gap is None else replace(row, difference=replace(gap, low=None, high=None, p=None, p_holm=None))
+
+    alone = latex(replace(results, rows=tuple(map(untested, results.rows))))
+    table = [line for line in alone.splitlines() if line.endswith(r"\\")]
+    assert any("(n=1)" in line for line in table)
+    assert not [line for line in table if "dagger" in line]
+    assert any("dagger" in line for line in latex(results).splitlines() if line.endswith(r"\\"))
 
 
 def test_a_difference_that_is_absent_for_want_of_a_common_seed_is_explained(results):

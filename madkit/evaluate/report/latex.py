@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from madkit.evaluate.published import notes
-from madkit.evaluate.report.text import interval, mini_note, tables, with_sign
+from madkit.evaluate.report.text import interval, mini_note, quoted, tables, with_sign
 from madkit.evaluate.results import Results, Row
 
 _SPECIAL = {
@@ -15,7 +15,7 @@ _SPECIAL = {
 _CAPTION = (
     r"Mean over seeds in percent with the 95\,\% interval of Student's $t$ over the seeds; differences in points on "
     r"the same seeds and questions, with the 95\,\% interval for new seeds and new images; $^\dagger$: $p \ge 0.05$ "
-    r"after Holm's correction over the comparisons of this table."
+    r"after Holm's correction over the comparisons of this table; one seed ($n=1$) has neither interval nor test."
 )
 
 
@@ -64,7 +64,7 @@ def _published(results: Results) -> list[str]:
         lines.append(f"    {' & '.join(['model', 'split', *map(_tex, metrics), 'source'])} \\\\")
         lines.append(r"    \midrule")
         for one in rows:
-            cells = [f"{one.metrics[name]:g}" if name in one.metrics else "--" for name in metrics]
+            cells = [quoted(one.metrics[name]) if name in one.metrics else "--" for name in metrics]
             lines.append(f"    {' & '.join([_tex(one.model), _tex(one.split), *cells, _tex(one.source)])} \\\\")
         caption = " ".join(_tex(note) for note in notes(results))
         lines += [
@@ -81,7 +81,7 @@ def _cells(row: Row, *, bold: bool) -> str:
     gap = row.difference
     against = ""
     if gap is not None:
-        mark = "" if gap.significant else r"$^\dagger$"
+        mark = "" if gap.significant or gap.p_holm is None else r"$^\dagger$"  # one seed is no test
         spread = f" {interval(gap.low, gap.high, signed=True)}" if gap.low is not None else " (n=1)"
         against = f"{with_sign(gap.mean)}{mark}{spread}".replace("-", "$-$")  # a hyphen is no minus sign
     return " & ".join(
