@@ -95,6 +95,10 @@ def import_(
             print(f"Suite {one.name} added to {one.parents[1].name}")
         for note in made.notes:
             print(f"Note: {note}")
+        if made.data is not None and facts is not None:
+            name, regions = facts["dataset"], made.data.region_digest() or "regions" in made.data.manifest
+            step = f"extract --teacher NAME --task {name}" if regions else f"data regions add {name} PATH"
+            print(f"Next: madkit {step}")
         print(made.data.root if made.data is not None else made.suites[0].parents[1])
 
     document = {"unchanged": made.unchanged, "data": facts, "suites": suites, "notes": list(made.notes)}

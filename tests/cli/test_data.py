@@ -60,7 +60,7 @@ def test_import_list_and_show(vcr: Path, tmp_path: Path, capsys: pytest.CaptureF
     code, out, _ = madkit(capsys, "data", "import", "vcr", vcr, *place, "--dev-cut", "0.2")
     assert code == 0
     assert out.startswith("Imported: vcr (Visual Commonsense Reasoning)")
-    assert out.splitlines()[-1] == str(tmp_path / "ws" / "data" / "vcr")
+    assert out.splitlines()[-2:] == ["Next: madkit data regions add vcr PATH", str(tmp_path / "ws" / "data" / "vcr")]
     assert document(capsys, "data", "import", "vcr", vcr, *place, "--dev-cut", "0.2")["unchanged"]
     (row,) = document(capsys, "data", "list", *place)["datasets"]
     assert (row["dataset"], row["task"], row["embedded"], row["regions"]) == ("vcr", "vcr", False, False)
@@ -100,7 +100,7 @@ def test_examples_by_id(imported: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (code, "no example 'dev-999' in test" in err) == (1, True)
     assert "Try: see some: madkit data show" in err
     code, _, err = madkit(capsys, "data", "show", "vcr", *place, "--split", "tset")
-    assert (code, "Did you mean 'test'" in err) == (1, True)
+    assert (code, "Did you mean 'test'" in err) == (2, True)  # a split that no data set has is wrong usage
 
 
 def test_a_check_finds_what_changed(
