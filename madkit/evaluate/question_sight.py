@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from madkit.core.archives import Listing
 from madkit.core.console import info
-from madkit.core.errors import DataError, UsageProblem
+from madkit.core.errors import DataError, NotFoundError, UsageProblem
 from madkit.core.files import read_json
+from madkit.core.registry import suggest
 from madkit.regions.interface import RegionReader, Regions
 from madkit.regions.pixels import GRID, pixel_regions, read_image
 
@@ -128,6 +129,9 @@ def sight_of(
     from madkit.regions import detect_format, open_regions
 
     paths = [Path(one) for one in regions]
+    for path in paths:
+        if (near := suggest(str(path), [PIXELS])) and not path.exists():
+            raise NotFoundError(f"There are no region files at {path}.{near}", hint="--regions PATH, or pixels")
     readers = [open_regions(format_ or detect_format(path), path) for path in paths]
     try:
         yield _of_files(readers, survey, ", ".join(map(str, paths)), regions)

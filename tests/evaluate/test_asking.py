@@ -328,6 +328,7 @@ def test_what_cannot_be_meant(mine: Mine, capsys: pytest.CaptureFixture[str]) ->
         ([student, path, "--format", "csv"], 2, "needs a file"),
         ([student, path, "--out", str(mine.base)], 2, "is a folder"),
         ([student, path, "--regions", str(mine.base / "features.h6")], 1, "Did you mean 'features.h5'"),
+        ([student, path, "--regions", "pixel"], 1, "Did you mean 'pixels'"),
         ([student, path, "--regions", str(mine.regions), "--regions-format", "buttd-tsv"], 2, "Did you mean"),
         ([student, path, "--regions", str(mine.regions), "--device", "gpu"], 2, "no device named 'gpu'"),
         ([student, path, "--regions", "pixels", "--regions", str(mine.regions)], 2, "stands alone"),
