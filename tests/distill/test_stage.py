@@ -160,7 +160,7 @@ def test_a_permuted_teacher_changes_the_distillation_and_nothing_else(workspace,
         ({"shots": "0"}, UsageProblem, "nothing", "1pct"),
         ({"shots": "100000"}, UsageProblem, "more questions than", "--shots"),
         ({"task": "vrc"}, UsageProblem, "Did you mean 'vcr'", "one of"),
-        ({"student": "mini-unitre"}, NotFoundError, "Did you mean 'mini-uniter'", "--student"),
+        ({"student": "mini-unitre"}, UsageProblem, "Did you mean 'mini-uniter'", "--student"),
         ({"optim__step": 3}, ConfigError, "optim.step: unknown key. Did you mean 'steps'", None),
     ],
 )

@@ -66,7 +66,7 @@ def test_a_beginning_is_made_once_and_is_part_of_the_run(workspace) -> None:
 def test_names_are_checked_before_anything_is_built(workspace) -> None:
     for options, error, match in (
         ({"student": "uniter"}, UsageProblem, "no weights of uniter-base"),
-        ({"student": "unter"}, NotFoundError, "Did you mean 'uniter'"),
+        ({"student": "unter"}, UsageProblem, "Did you mean 'uniter'"),
         ({"student": "uniter", "init": "./nothing"}, NotFoundError, "no checkpoint"),
         ({"init": "random"}, UsageProblem, "weights of its own"),
     ):

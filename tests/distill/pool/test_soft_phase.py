@@ -70,7 +70,7 @@ def test_the_pool_is_learnt_before_the_labels_and_no_label_of_it_is_read(
     assert other != list(whole)
     read = TaskData.examples
     monkeypatch.setattr(TaskData, "examples", lambda self, split: other if split == "train" else read(self, split))
-    monkeypatch.setattr(stage, "labelled_examples", lambda *_: subset)
+    monkeypatch.setattr(asked, "labelled_examples", lambda *_: subset)
     _, again = train(elsewhere, student, task=task)
     assert again.name == phase.name
     assert (again / "metrics.jsonl").read_bytes() == (phase / "metrics.jsonl").read_bytes()
