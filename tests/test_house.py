@@ -39,7 +39,19 @@ BELOW["demo"] = set(BELOW)
 BELOW["cli"] = set(BELOW)
 
 # The rooms of training, in their order: each may import those before it.
-TRAINING = ["settings", "batches", "teacher", "loop", "objective", "runs", "pool", "teaching", "asked", "stage", "sweep"]
+TRAINING = [
+    "settings",
+    "batches",
+    "teacher",
+    "loop",
+    "objective",
+    "runs",
+    "pool",
+    "teaching",
+    "asked",
+    "stage",
+    "sweep",
+]
 
 # What any room may know: how teachers are called, and what caches call them. No network is behind it.
 NAMES = {"madkit.teachers.known"}
