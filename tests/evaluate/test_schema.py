@@ -165,7 +165,7 @@ def test_the_schema_is_printed_and_written(tmp_path, capsys):
         (["ful"], 1, "Did you mean 'full'?"),
         (["other"], 1, "It holds results of full."),
         (["full", "--format", "markdwn"], 2, "Did you mean 'markdown'?"),
-        (["full", "-o", "x.doc"], 2, "A terminal table cannot be written to a file."),
+        (["full", "-o", "x.doc"], 2, "No report is written as .doc. Try: --format markdown, latex"),
         (["full", "-o", "."], 2, "is a folder"),
         (["full", "--format", "parquet"], 2, "cannot be printed"),
         (["full", "-o", "/proc/none/a.csv"], 1, "/proc/none"),
