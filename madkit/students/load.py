@@ -78,7 +78,9 @@ def student_folder(source: str | Path) -> Path:
         raise wrong(
             f"There is no student {str(source)!r}: neither a known name nor a folder with {CONFIG}."
             f"{suggest(str(source), known)}",
-            hint=f"--student {student_names()[0]}",
+            hint=f"the student of this run: {Path(source) / 'student'}"
+            if (Path(source) / "student" / CONFIG).is_file()
+            else f"--student {student_names()[0]}",
         )
     return folder
 

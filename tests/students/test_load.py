@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from madkit.core.errors import DataError, RunError, UsageProblem
+from madkit.core.errors import DataError, NotFoundError, RunError, UsageProblem
 from madkit.regions import Regions
 from madkit.students import load
 from madkit.students.heads import HeadSpec
@@ -167,3 +167,11 @@ def test_another_models_folder_is_something_to_begin_with(bert_folder, tmp_path:
         load_student(tmp_path, head=HEAD)
     assert caught.value.hint is not None
     assert f"--init {tmp_path}" in caught.value.hint
+
+
+def test_the_folder_of_a_run_says_where_its_student_is(tmp_path: Path) -> None:
+    (tmp_path / "run" / "student").mkdir(parents=True)
+    (tmp_path / "run" / "student" / "config.json").write_text("{}")
+    with pytest.raises(NotFoundError, match="There is no student") as found:
+        load_student(tmp_path / "run")
+    assert str(tmp_path / "run" / "student") in (found.value.hint or "")
