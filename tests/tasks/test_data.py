@@ -117,7 +117,7 @@ def test_nothing_is_built_when_that_is_not_wanted(workspace: Workspace, built: l
 
 def test_an_unknown_suite_is_answered_with_the_nearest_name(workspace: Workspace) -> None:
     make(workspace.data / "snli-ve")
-    with pytest.raises(NotFoundError, match=r"no split or test suite 'test-render'\. Did you mean 'test-rendering'"):
+    with pytest.raises(UsageProblem, match=r"no split or test suite 'test-render'\. Did you mean 'test-rendering'"):
         open_task(workspace, "snli-ve").examples("test-render")
 
 
