@@ -291,7 +291,7 @@ class _Run:
             "threads": torch.get_num_threads(),
             "stopped_early": result.stopped_early,
             "pre_phase": None if self.pre_phase is None else self.pre_phase.path.name,
-            "adapted": None if (adapted := asked.named.adapted) is None else adapted.as_dict(),
+            "adapted": None if (adapted := asked.named.facts) is None else adapted.as_dict(),
             "teachers": None if asked.teachers is None or asked.teachers.one else asked.teachers.as_rows(),
             "teacher_at_inference": asked.sight == "teacher",
             "dev": scores[-1] if scores else {},

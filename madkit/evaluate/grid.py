@@ -212,7 +212,7 @@ def _told(manifest: Mapping[str, Any]) -> tuple[str, str | None, str, str]:
     notes = ["teacher at inference"] if config.get("visual_input") == "teacher" else []
     if adapted and adapted["outside"] != 0:
         notes.append("teacher saw other labels")
-    if adapted.get("same_examples") and teacher == adapted["name"]:
+    if adapted.get("same_examples") and (teacher == adapted["name"] or adapted.get("untouched")):
         return arm, f"{adapted['base']}, adapted ({adapted['train']})", str(adapted["kind"]), "; ".join(notes)
     return arm, teacher, "", "; ".join(notes)
 

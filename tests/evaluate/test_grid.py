@@ -125,6 +125,13 @@ def test_teachers_adapted_on_each_seeds_own_subset_are_one_experiment(made_up):
     }  # fmt: skip
 
 
+def test_a_teacher_that_its_adaptation_kept_belongs_with_those_that_got_better(made_up):
+    made_up.add_run("mad", 0, teacher="mini-s0", cache_key="mini-s0-key", adapted=adapted("mini-s0"))
+    made_up.add_run("mad", 1, teacher="mini", cache_key="mini-key", adapted=adapted("mini-s1", untouched=True))
+    (group,) = groups_of(made_up)
+    assert (group.seeds, group.label, group.first.teacher) == ((0, 1), "mad", "mini, adapted (lora)")
+
+
 def test_another_way_of_adapting_is_another_experiment(made_up):
     made_up.add_run("mad", 0, teacher="a", adapted=adapted("a"))
     made_up.add_run("mad", 1, teacher="b", adapted=adapted("b", kind="1b"))

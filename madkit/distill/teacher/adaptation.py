@@ -39,6 +39,7 @@ class AdaptedTeacher:
         kind: digest of base and settings without seed and subset: equal for the adaptations of a study's seeds.
         same_examples: whether it learnt from exactly the run's labelled examples.
         outside: how many labelled examples it learnt from that the run does not have; None where nobody can say.
+        untouched: whether no step of the adaptation was better than the teacher as it was, which then is the teacher.
     """
 
     name: str
@@ -47,6 +48,7 @@ class AdaptedTeacher:
     kind: str
     same_examples: bool
     outside: int | None
+    untouched: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest."""
@@ -55,6 +57,8 @@ class AdaptedTeacher:
     @property
     def line(self) -> str:
         """What it has seen, in a clause."""
+        if self.untouched:
+            return f"kept as it was by its adaptation on exactly this run's labelled examples ({self.name})"
         if self.same_examples:
             return "adapted on exactly this run's labelled examples"
         if self.outside is None:
@@ -73,12 +77,15 @@ class TeacherPick:
         said: what to tell people; empty where there is nothing to tell.
         adapted: what the teacher has seen; None for one as its publisher made it.
         unadapted: name of the cache of the same teacher before its adaptation; None where there is none.
+        kept: the adaptation on exactly the run's labelled examples that left the teacher as it was, where there is one
+            and the arm asks for it: such a run belongs with those whose teachers got better.
     """
 
     store: str | None
     said: str = ""
     adapted: AdaptedTeacher | None = None
     unadapted: str | None = None
+    kept: AdaptedTeacher | None = None
 
     @property
     def fair(self) -> bool:
@@ -157,7 +164,7 @@ class _Choice:
                 row, facts = fit[0]
                 return self._take(row, facts, f"Teacher {facts.base}, {facts.line}: {facts.name}.")
             said = self._none_fits()
-        return TeacherPick(self._untouched(), said)
+        return TeacherPick(self._untouched(), said, kept=self._kept())
 
     def _named(self, row: StoreRow) -> TeacherPick:
         if adapter_name(row.identity) is None:
@@ -237,6 +244,13 @@ class _Choice:
             raise NotFoundError(f"{why}, and the arm requires one.", hint=command)
         return f"{why}, so it is taken as it is; to change that: {command}"
 
+    def _kept(self) -> AdaptedTeacher | None:
+        made = self._made_here() if self.adaptation in ("if-there", "required") else None
+        if made is None or not made.get("untouched"):
+            return None
+        base, train = str(made["teacher"]), str(made.get("config", {}).get("train"))
+        return AdaptedTeacher(str(made["name"]), base, train, _kind(base, made), True, 0, untouched=True)
+
     def _made_here(self) -> Mapping[str, Any] | None:
         """The manifest of a complete adaptation on exactly these examples, cache or not."""
         for path in sorted(self.workspace.adapters.glob("*/manifest.json")):
@@ -255,12 +269,10 @@ class _Choice:
         manifest = _manifest(self.workspace.adapters / name)
         if manifest is None or str(manifest.get("adapter", {}).get("sha256", ""))[:16] != mark["digest"]:
             return AdaptedTeacher(name, base, None, digest_of([base, mark])[:12], same_examples=False, outside=None)
-        config = manifest.get("config", {})
-        settings = _without_length(config, int(manifest.get("items", 0)))
-        kind = digest_of([base, manifest.get("base"), settings, manifest.get("source"), manifest.get("shots")])[:12]
+        train = str(manifest.get("config", {}).get("train"))
         same = self._same(manifest)
         outside = 0 if same else self._outside(manifest)
-        return AdaptedTeacher(name, base, str(config.get("train")), kind, same_examples=same, outside=outside)
+        return AdaptedTeacher(name, base, train, _kind(base, manifest), same_examples=same, outside=outside)
 
     def _outside(self, manifest: Mapping[str, Any]) -> int | None:
         if (manifest.get("source"), manifest.get("data_revision")) != (self.data.source, self.data.revision):
@@ -325,6 +337,12 @@ def _own_names(row: StoreRow) -> set[str]:
 def _mark(identity: Mapping[str, Any]) -> dict[str, str]:
     sides = [side for side in ((identity.get(name) or {}).get("adapter") for name in SIDES) if side]
     return {"name": str(sides[0]["name"]), "digest": str(sides[0]["digest"])}
+
+
+def _kind(base: str, manifest: Mapping[str, Any]) -> str:
+    """What the adaptations of a study's seeds have in common."""
+    settings = _without_length(manifest.get("config", {}), int(manifest.get("items", 0)))
+    return digest_of([base, manifest.get("base"), settings, manifest.get("source"), manifest.get("shots")])[:12]
 
 
 def _without_length(config: Mapping[str, Any], items: int) -> dict[str, Any]:

@@ -48,6 +48,11 @@ class Named:
         found = [pick.adapted for pick in self.picks if pick.adapted is not None]
         return max(found, key=lambda one: math.inf if one.outside is None else one.outside, default=None)
 
+    @property
+    def facts(self) -> AdaptedTeacher | None:
+        """What the manifest says: :attr:`adapted`, or of one teacher alone the adaptation that kept it as it was."""
+        return self.adapted or (None if self.several else self.first.kept)
+
 
 def name_teachers(
     workspace: Workspace,

@@ -195,6 +195,13 @@ def test_an_adaptation_that_kept_its_base_is_the_base(place: Place) -> None:
         pick = place.pick(adaptation)
         assert (pick.store, pick.adapted) == (None, None)
         assert "kept mini as it was" in pick.said
+        assert pick.kept is not None
+        assert (pick.kept.name, pick.kept.base, pick.kept.same_examples, pick.kept.outside) == ("kept", "mini", True, 0)
+        assert "kept as it was by its adaptation" in pick.kept.line
+    assert place.pick("never").kept is None
+    other = place.adaptation("other", seed=SEED + 1)
+    assert other
+    assert place.pick("if-there", seed=SEED + 1).kept is None  # that one got better, and its cache is not there
     for adaptation in ("named", "if-there", "never"):
         pick = place.pick(adaptation, "kept")
         assert (pick.store, pick.adapted) == ("mini", None)
