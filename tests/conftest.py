@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,8 @@ os.environ["NO_COLOR"] = "1"
 os.environ["COLUMNS"] = "80"
 for _variable in ("MADKIT_WORKSPACE", "MADKIT_CACHE", "MADKIT_DEBUG", "FORCE_COLOR", "RANK"):
     os.environ.pop(_variable, None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its background jobs; tests send Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: a busy two-core machine is not a bug. Derandomised: a red run is red for everyone.
 hypothesis.settings.register_profile("madkit", deadline=None, derandomize=True, print_blob=True)

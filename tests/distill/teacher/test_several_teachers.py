@@ -184,7 +184,7 @@ def test_tables_name_all_teachers(place, student):
     ("teacher", "settings", "error", "message", "hint"),
     [
         (["pair", "pair"], {}, UsageProblem, "pair was given twice", "once"),
-        (["pair", "eyes"], {}, NotFoundError, "Did you mean 'eye'", "madkit extract --teacher eyes --task snli-ve"),
+        (["pair", "eyes"], {}, UsageProblem, "Did you mean 'eye'", "madkit teachers list"),
         (["pair"], {"teachers.paar": 1}, UsageProblem, "Did you mean 'pair'", "--teacher paar"),
         (None, {"teachers": {"pair": 1, "clip-vit-l14": 1}}, NotFoundError, "no token cache of 'clip-vit-l14'",
          "madkit extract --teacher clip-vit-l14 --task snli-ve"),
