@@ -160,9 +160,13 @@ def test_teachers_without_such_layers_refuse_it(tiny_teacher: Path) -> None:
     assert as_mixed(sixteen) is None
 
 
-def test_matrix_units_are_those_that_the_system_names() -> None:
+def test_matrix_units_are_those_that_the_processor_names(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = Path("/proc/cpuinfo")
-    if not flags.is_file():
-        pytest.skip("only Linux says it in a file")
-    named = "amx_bf16" in flags.read_text().split()
-    assert has_matrix_units() == (named and hasattr(torch.cpu, "get_capabilities"))
+    if flags.is_file() and hasattr(torch.cpu, "get_capabilities"):  # where the system says it, too
+        assert has_matrix_units() == ("amx_bf16" in flags.read_text().split())
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    for told, expected in (({"amx_bf16": True}, True), ({"amx_bf16": False}, False), ({"avx2": True}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda told=told: told, raising=False)
+        assert has_matrix_units() is expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in a PyTorch that does not tell
+    assert has_matrix_units() is False

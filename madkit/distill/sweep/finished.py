@@ -6,7 +6,7 @@ import glob
 from pathlib import Path
 from typing import Any
 
-from madkit.core.errors import NotFoundError
+from madkit.core.errors import MadkitError, NotFoundError
 from madkit.core.workspace import Workspace
 from madkit.distill.asked import Names, ask_for, check_names
 from madkit.distill.runs.folder import MANIFEST
@@ -49,7 +49,7 @@ def finished(
         return None
     try:
         asked = ask_for(workspace, names, teacher=spec.teacher, seed=spec.seed, data=data, say=lambda _: None)
-    except Exception:  # whoever is to train it says what is wrong
+    except (MadkitError, OSError):  # whoever is to train it says what is wrong
         return None
     try:
         manifest = asked.folder.complete()

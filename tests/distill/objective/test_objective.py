@@ -28,8 +28,8 @@ class Out:
 
 
 def student(kind: str) -> Any:
-    model = nn.Identity()
-    model.head_spec = SimpleNamespace(kind=kind)  # type: ignore[assignment]
+    model: Any = nn.Identity()
+    model.head_spec = SimpleNamespace(kind=kind)
     return model
 
 
