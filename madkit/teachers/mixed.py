@@ -61,7 +61,7 @@ def load_computing(
     if changed is None:
         raise ConfigError(
             f"The teacher '{name}' has no feed-forward layers of a size that mixed arithmetic is for.",
-            hint="--compute-dtype float32",
+            hint="float32, or bfloat16 for all of it",
         )
     return changed
 
