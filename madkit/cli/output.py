@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from madkit.core.launcher import rank
 
 
 def emit(document: Mapping[str, Any], json_: bool, human: Callable[[], None]) -> None:
@@ -16,7 +17,7 @@ def emit(document: Mapping[str, Any], json_: bool, human: Callable[[], None]) ->
 
     Of several processes of one job only rank 0 prints. NaN is refused (ValueError): JSON has none, use None.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if rank() != 0:
         return
     if json_:
         # ASCII only, so that no locale of a pipe can break it

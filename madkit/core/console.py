@@ -6,12 +6,14 @@ nothing at all for work that ends within its first second. Of several processes 
 
 from __future__ import annotations
 
-import os
+import re
 import sys
 import threading
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from madkit.core.launcher import rank
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,8 +47,22 @@ def progress(description: str, total: int | None, unit: str = "items") -> Progre
     return Progress(description, total, unit)
 
 
+def counted(number: int, unit: str) -> str:
+    """Write ``12,000 questions``, and ``1 question`` where there is one.
+
+    Args:
+        number: how many there are.
+        unit: plural name of what is counted, formed with an s; behind it may stand whose they are ("files of a run").
+    """
+    return f"{number:,} {_unit(number, unit)}"
+
+
+def _unit(number: int, unit: str) -> str:
+    return re.sub(r"^([\w-]+[a-z])s(?= of |$)", r"\1", unit) if number == 1 else unit
+
+
 def _speaks() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+    return rank() == 0
 
 
 def _say(message: str) -> None:
@@ -134,7 +150,8 @@ class Progress:
         self._started = self._last_line = time.monotonic()
         if _speaks() and sys.stderr.isatty():
             self._bar = _Live.enter()
-            self._task = self._bar.add_task(self.description, total=self.total, unit=self.unit, note="")
+            unit = self.unit if self.total is None else _unit(self.total, self.unit)
+            self._task = self._bar.add_task(self.description, total=self.total, unit=unit, note="")
         return self
 
     def __exit__(
@@ -146,7 +163,7 @@ class Progress:
             self._bar = None
             _Live.leave()
         if kind is None and seconds >= QUIET_S and self.done:
-            _say(f"{self.description}: {self.done:,} {self.unit} in {duration(seconds)}{self._tail()}")
+            _say(f"{self.description}: {counted(self.done, self.unit)} in {duration(seconds)}{self._tail()}")
 
     def advance(self, n: int = 1) -> None:
         """Count ``n`` more units as done."""
@@ -173,9 +190,10 @@ class Progress:
     def _line(self, seconds: float) -> str:
         rate = self.done / seconds if seconds > 0 else 0.0
         if self.total is None:
-            return f"{self.description}: {self.done:,} {self.unit}, {rate:,.3g}/s{self._tail()}"
+            return f"{self.description}: {counted(self.done, self.unit)}, {rate:,.3g}/s{self._tail()}"
         left = duration((self.total - self.done) / rate) if rate > 0 else "?"
-        return f"{self.description}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.3g}/s, {left} left{self._tail()}"
+        done = f"{self.done:,}/{counted(self.total, self.unit)}"
+        return f"{self.description}: {done}, {rate:,.3g}/s, {left} left{self._tail()}"
 
 
 def duration(seconds: float) -> str:

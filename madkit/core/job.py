@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 
 from madkit.core.console import warn
 from madkit.core.errors import MadkitError, RunError, StoppedResumable
+from madkit.core.launcher import launched, rank, world_size
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=30)
@@ -24,7 +25,6 @@ PATIENCE = timedelta(days=30)
 
 INTERRUPTED = 130
 _STOPS = (StoppedResumable.exit_code, INTERRUPTED)
-_LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Job:
@@ -40,10 +40,7 @@ class Job:
     """
 
     def __init__(self, command: str = "COMMAND", *, alone: bool = False) -> None:
-        # all four: some clusters set one of them for everybody
-        launched = not alone and all(name in os.environ for name in _LAUNCHED)
-        self.number = int(os.environ["RANK"]) if launched else 0
-        self.count = int(os.environ["WORLD_SIZE"]) if launched else 1
+        self.number, self.count = (0, 1) if alone else (rank(), world_size())
         self._command = command
         self._group: Any = None
         self._own_group = False
@@ -55,7 +52,7 @@ class Job:
         return self.number == 0
 
     def __enter__(self) -> Self:
-        if "RANK" not in os.environ and "MASTER_ADDR" in os.environ and told_to_use_cpu():
+        if not launched() and "MASTER_ADDR" in os.environ and told_to_use_cpu():
             warn(
                 "Accelerate starts a single process where it is given --cpu. For several: "
                 f"accelerate launch --multi_gpu --num_processes N -m madkit {self._command} --device cpu ..."

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from madkit.core.launcher import local_rank, world_size
 
 if TYPE_CHECKING:
     import torch
@@ -43,9 +44,8 @@ class StudentScorer:
         from madkit.core.devices import device_of
 
         device = device_of(self._device)
-        if device.type == "cuda" and ":" not in self._device and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            number = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
-            device = torch.device("cuda", number)
+        if device.type == "cuda" and ":" not in self._device and world_size() > 1:
+            device = torch.device("cuda", local_rank() % torch.cuda.device_count())
         return device
 
     @cached_property

@@ -150,7 +150,11 @@ def test_results_are_text_or_one_json_document(
     monkeypatch.setenv("MADKIT_WORKSPACE", str(tmp_path))
     assert main(["probe", "--json"]) == 0
     assert str(tmp_path) in capsys.readouterr().out
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("RANK", "1")  # as some clusters do for everybody: alone it makes no second of several processes
+    assert main(["probe"]) == 0
+    assert capsys.readouterr().out == "counted 1\n"
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     assert main(["probe", "--json"]) == 0
     assert capsys.readouterr().out == ""
 

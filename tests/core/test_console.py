@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from madkit.core import console
-from madkit.core.console import duration, info, progress, warn
+from madkit.core.console import counted, duration, info, progress, warn
 
 
 class Clock:
@@ -31,7 +31,8 @@ def test_messages_go_to_stderr_of_rank_0_only(
 ) -> None:
     info("built [person1] in /a/b")
     warn("slow")
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     info("not me")
     with progress("nor me", 10) as bar:
         bar.advance(10)
@@ -118,3 +119,22 @@ def test_nested_bars_share_one_display_and_messages_stay_whole(monkeypatch: pyte
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_one_of_a_thing_is_named_in_the_singular(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = {unit: counted(1, unit) for unit in ("questions", "run-suites of this process", "MB", "images and texts")}
+    assert list(one.values()) == ["1 question", "1 run-suite of this process", "1 MB", "1 images and texts"]
+    assert (counted(0, "questions"), counted(12000, "questions")) == ("0 questions", "12,000 questions")
+    clock = Clock(monkeypatch)
+    for total in (1, None):
+        with progress("Evaluating", total, "run-suites") as bar:
+            clock.now += 11
+            bar.advance()
+    assert capsys.readouterr().err.splitlines() == [
+        "Evaluating: 1/1 run-suite, 0.0909/s, 0.0 s left",
+        "Evaluating: 1 run-suite in 11 s",
+        "Evaluating: 1 run-suite, 0.0909/s",
+        "Evaluating: 1 run-suite in 11 s",
+    ]

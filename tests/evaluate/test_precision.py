@@ -92,7 +92,8 @@ def test_auto_is_bf16_where_the_gpu_computes_in_it_and_fp32_elsewhere(monkeypatc
 def test_processes_of_one_machine_take_a_gpu_each(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for variable, value in {"WORLD_SIZE": "4", "LOCAL_RANK": "3"}.items():
+    launched = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for variable, value in launched.items():
         monkeypatch.setenv(variable, value)
     assert str(StudentScorer().device) == "cuda:1"
     assert str(StudentScorer("cuda:0").device) == "cuda:0"

@@ -1,0 +1,31 @@
+"""Whether a launcher has started this process as one of several, and which one it is.
+
+``accelerate launch`` and ``torchrun`` set all of `VARIABLES`. Some clusters set one or two of them for every program
+that they start: that makes no job, and a program that is alone must not take itself for a silent second.
+"""
+
+from __future__ import annotations
+
+import os
+
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def launched() -> bool:
+    """Whether this process is one of a job's."""
+    return all(name in os.environ for name in VARIABLES)
+
+
+def rank() -> int:
+    """Its number in the job; 0 for the first one, which reports, and without a launcher."""
+    return int(os.environ["RANK"]) if launched() else 0
+
+
+def world_size() -> int:
+    """How many processes the job has; 1 without a launcher."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+
+
+def local_rank() -> int:
+    """Its number among those of the job on this machine; its number in the job where the launcher does not say."""
+    return int(os.environ.get("LOCAL_RANK", rank())) if launched() else 0
