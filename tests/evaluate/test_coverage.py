@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from madkit.evaluate.statistics import cluster_sums, hierarchical_bootstrap, mean_interval, paired_difference
+from madkit.evaluate.statistics import (
+    VarianceParts,
+    cluster_sums,
+    hierarchical_bootstrap,
+    mean_interval,
+    paired_difference,
+    two_seed_critical,
+)
 
 TRIALS = 400
 RESAMPLES = 2  # the interval does not depend on the draws, which would take most of the time
@@ -46,10 +53,19 @@ def coverage(seeds, spread_seeds, spread_images, per_image, trials=TRIALS):
 
 @pytest.mark.parametrize(
     ("seeds", "spread_seeds", "spread_images", "per_image"),
-    [(3, 0.1, 0.0, 1), (3, 0.3, 0.3, 1), (5, 0.1, 0.3, 2)],
+    [(2, 0.0, 0.0, 1), (2, 0.3, 0.3, 2), (3, 0.1, 0.0, 1), (3, 0.3, 0.3, 1), (5, 0.1, 0.3, 2)],
 )
 def test_paired_interval_covers_95_percent(seeds, spread_seeds, spread_images, per_image):
     assert 0.93 <= coverage(seeds, spread_seeds, spread_images, per_image) <= 0.97
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98, 1.0])
+def test_two_seeds_are_covered_whatever_their_share_of_the_variance_is(share):
+    """By integration over what one difference of two seeds says of their spread: scipy's chi-squared, one degree."""
+    seen = share * stats.chi2.ppf((np.arange(400) + 0.5) / 400, 1)
+    images = 1.0 - share
+    reach = [two_seed_critical(VarianceParts(a, images, 0.0, 2, 5000)) * np.sqrt(a + images) for a in seen]
+    assert 0.94 <= (2 * stats.norm.cdf(reach) - 1).mean() <= 0.965
 
 
 @pytest.mark.parametrize("seeds", [2, 5])
