@@ -19,6 +19,7 @@ LATER: dict[str, Any] = {
     "answers": None,
     "answer_match": "normalized",
     "choice_loss": "softmax",
+    "choice_mean": False,
     "class_loss": "softmax",
     "adversarial": None,
     "teachers": {},

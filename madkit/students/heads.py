@@ -15,6 +15,9 @@ classification  ``bce``      binary cross-entropy, summed over the classes (UNIT
 VQA             ``bce``      binary cross-entropy on soft scores, summed over answers (UNITER, VILLA, LXMERT)
 VQA             ``softmax``  cross-entropy with the scores as shares (VisualBERT's, up to a constant)
 =============== ============ =================================================================================
+
+The authors of VL-BERT, UNITER and VILLA take the mean over an example's candidates where the two forms above sum:
+`LossForms.choice_mean`, which their recipes set, because rates of SGD, clipping and the weight of VILLA's KL go by it.
 """
 
 from __future__ import annotations
@@ -42,12 +45,17 @@ class LossForms:
     vqa: VqaLoss = "bce"
     choice: ChoiceLoss = "softmax"
     classes: ClassLoss = "softmax"
+    choice_mean: bool = False  # of "sigmoid" and "binary" choices: the mean over the candidates, not their sum
 
     def each_output(self, kind: HeadKind) -> bool:
         """Whether each output of a choice or class is judged by itself, right or wrong."""
         return (kind == "multiple-choice" and self.choice == "sigmoid") or (
             kind == "classification" and self.classes == "bce"
         )
+
+    def of_candidates(self, each: Tensor) -> Tensor:
+        """The loss [B] of a choice whose candidates are judged one by one, from their losses [B, C]."""
+        return each.mean(-1) if self.choice_mean else each.sum(-1)
 
 
 USUAL_FORMS = LossForms()
@@ -163,10 +171,12 @@ def task_loss(
         return F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none").sum(-1)
     if kind == "multiple-choice" and pairs is not None:
         right = F.one_hot(target, logits.shape[1])
-        return F.cross_entropy(pairs.float().flatten(0, 1), right.flatten(), reduction="none").view_as(logits).sum(-1)
+        each = F.cross_entropy(pairs.float().flatten(0, 1), right.flatten(), reduction="none").view_as(logits)
+        return forms.of_candidates(each)
     if forms.each_output(kind):
         right = F.one_hot(target, logits.shape[1]).float()
-        return F.binary_cross_entropy_with_logits(logits.float(), right, reduction="none").sum(-1)
+        each = F.binary_cross_entropy_with_logits(logits.float(), right, reduction="none")
+        return forms.of_candidates(each) if kind == "multiple-choice" else each.sum(-1)
     if kind == "multiple-choice" and forms.choice == "binary":
         raise ValueError("the binary form needs a head with two outputs for each candidate")
     return F.cross_entropy(logits.float(), target, reduction="none")

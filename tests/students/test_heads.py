@@ -64,6 +64,22 @@ def test_sigmoid_choices_and_classes_are_yes_or_no_each() -> None:
     assert torch.allclose(task_loss("classification", logits, target, LossForms(classes="bce")), wanted)
 
 
+def test_choices_can_cost_their_mean_as_their_authors_have_it() -> None:
+    """VL-BERT and UNITER leave the mean over all candidates of a batch to torch."""
+    logits, pairs, target = torch.randn(3, 4), torch.randn(3, 4, 2), torch.tensor([1, 0, 3])
+    right = F.one_hot(target, 4)
+    sigmoid = LossForms(choice="sigmoid", choice_mean=True)
+    found = task_loss("multiple-choice", logits, target, sigmoid).mean()
+    assert torch.allclose(found, F.binary_cross_entropy_with_logits(logits, right.float()))
+    binary = LossForms(choice="binary", choice_mean=True)
+    found = task_loss("multiple-choice", pairs[..., 1], target, binary, pairs=pairs).mean()
+    assert torch.allclose(found, F.cross_entropy(pairs.view(12, 2), right.view(12)))
+    # classes are no candidates: UNITER sums over them
+    bce = LossForms(classes="bce", choice_mean=True)
+    found = task_loss("classification", logits, target, bce).mean()
+    assert torch.allclose(found, 4 * F.binary_cross_entropy_with_logits(logits, right.float()))
+
+
 def test_a_binary_head_survives_its_file(inputs, tmp_path) -> None:
     student = load_student("mini-uniter", head=HeadSpec("multiple-choice", binary=True))
     save_student(student, tmp_path)

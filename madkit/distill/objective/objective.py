@@ -94,7 +94,7 @@ class Objective(nn.Module):
 
 def loss_forms(config: DistillConfig) -> LossForms:
     """Forms of the task loss that a run has asked for."""
-    return LossForms(config.optim.vqa_loss, config.choice_loss, config.class_loss)
+    return LossForms(config.optim.vqa_loss, config.choice_loss, config.class_loss, config.choice_mean)
 
 
 def is_fresh(name: str) -> bool:

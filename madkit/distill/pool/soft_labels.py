@@ -286,7 +286,8 @@ def soft_task_loss(
         return task_loss(kind, logits, shares, forms)
     if kind == "multiple-choice" and pairs is not None:
         q = pairs.float().log_softmax(-1)
-        return -(shares * q[..., 1] + (1 - shares) * q[..., 0]).sum(-1)
+        return forms.of_candidates(-(shares * q[..., 1] + (1 - shares) * q[..., 0]))
     if forms.each_output(kind):
-        return F.binary_cross_entropy_with_logits(logits.float(), shares.float(), reduction="none").sum(-1)
+        each = F.binary_cross_entropy_with_logits(logits.float(), shares.float(), reduction="none")
+        return forms.of_candidates(each) if kind == "multiple-choice" else each.sum(-1)
     return -(shares.float() * logits.float().log_softmax(-1)).sum(-1)

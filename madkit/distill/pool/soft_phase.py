@@ -61,8 +61,11 @@ class SoftPhase:
             "caches": [(member.asked or member.cache).path.name for member in self.teachers],
             "head": [self.head.kind, self.head.binary, digest_of(list(self.head.outputs))],
             "head_rate": optim.head_rate,
-            "forms": [optim.vqa_loss, config.choice_loss, config.class_loss, config.answer_match],
-        }
+            "forms": [
+                optim.vqa_loss, config.choice_loss, config.class_loss, config.answer_match,
+                *(["choice_mean"] if config.choice_mean else []),
+            ],
+        }  # fmt: skip
 
     def per_step(self, phase: PrePhaseConfig) -> int:
         """Examples of a step."""

@@ -199,6 +199,9 @@ class DistillConfig(StrictModel):
     choice_loss: Literal["softmax", "sigmoid", "binary"] = Field(
         "softmax", description="multiple choice only; sigmoid is VL-BERT's, binary UNITER's (students.heads)"
     )
+    choice_mean: bool = Field(
+        False, description="choice_loss sigmoid and binary: mean over the candidates, as their authors have it; no: sum"
+    )
     class_loss: Literal["softmax", "bce"] = Field("softmax", description="classification only; bce is UNITER's")
     teacher_bank: Literal["auto", "memory", "stream"] = Field(
         "auto", description="the teacher's vectors: held in memory, or read batch by batch; auto: by what is free"

@@ -18,6 +18,7 @@ from madkit.core.registry import suggest
 
 FOLDER = Path(__file__).parent / "recipes"
 PAPER = "paper"
+_LOSSES = ("choice_loss", "choice_mean", "class_loss", "adversarial")
 SEE = "madkit config list"
 
 
@@ -43,13 +44,14 @@ class Recipe(StrictModel):
     batch: Batch
     optim: dict[str, Any] = Field(description="keys of an arm's `optim`")
     choice_loss: str | None = Field(None, description="an arm's `choice_loss`")
+    choice_mean: bool | None = Field(None, description="an arm's `choice_mean`")
     class_loss: str | None = Field(None, description="an arm's `class_loss`")
     adversarial: dict[str, Any] | None = Field(None, description="keys of an arm's `adversarial`")
 
     @property
     def settings(self) -> dict[str, Any]:
         """What lies below an arm."""
-        extra = {name: getattr(self, name) for name in ("choice_loss", "class_loss", "adversarial")}
+        extra = {name: getattr(self, name) for name in _LOSSES}
         return {"optim": dict(self.optim), **{name: value for name, value in extra.items() if value is not None}}
 
 

@@ -144,6 +144,8 @@ def test_interaction_features_say_what_their_names_say():
         ("multiple-choice", LossForms(choice="softmax")),
         ("multiple-choice", LossForms(choice="sigmoid")),
         ("multiple-choice", LossForms(choice="binary")),
+        ("multiple-choice", LossForms(choice="sigmoid", choice_mean=True)),
+        ("multiple-choice", LossForms(choice="binary", choice_mean=True)),
     ],
 )
 def test_sure_soft_labels_cost_what_labels_cost(kind, forms):

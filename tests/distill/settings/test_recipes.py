@@ -13,9 +13,11 @@ from madkit.distill.batches.effective_batch import effective_batch
 from madkit.distill.batches.order import BucketOrder, PlainOrder
 from madkit.distill.loop.optimizer import OptimizerSettings, make_optimizer
 from madkit.distill.loop.schedule import rate_factor
+from madkit.distill.objective.objective import loss_forms
 from madkit.distill.settings.arms import load_arm
 from madkit.distill.settings.recipes import FOLDER, load_recipe, recipe_names, recipe_rows
 from madkit.distill.stage import distill
+from madkit.students.heads import task_loss
 
 torch.set_num_threads(1)
 
@@ -49,6 +51,22 @@ def test_uniters_published_figures(name, steps, rate, budget, head):
     optim = load_arm("finetune", below=load_recipe(name).settings).optim
     assert (optim.steps, optim.learning_rate, optim.token_budget, optim.head_rate) == (steps, rate, budget, head)
     assert (optim.betas, optim.clip, optim.warmup, optim.weight_decay) == ((0.9, 0.98), 2.0, 0.1, 0.01)
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.endswith("-vcr")])
+def test_a_choice_costs_what_it_costs_its_authors(name):
+    """The rates of SGD, the clipping and the weight of VILLA's KL were chosen for means over all candidates."""
+    forms = loss_forms(load_arm("finetune", below=load_recipe(name).settings))
+    torch.manual_seed(0)
+    pairs, target = torch.randn(5, 4, 2), torch.randint(0, 4, (5,))
+    logits, right = pairs[..., 1], torch.nn.functional.one_hot(target, 4)
+    theirs = {
+        "softmax": torch.nn.functional.cross_entropy(logits, target),
+        "sigmoid": torch.nn.functional.binary_cross_entropy_with_logits(logits, right.float()),
+        "binary": torch.nn.functional.cross_entropy(pairs.view(-1, 2), right.flatten()),
+    }[forms.choice]
+    ours = task_loss("multiple-choice", logits, target, forms, pairs=pairs if forms.choice == "binary" else None)
+    torch.testing.assert_close(ours.mean(), theirs)
 
 
 def test_an_arm_and_the_command_line_lie_above_a_recipe():
