@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,12 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from madkit.core.console import info
+from madkit.distill.batches.free_memory import memory_share
 from madkit.regions import RegionReader, Regions
 
 SHARE_OF_MEMORY = 0.4
 _LOOKED_AT = 32
 _AT_ONCE = 64
-_UNKNOWN_MEMORY = 4 * 2**30
+_BLOCK = 1 << 24  # numbers that are put together on the way: 64 MB, which go back to the system when they are let go
 
 
 class RegionFeatures:
@@ -44,34 +44,63 @@ class RegionFeatures:
         self.reader = reader
         self.image_ids = list(image_ids)
         self.threads = max(1, threads)
-        limit = int(SHARE_OF_MEMORY * free_memory()) if limit is None else limit
+        limit = memory_share(SHARE_OF_MEMORY) if limit is None else limit
         first = self._read(self.image_ids[:_LOOKED_AT])
-        guess = np.mean([region.features.nbytes for region in first]) * len(self.image_ids)
+        guess = float(np.mean([region.features.nbytes for region in first])) * len(self.image_ids)
         self.in_memory = bool(guess <= limit)
         if not self.in_memory:
-            info(f"The region features take about {guess / 1e9:,.1f} GB and are read batch by batch.")
-        kept: list[NDArray[np.float32]] = []
+            _tell(guess)
         boxes: list[NDArray[np.float32]] = []
+        blocks: list[NDArray[np.float32]] = []
+        waiting: list[NDArray[np.float32]] = []
+        held = 0
         for start in range(0, len(self.image_ids), _AT_ONCE):
             for region in self._read(self.image_ids[start : start + _AT_ONCE]):
                 boxes.append(np.asarray(region.boxes, dtype=np.float32))
                 if self.in_memory:
-                    kept.append(np.asarray(region.features, dtype=np.float32))
+                    waiting.append(np.asarray(region.features, dtype=np.float32))
+                    held += waiting[-1].nbytes
+            if held > max(limit, guess):  # the first images have fewer regions than the others
+                _tell(held / len(boxes) * len(self.image_ids))
+                self.in_memory, held = False, 0
+                blocks.clear()
+                waiting.clear()
+            if sum(map(len, waiting)) * reader.dim >= _BLOCK:
+                blocks.append(np.concatenate(waiting))
+                waiting.clear()
         self.counts: NDArray[np.int64] = np.asarray([len(box) for box in boxes], dtype=np.int64)
         most = int(self.counts.max())
         self.boxes = torch.zeros(len(boxes), most, 4)
-        self._features = torch.zeros(len(boxes), most, reader.dim) if self.in_memory else None
         for row, box in enumerate(boxes):
             self.boxes[row, : len(box)] = torch.from_numpy(box)
-            if self._features is not None:
-                self._features[row, : len(box)] = torch.from_numpy(kept[row])
-                kept[row] = box[:0]  # let go at once: never twice in memory
         self.mask = torch.arange(most) < torch.from_numpy(self.counts)[:, None]
+        self._starts = torch.from_numpy(np.cumsum(self.counts) - self.counts)
+        blocks += waiting
+        waiting.clear()
+        self._features = self._joined(blocks) if self.in_memory else None
+
+    def _joined(self, parts: list[NDArray[np.float32]]) -> Tensor:
+        """[all regions + 1, F]: the regions of every image, one after another, and a row of zeros.
+
+        Without padding, which takes more than the features where images have 10 to 100 regions. `parts` is emptied on
+        the way, so that nothing lies in memory twice.
+        """
+        joined = torch.empty(int(self.counts.sum()) + 1, self.reader.dim)
+        end = 0
+        parts.reverse()
+        while parts:
+            part = parts.pop()
+            joined[end : end + len(part)] = torch.from_numpy(part)
+            end += len(part)
+        joined[end] = 0
+        return joined
 
     def features(self, rows: Tensor, width: int) -> Tensor:
         """Features [B, width, F] of images `rows` [B]; zeros where an image has fewer regions."""
         if self._features is not None:
-            return self._features[rows, :width]
+            places = self._starts[rows, None] + torch.arange(width)
+            places = torch.where(self._counted(rows, width), places, len(self._features) - 1)
+            return self._features.index_select(0, places.flatten()).view(len(rows), width, -1)
         wanted, where = torch.unique(rows, return_inverse=True)
         found = self._read([self.image_ids[row] for row in wanted.tolist()])
         out = torch.zeros(len(found), width, self.reader.dim)
@@ -79,6 +108,10 @@ class RegionFeatures:
             count = min(width, len(region.features))
             out[place, :count] = torch.from_numpy(np.asarray(region.features[:count], dtype=np.float32))
         return out[where]
+
+    def _counted(self, rows: Tensor, width: int) -> Tensor:
+        """[B, width] bool: places of real regions."""
+        return torch.arange(width) < torch.from_numpy(self.counts)[rows, None]
 
     def links(self, row: int) -> NDArray[np.float32]:
         """Boxes [r, 4] of an image."""
@@ -92,11 +125,5 @@ class RegionFeatures:
             return list(workers.map(self.reader.get, ids))
 
 
-def free_memory() -> int:
-    """Bytes that programs can still have, as Linux estimates it; a modest guess elsewhere."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found = next(line for line in lines if line.startswith("MemAvailable:"))
-        return int(found.split()[1]) * 1024
-    except (OSError, StopIteration, ValueError, IndexError):
-        return _UNKNOWN_MEMORY
+def _tell(size: float) -> None:
+    info(f"The region features take about {size / 1e9:,.1f} GB and are read batch by batch.")

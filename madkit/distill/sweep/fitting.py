@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+
+from madkit.distill.batches.free_memory import free_memory
 
 # A training process with torch, transformers and the embedded benchmark, measured at its peak: 1.1 GB. The rest is for
 # features that are read into memory where they fit (`region_features`).
@@ -54,13 +55,3 @@ def visible_gpus() -> tuple[str, ...]:
     count = torch.cuda.device_count()
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return tuple(named[:count]) if named else tuple(str(index) for index in range(count))
-
-
-def free_memory() -> int | None:
-    """Bytes of memory that can be had without swapping; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found = next(line for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
-    return int(found.split()[1]) * 1024

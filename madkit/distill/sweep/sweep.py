@@ -155,7 +155,7 @@ def _idle(workers: list[WorkerProcess], processes: int, threads: int, gpus: Sequ
     gpu = None
     if gpus:  # the one with the fewest processes
         gpu = min(gpus, key=lambda name: sum(worker.gpu == name for worker in workers))
-    workers.append(WorkerProcess(threads, gpu))
+    workers.append(WorkerProcess(threads, gpu, processes))
     return workers[-1]
 
 

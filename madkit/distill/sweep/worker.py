@@ -22,9 +22,11 @@ from madkit.core.workspace import Workspace
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Train one run; expected failures become an answer with "error", a run that another trains one with "busy"."""
+    from madkit.distill.batches.free_memory import share_memory
     from madkit.distill.runs.folder import RunBusy
     from madkit.distill.stage import distill
 
+    share_memory(request.pop("beside", 1))
     workspace = Workspace(Path(request.pop("workspace")), request.pop("cache", None))
     try:
         result = distill(workspace, **request)

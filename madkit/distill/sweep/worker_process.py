@@ -61,10 +61,12 @@ class WorkerProcess:
     Args:
         threads: compute threads; 0 for `distill`'s own choice.
         gpu: the one device that it sees, as CUDA_VISIBLE_DEVICES has it; None: all.
+        beside: how many such processes share the machine's memory, this one among them.
     """
 
-    def __init__(self, threads: int, gpu: str | None = None) -> None:
+    def __init__(self, threads: int, gpu: str | None = None, beside: int = 1) -> None:
         self.threads = threads
+        self.beside = beside
         self.gpu = gpu
         self.number: int | None = None
         self.spec: RunSpec | None = None
@@ -110,6 +112,7 @@ class WorkerProcess:
             "config_overrides": dict(spec.overrides),
             "threads": self.threads,
             "part": part,
+            "beside": self.beside,
         }
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died; `reply` says how

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from madkit.core.console import info
-from madkit.distill.batches.region_features import free_memory
+from madkit.distill.batches.free_memory import memory_share
 
 Held = Literal["auto", "memory", "stream"]
 SHARE_OF_MEMORY = 0.4
@@ -26,7 +26,8 @@ class Room:
     Attributes:
         bank: ``memory`` or ``stream``; ``auto`` holds what together takes at most a share of the memory that is free.
         device: of the training.
-        limit: bytes that ``auto`` may hold; None: that share, of what is free when it is first asked.
+        limit: bytes that ``auto`` may hold; None: that share, of what is free when it is first asked, or this process's
+            part of it.
         held: bytes that are held so far.
     """
 
@@ -38,7 +39,7 @@ class Room:
     def streams(self, what: str, needed: int) -> bool:
         """Whether `needed` bytes of vectors of `what` (images, texts) are read batch by batch, not held."""
         if self.limit is None:
-            self.limit = int(SHARE_OF_MEMORY * free_memory())
+            self.limit = memory_share(SHARE_OF_MEMORY)
         left = max(0, self.limit - self.held)
         size = f"The teacher's vectors of the {what} take {_size(needed)}"
         room = f"{_size(left)} {'still ' if self.held else ''}to be held"

@@ -11,7 +11,7 @@ import torch
 
 from madkit.core.errors import DataError
 from madkit.distill.batches import region_features
-from madkit.distill.batches.region_features import RegionFeatures, free_memory
+from madkit.distill.batches.region_features import RegionFeatures
 from madkit.distill.loop.ahead import Ahead
 from madkit.distill.stage import distill
 from madkit.regions import Regions
@@ -52,8 +52,30 @@ def test_both_ways_give_the_same_tensors(threads):
     assert read.reader.read - before == 3  # each image once
 
 
-def test_memory_is_asked_of_the_machine():
-    assert free_memory() > 2**20
+def test_features_lie_in_memory_once_and_without_padding():
+    class Uneven(Made):
+        def get(self, name: str) -> Regions:
+            count = 100 if name == "7" else 2
+            return Regions(np.tile(np.float32([0, 0, 1, 1]), (count, 1)), np.full((count, 5), int(name), np.float32))
+
+    kept = RegionFeatures(Uneven(), [str(number) for number in range(150)], limit=10**6)
+    assert kept.in_memory
+    held = sum(value.nbytes for value in vars(kept).values() if isinstance(value, torch.Tensor) and value.dim() == 2)
+    assert held < 2 * (149 * 2 + 100) * 5 * 4 + 150 * 100  # and not 150 images of 100
+    assert kept.features(torch.tensor([7, 3]), 100)[:, :, 0].sum(1).tolist() == [700.0, 6.0]
+
+
+def test_what_turns_out_larger_than_its_first_images_is_not_kept(capsys):
+    class Growing(Made):
+        def get(self, name: str) -> Regions:
+            count = 1 if int(name) < 64 else 50
+            return Regions(np.tile(np.float32([0, 0, 1, 1]), (count, 1)), np.full((count, 5), int(name), np.float32))
+
+    names = [str(number) for number in range(300)]
+    read = RegionFeatures(Growing(), names, limit=20_000)
+    assert not read.in_memory
+    assert "read batch by batch" in capsys.readouterr().err
+    assert read.features(torch.tensor([200, 3]), 2)[:, 1, 0].tolist() == [200.0, 0.0]
 
 
 @pytest.mark.parametrize("arm", ["finetune", "mad"])
