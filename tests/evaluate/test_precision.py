@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from madkit.core.errors import UsageProblem
 from madkit.core.files import read_jsonl
+from madkit.evaluate.predict import Answering
 from madkit.evaluate.scorer import StudentScorer
 
 
@@ -76,17 +80,72 @@ def test_answers_that_are_scored_anew_keep_their_precision(runs):
     assert [row["precision"] for row in read_jsonl(path)] == ["bf16", "bf16"]
 
 
+class Gpu:
+    """A CUDA device that torch tells of and nobody computes on: compute capability `major`.x, two of them."""
+
+    def __init__(self, monkeypatch, major, *, emulates=True):
+        self.major, self.current, self.asked = major, 0, []
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: self.current)
+        monkeypatch.setattr(torch.cuda, "device", self.entered)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", self.properties)
+        monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: emulates)
+
+    @contextmanager
+    def entered(self, device):
+        before, self.current = self.current, device.index or 0
+        yield
+        self.current = before
+
+    def properties(self, number):
+        self.asked.append(number)
+        return SimpleNamespace(major=self.major)
+
+
 def test_auto_is_bf16_where_the_gpu_computes_in_it_and_fp32_elsewhere(monkeypatch):
+    """Torch's own answer, to a made-up device: what it only emulates (before Ampere) does not count."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert (StudentScorer().precision, str(StudentScorer().device)) == ("fp32", "cpu")
     assert StudentScorer("cpu", "bf16").precision == "bf16"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for supported in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *a, _is=supported, **k: _is)
-        assert StudentScorer().precision == ("bf16" if supported else "fp32")
-    assert StudentScorer("cpu").precision == "fp32"
+    for major, precision in ((9, "bf16"), (8, "bf16"), (7, "fp32")):
+        gpu = Gpu(monkeypatch, major)
+        assert (StudentScorer().precision, str(StudentScorer().device)) == (precision, "cuda")
+        assert StudentScorer("cuda:1").precision == precision
+        assert gpu.asked == [0, 1]
+        assert (StudentScorer(precision="fp32").precision, StudentScorer(precision="bf16").precision) == (
+            "fp32",
+            "bf16",
+        )
+        assert StudentScorer("cpu").precision == "fp32"
     assert (StudentScorer().wanted, StudentScorer(precision="fp32").wanted) == (None, "fp32")
+
+
+def test_what_was_found_out_of_the_gpu_is_what_students_are_asked_with(monkeypatch):
+    Gpu(monkeypatch, 9)
+    told = {}
+    monkeypatch.setattr("madkit.evaluate.predict.predict", lambda *given, **how: told.update(how) or [])
+    StudentScorer("cuda:1")(None, [], None, None)
+    assert (told["device"], told["precision"]) == ("cuda:1", "bf16")
+
+
+def test_bf16_on_a_gpu_is_autocast_of_that_device(monkeypatch):
+    entered = []
+
+    class Autocast(nullcontext):
+        def __init__(self, kind, **how):
+            super().__init__()
+            entered.append((kind, how))
+
+    monkeypatch.setattr(torch, "autocast", Autocast)
+    for kind in ("cuda", "cpu"):
+        answering = object.__new__(Answering)
+        answering._device, answering._bf16 = torch.device(kind), True
+        answering._student = SimpleNamespace(head=torch.nn.Identity())
+        with answering._autocast():
+            assert entered[-1] == (kind, {"dtype": torch.bfloat16})
+            assert len(answering._student.head._forward_hooks) == 1
+        assert not answering._student.head._forward_hooks  # a student of the caller's is left as it was
 
 
 def test_processes_of_one_machine_take_a_gpu_each(monkeypatch):

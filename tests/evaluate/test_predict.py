@@ -53,6 +53,32 @@ def test_the_budget_does_not_change_what_is_answered(setting):
     assert [row["prediction"] for row in small] == [row["prediction"] for row in large]
 
 
+def test_bfloat16_is_as_near_as_its_eight_bits(setting, monkeypatch):
+    """What a GPU does by default, on a CPU. The encoder computes in bfloat16, so that a score moves by 2^-6 of the
+    largest at most. Its head does not: in eight bits the candidates of one question have one and the same score, and
+    the first of them would be the answer.
+    """
+    folder, examples, regions = setting
+    linear, computed = torch.nn.functional.linear, []
+
+    def watched(*arguments):
+        found = linear(*arguments)
+        computed.append(found.dtype)
+        return found
+
+    full = predict(folder, examples, regions, spec=spec_of(examples), device="cpu", precision="fp32")
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    half = predict(folder, examples, regions, spec=spec_of(examples), device="cpu", precision="bf16")
+    assert computed.count(torch.bfloat16) > len(computed) / 2
+    assert computed[-1] is torch.float32
+    pairs = list(zip(full, half, strict=True))
+    largest = max(abs(value) for row in full for value in row["logits"])
+    moved = max(abs(a - b) for one, other in pairs for a, b in zip(one["logits"], other["logits"], strict=True))
+    assert 0 < moved <= largest / 64
+    scores = torch.tensor([row["logits"] for row in half])
+    assert (scores.bfloat16().float() != scores).float().mean() > 0.9
+
+
 def test_nan_weights_show_in_the_logits(setting, tmp_path):
     folder, examples, regions = setting
     student = load_student(folder)
