@@ -25,7 +25,7 @@ _COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
 
 def doctor(
     deep: Annotated[
-        bool, typer.Option("--deep", help="Also read every byte of the caches and check the data: minutes.")
+        bool, typer.Option("--deep", help="Also read every byte of caches and students, and check the data: minutes.")
     ] = False,
     cache: CacheOption = None,
     workspace: WorkspaceOption = None,

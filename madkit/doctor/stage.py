@@ -68,7 +68,7 @@ def examine(workspace: Workspace, *, deep: bool = False) -> Examination:
         if folder is not None:
             found += _safely("disk", lambda: check_speed(folder))
         if workspace.root.is_dir():
-            found += _safely("workspace", lambda: check_workspace(workspace))
+            found += _safely("workspace", lambda: check_workspace(workspace, deep=deep))
             if deep:
                 found += _safely("workspace", lambda: _read_everything(workspace))
         answer = probe.answer()

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 from madkit.cache.layout import LOCK, MANIFEST
 from madkit.cache.manage import list_stores
 from madkit.cache.reader import extract_command, missing_files
+from madkit.core.console import counted
 from madkit.core.errors import MadkitError
 from madkit.core.files import read_json, read_jsonl
 from madkit.core.folders import visible
 from madkit.doctor.findings import Finding, failed, first_line, passed, warned
-from madkit.evaluate.grid import read_run
+from madkit.doctor.weights import not_finite
+from madkit.evaluate.grid import Run, read_run
+from madkit.evaluate.origin import find_data
 
 if TYPE_CHECKING:
     from madkit.core.workspace import Workspace
@@ -32,12 +35,12 @@ _LEFT = (".tmp", ".new", ".old")
 _PLACES = ("cache", "runs", "adapters", "students", "reports")
 
 
-def check_workspace(workspace: Workspace) -> list[Finding]:
-    """Everything about a workspace that can be told without reading it whole."""
+def check_workspace(workspace: Workspace, *, deep: bool = False) -> list[Finding]:
+    """Everything about a workspace that can be told without reading it whole; `deep`: students' weights are."""
     return [
         *check_data(workspace),
         *check_caches(workspace),
-        *check_runs(workspace),
+        *check_runs(workspace, deep=deep),
         *check_adapters(workspace),
         *check_leftovers(workspace),
     ]
@@ -111,9 +114,10 @@ def check_caches(workspace: Workspace) -> list[Finding]:
     return found or [passed(CACHES, "caches", "none yet")]
 
 
-def check_runs(workspace: Workspace) -> list[Finding]:
-    """Whether every run is complete with a whole student, or can go on."""
+def check_runs(workspace: Workspace, *, deep: bool = False) -> list[Finding]:
+    """Whether every run is complete with a whole student, or can go on; and whether its data is still there."""
     found, held = [], held_locks()
+    tables: dict[tuple[str, str], list[Run]] = {}
     whole = going = 0
     for path in sorted(workspace.runs.glob("*/*/manifest.json")):
         folder = path.parent
@@ -138,6 +142,12 @@ def check_runs(workspace: Workspace) -> list[Finding]:
             mend = f"rm {shlex.quote(str(path))} && {again}"
             found.append(failed(RUNS, name, wrong, mend))
             continue
+        tables.setdefault(run.table, []).append(run)
+        tensor = not_finite(folder / "student" / WEIGHTS, whole=deep)
+        if tensor is not None:
+            mend = f"rm {shlex.quote(str(path))} && {again}{_slower(manifest)}"
+            found.append(failed(RUNS, name, f"its student's weights are NaN or infinite ({tensor})", mend))
+            continue
         results = folder / "results.jsonl"
         try:
             if results.is_file():
@@ -147,11 +157,37 @@ def check_runs(workspace: Workspace) -> list[Finding]:
             found.append(failed(RUNS, name, first_line(error), mend))
             continue
         whole += 1
+    found += _data_gone(workspace, tables)
     if going:
         found.append(passed(RUNS, "under way", f"{going}"))
     if whole or not found:
         found.append(passed(RUNS, "runs", f"{whole} complete, their students whole" if whole else "none yet"))
     return found
+
+
+def _slower(manifest: dict[str, Any]) -> str:
+    """What to add to a run's command, so that it learns more slowly."""
+    config = manifest.get("config")
+    rate = (config.get("optim") or {}).get("learning_rate") if isinstance(config, dict) else None
+    return f" --set optim.learning_rate={rate / 2:g}" if isinstance(rate, float) else ""
+
+
+def _data_gone(workspace: Workspace, tables: dict[tuple[str, str], list[Run]]) -> Iterator[Finding]:
+    """A warning for every revision of data that runs were trained on and the workspace no longer holds."""
+    for (source, revision), runs in tables.items():
+        try:
+            there = find_data(workspace, runs[0]) is not None
+        except MadkitError:  # it is there, and cannot be opened: the data's own finding
+            continue
+        if not there:
+            said = (
+                f"revision {revision} of {source} is gone, on which {counted(len(runs), 'runs')} learnt: what was "
+                "answered stays in tables, and nothing else can be asked"
+            )
+            mend = "put that data back, or train again on the data that is there"
+            if runs[0].is_mini:
+                mend = f"madkit extract --teacher mini --task {runs[0].task}"
+            yield warned(RUNS, f"{source} {revision}", said, mend)
 
 
 def distill_command(folder: Path, manifest: dict[str, Any]) -> str:

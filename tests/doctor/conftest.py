@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from madkit.cli.main import main
 from madkit.core.workspace import Workspace
 from madkit.doctor.findings import Finding
 from madkit.doctor.probe import _zarr
+from madkit.tasks.data import every_dataset
 
 MANIFEST: dict[str, Any] = {
     "schema": 1, "kind": "run", "task": "snli-ve", "source": "mini-snli-ve", "data_revision": "r", "is_mini": True,
@@ -44,6 +47,18 @@ class MadeWorkspace:
 
     def say(self, **other: Any) -> None:
         (self.run / "manifest.json").write_text(json.dumps({**MANIFEST, **other}))
+
+    def add_data(self) -> None:
+        """The data that the run learnt on: one question of one's own."""
+        folder = self.workspace.root.parent / "mine"
+        folder.mkdir()
+        Image.new("RGB", (8, 8)).save(folder / "a.png")
+        line = {"split": "test", "image": "a.png", "text": "x", "choices": ["a", "b"], "label": 0}
+        (folder / "mine.jsonl").write_text(json.dumps(line) + "\n")
+        where = ["--name", "mine", "--workspace", str(self.workspace.root)]
+        assert main(["data", "import", "custom", str(folder / "mine.jsonl"), "--kind", "multiple-choice", *where]) == 0
+        (data,) = every_dataset(self.workspace)
+        self.say(task="mine", source=data.source, data_revision=data.revision, is_mini=False)
 
     def say_adapter(self, **other: Any) -> None:
         facts = {"status": "complete", "teacher": "mini", "task": "vcr", "shots": "5pct", "seed": 1, **other}

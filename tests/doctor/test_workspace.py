@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from madkit.core.files import FileLock
 from madkit.core.workspace import Workspace
@@ -24,6 +26,7 @@ RUN = "mini-snli-ve/mini-uniter-mad-1pct-s3-00000000"
 
 
 def test_a_sound_workspace_passes(made: MadeWorkspace) -> None:
+    made.add_data()
     before = {path: path.stat().st_mtime_ns for path in made.workspace.root.rglob("*")}
     findings = check_workspace(made.workspace)
     assert {finding.status for finding in findings} == {Status.PASS}
@@ -99,6 +102,42 @@ def test_a_damaged_run_fails(made: MadeWorkspace, harm: Callable[[Path], object]
     assert words in found.detail
     assert found.mend
     assert "0 complete" not in str(findings)
+
+
+def test_data_that_is_gone_warns_once_for_all_its_runs(made: MadeWorkspace) -> None:
+    shutil.copytree(made.run, made.run.with_name("mini-uniter-mad-1pct-s4-00000000"))
+    found = one(check_runs(made.workspace), "mini-snli-ve r")
+    assert found.status is Status.WARN
+    assert "revision r of mini-snli-ve is gone, on which 2 runs learnt" in found.detail
+    assert found.mend == "madkit extract --teacher mini --task snli-ve"
+    made.add_data()  # one of the two now belongs to data that is there
+    found = one(check_runs(made.workspace), "mini-snli-ve r")
+    assert "on which 1 run learnt" in found.detail
+    shutil.rmtree(made.workspace.data)
+    found = next(one for one in check_runs(made.workspace) if one.name.startswith("mine "))
+    assert (found.status, found.mend) == (
+        Status.WARN, "put that data back, or train again on the data that is there",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers_fail(made: MadeWorkspace, dtype: torch.dtype, value: float) -> None:
+    weights = {f"layer.{number}": torch.zeros(3000, dtype=dtype) for number in range(20)}
+    weights |= {"ids": torch.full((9,), -1), "largest": torch.full((9,), torch.finfo(dtype).max, dtype=dtype)}
+    file = made.run / "student" / "model.safetensors"
+    made.say(config={"optim": {"learning_rate": 1e-3}})
+    save_file(weights, file)
+    assert one(check_runs(made.workspace, deep=True), "runs").status is Status.PASS
+    weights["layer.7"][2999] = value  # in one place, far behind: only who reads everything finds it
+    save_file(weights, file)
+    assert one(check_runs(made.workspace), "runs").status is Status.PASS
+    assert "NaN or infinite (layer.7)" in one(check_runs(made.workspace, deep=True), RUN).detail
+    save_file({name: one.fill_(value) if one.is_floating_point() else one for name, one in weights.items()}, file)
+    found = one(check_runs(made.workspace), RUN)
+    assert (found.status, "NaN or infinite" in found.detail) == (Status.FAIL, True)
+    assert found.mend.startswith(f"rm {made.run / 'manifest.json'} && madkit distill --task snli-ve ")
+    assert found.mend.endswith("config.yaml --set optim.learning_rate=0.0005")
 
 
 def test_a_stopped_run_warns_with_the_command_that_goes_on(made: MadeWorkspace) -> None:
