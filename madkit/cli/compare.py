@@ -90,6 +90,8 @@ def _print(found: Comparison) -> None:
         )
         for one in found.metrics
     ]
+    if not rows:  # no suite could be answered by both: what is wrong is said on stderr
+        return
     print_table(("suite", "metric", "A", "B", "B - A", "95 %", "p", "flips"), rows, right={2, 3, 4, 6, 7})
     print()
     print("Percent; B - A in points. 95 % and p (after Holm over the suites) are for new")

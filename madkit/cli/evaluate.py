@@ -117,9 +117,16 @@ def evaluate(
     from madkit.core.workspace import Workspace
     from madkit.evaluate.published import beside_published
     from madkit.evaluate.report import write_report
+    from madkit.evaluate.scorer import StudentScorer
     from madkit.evaluate.sharing import answer_together
     from madkit.evaluate.stage import evaluate as run
 
+    table = {"--agreement": agreement, "--beside": beside, "--vqa-rule": vqa_rule is not Rule.current}
+    idle = [name for name, given in table.items() if given]
+    if submission and idle:
+        raise UsageProblem(f"{idle[0]} is of the table, and --submission writes none.", hint=f"leave out {idle[0]}")
+    if processes and not train_missing:
+        raise UsageProblem("--processes says how many trainings run side by side.", hint="add --train-missing")
     place = Workspace.at(workspace, cache=cache)
     how: dict[str, Any] = {"device": device, "precision": precision.value, "vqa_rule": vqa_rule.value}
     failed: dict[str, Problem] = {}
@@ -129,6 +136,7 @@ def evaluate(
                 f"{'--submission' if submission else '--train-missing'} is for a single process.",
                 hint="start it without torchrun or accelerate launch",
             )
+        StudentScorer(device, precision.value).check()  # before hours of training
         untrained = train(place, protocol, processes=processes) if train_missing else []
         if submission:
             _write_submissions(place, protocol, untrained, device=device, precision=precision.value, json_=json_)

@@ -117,7 +117,9 @@ def _results(place: Workspace, protocol: str) -> Results:
     from madkit.core.registry import suggest
     from madkit.evaluate.results import Results
 
-    path = place.reports / Path(protocol).stem / "results.json"
+    path = place.reports / protocol / "results.json"  # a name may hold dots; of a file it is what stands before .yaml
+    if not path.is_file():
+        path = place.reports / Path(protocol).stem / "results.json"
     if not path.is_file():
         there = sorted(found.parent.name for found in place.reports.glob("*/results.json"))
         near = suggest(Path(protocol).stem, there)

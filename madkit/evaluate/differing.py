@@ -88,8 +88,7 @@ def gallery_scenes(workspace: Workspace, results: Results, choose: Chooser | Non
     What cannot be read (an image, data that is gone) is left out.
     """
     items: list[GalleryItem] = []
-    for pair in _pairs(workspace, results):
-        examples = pair.data.examples(pair.row.suite)
+    for pair, examples in _pairs(workspace, results):
         differing = _drawn(examples, *pair.answers) if len(pair.answers) == 2 else ([], [])
         taken = {example.id for part in differing for example in part}
         drawn = (examples[int(place)] for place in permutation(len(examples), "gallery, by lot"))
@@ -105,14 +104,17 @@ def differing_scenes(workspace: Workspace, results: Results, choose: Chooser | N
     In-domain, of the first seed that both have. What cannot be read (an image, data that is gone) is left out.
     """
     items: list[GalleryItem] = []
-    for pair in _pairs(workspace, results):
+    for pair, examples in _pairs(workspace, results):
         if len(pair.answers) == 2:
-            items += _of_pair(pair, *_drawn(pair.data.examples(pair.row.suite), *pair.answers), choose)
+            items += _of_pair(pair, *_drawn(examples, *pair.answers), choose)
     return items
 
 
-def _pairs(workspace: Workspace, results: Results) -> Iterator[_Pair]:
-    """Of every source the two arms to show; one alone where it has no comparison."""
+def _pairs(workspace: Workspace, results: Results) -> Iterator[tuple[_Pair, Sequence[Example]]]:
+    """Of every source the two arms to show, one alone where it has no comparison, and the questions of the suite.
+
+    A source whose data or answers are damaged has none: its figures are in the table all the same.
+    """
     if not results.rows:
         return
     try:
@@ -130,9 +132,13 @@ def _pairs(workspace: Workspace, results: Results) -> Iterator[_Pair]:
         compared = [row for row in rows if row.difference is not None]
         best = max(compared, key=lambda row: row.difference.mean if row.difference is not None else 0.0, default=None)
         row = best or next(iter(rows), None)
-        pair = None if row is None else _pair(workspace, source, row, groups, str(results.settings.get("baseline")))
+        try:
+            pair = None if row is None else _pair(workspace, source, row, groups, str(results.settings.get("baseline")))
+            examples = () if pair is None else pair.data.examples(pair.row.suite)
+        except MadkitError:
+            continue
         if pair is not None:
-            yield pair
+            yield pair, examples
 
 
 def _pair(workspace: Workspace, source: Source, row: Row, groups: Sequence[Group], baseline: str) -> _Pair | None:
@@ -225,8 +231,11 @@ def _item(pair: _Pair, example: Example, group: str, choose: Chooser | None) -> 
     sides = (picture.width, picture.height) * 2
     boxes = [_corners(box, sides) for box in example.boxes]
     if not boxes:
-        regions = pair.data.regions(pair.row.suite)
-        boxes = [] if regions is None else [_four(box) for box in regions.get(example.image.id).boxes.tolist()]
+        try:
+            regions = pair.data.regions(pair.row.suite)
+            boxes = [] if regions is None else [_four(box) for box in regions.get(example.image.id).boxes.tolist()]
+        except MadkitError:
+            return None
     kept = None if choose is None else choose(pair.data, pair.settings, example, boxes)
     small = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
     width, height = small.size

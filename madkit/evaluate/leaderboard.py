@@ -20,6 +20,7 @@ from madkit.evaluate.answering import answer
 from madkit.evaluate.cells import suite_digest
 from madkit.evaluate.contents import student_digest
 from madkit.evaluate.grid import Problem, Run
+from madkit.evaluate.scorer import StudentScorer
 from madkit.evaluate.stage import plan_of
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def write_submissions(
         UsageProblem: no such device or precision.
         StoppedResumable, KeyboardInterrupt: asked to stop; finished files are kept.
     """
+    StudentScorer(device, precision).check()
     plan = plan_of(workspace, protocol)
     todo: list[tuple[Run, TaskData, str]] = []
     problems = list(plan.problems)

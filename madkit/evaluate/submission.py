@@ -224,10 +224,20 @@ def _named(row: Mapping[str, Any], spec: TaskSpec) -> str | int:
     return str(prediction) if spec.kind == "vqa" else int(prediction)
 
 
+def _sure(row: Mapping[str, Any], spec: TaskSpec) -> float | None:
+    """The probability of what is answered; None for an answer of VQA whose row does not tell it."""
+    if spec.kind != "vqa":
+        return round(probabilities(row["logits"])[int(row["prediction"])], 6)
+    return round(float(row["confidence"]), 6) if "confidence" in row else None
+
+
 def _json_lines(rows: Sequence[Mapping[str, Any]], spec: TaskSpec, raw: bool) -> str:
     lines = []
     for row in rows:
         line: dict[str, Any] = {"id": row["id"], "prediction": _named(row, spec)}
+        sure = _sure(row, spec)
+        if sure is not None:
+            line["probability"] = sure
         if row["question_id"] != row["id"]:
             line["question_id"] = row["question_id"]
         if spec.kind == "vqa":
@@ -254,13 +264,13 @@ def _pair_lines(rows: Sequence[Mapping[str, Any]], spec: TaskSpec, raw: bool) ->
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], spec: TaskSpec, raw: bool) -> str:
-    """Lines of id, prediction and, but for VQA, a score for every class or choice."""
+    """Lines of id, prediction and a score for every class or choice; of VQA the probability of the answer."""
     width = 0 if spec.kind == "vqa" else max((len(row["logits"]) for row in rows), default=0)
     names = spec.labels if spec.kind == "classification" else tuple(map(str, range(width)))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["id", "prediction", *(f"score_{name}" for name in names)])
+    writer.writerow(["id", "prediction", *(f"score_{name}" for name in names), *([] if width else ["probability"])])
     for row in rows:
-        scores = probabilities(row["logits"], raw) if width else []
-        writer.writerow([row["id"], _named(row, spec), *(repr(value) for value in scores)])
+        scores = probabilities(row["logits"], raw) if width else [_sure(row, spec)]
+        writer.writerow([row["id"], _named(row, spec), *("" if value is None else repr(value) for value in scores)])
     return out.getvalue()

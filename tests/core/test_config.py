@@ -120,6 +120,7 @@ def test_required_values_and_validators(tmp_path: Path) -> None:
     [
         ("steps: 1\nrate: 2\nsteps: 3\n", "line 3: the key 'steps' stands twice"),
         ("loss: {weight: 1, weight: 2}\n", "line 1: the key 'weight' stands twice"),
+        ("steps: 1\n? [a, b]\n: 2\n", "line 2: a key is no plain name"),
         ("steps: [1\nrate: 2\n", "line 2: "),
         ("- steps\n", "must hold a mapping of names to values"),
         ("1: 2\n", "must hold a mapping of names to values"),

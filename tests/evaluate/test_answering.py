@@ -10,6 +10,7 @@ import torch
 
 from madkit.cli.main import main
 from madkit.core.errors import NotFoundError, RunError, UsageProblem
+from madkit.core.files import read_jsonl
 from madkit.core.workspace import Workspace
 from madkit.evaluate import predict as predicting
 from madkit.evaluate.answering import answer
@@ -93,6 +94,24 @@ def test_a_place_that_takes_no_file_is_told_before_the_student_is_asked(tiny, tm
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
         answer(tiny.workspace, NAME, output=tmp_path / "file" / "answers.jsonl", device="cpu")
+
+
+def test_answers_to_a_split_have_probabilities_as_those_to_ones_own_file(tiny, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    answer(tiny.workspace, NAME, format_="jsonl", output=path, device="cpu")
+    lines = read_jsonl(path)
+    assert all(0 < line["probability"] <= 1 for line in lines)
+    assert tiny.task == "snli-ve" or len({line["probability"] for line in lines}) > 3  # there all are sure
+    if tiny.task != "vqa":
+        chosen = [max(line["scores"]) for line in lines]
+        assert [line["probability"] for line in lines] == pytest.approx(chosen, abs=1e-6)
+    else:
+        answer(tiny.workspace, NAME, format_="csv", output=path.with_suffix(".csv"), device="cpu")
+        head, first, *_ = path.with_suffix(".csv").read_text().splitlines()
+        assert head == "id,prediction,probability"
+        assert first == f"{lines[0]['id']},{lines[0]['prediction']},{lines[0]['probability']!r}"
+    scored = score_file(tiny.workspace, path, tiny.data.spec.name)  # whoever reads such files reads these
+    assert scored.answered == scored.questions
 
 
 def test_runs_are_found_by_folder_by_name_and_by_source(tiny, tmp_path):

@@ -95,6 +95,34 @@ def test_report_of_what_was_never_evaluated(tmp_path, capsys):
     assert "Try: madkit report full" in told
 
 
+def test_a_protocol_of_ones_own_may_have_dots_in_its_name(runs, tmp_path, capsys):
+    (tmp_path / "low.v2.yaml").write_text("suites: [test]\nresamples: 100\n")
+    where = ["--workspace", str(runs.workspace.root)]
+    assert main(["evaluate", "--protocol", str(tmp_path / "low.v2.yaml"), *where]) == 0
+    for name in ("low.v2", "low.v2.yaml"):
+        capsys.readouterr()
+        assert main(["report", name, "--format", "markdown", *where]) == 0
+        assert "# Protocol low.v2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--submission", "--agreement"], "leave out --agreement"),
+        (["--submission", "--beside", "published"], "leave out --beside"),
+        (["--submission", "--vqa-rule", "pre2021"], "leave out --vqa-rule"),
+        (["--processes", "2"], "add --train-missing"),
+        (["--submission", "--device", "gpu"], "no device named 'gpu'"),
+        (["--train-missing", "--device", "gpu"], "no device named 'gpu'"),
+    ],
+)
+def test_options_that_would_do_nothing_or_fail_late_are_wrong_usage(runs, capsys, monkeypatch, options, words):
+    monkeypatch.setattr("madkit.cli.evaluate.train", lambda *given, **how: pytest.fail("hours of training"))
+    assert main(["evaluate", "--workspace", str(runs.workspace.root), *options]) == 2
+    assert words in capsys.readouterr().err
+    assert not runs.scored
+
+
 def test_a_file_name_that_says_no_format_is_answered_with_those_that_do(tmp_path, capsys):
     assert main(["report", "-o", "table.docx", "--workspace", str(tmp_path)]) == 2
     told = capsys.readouterr().err

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from madkit.core.errors import DataError
 from madkit.evaluate import differing
 from madkit.evaluate.differing import differing_scenes, gallery_scenes
 from madkit.tasks.example import ImageRef, Segment, Tag
@@ -53,6 +54,23 @@ def test_as_many_scenes_are_won_as_lost_and_the_answers_are_those_of_the_runs(sc
     assert {(item.answers["finetune"], item.answers["affinity"]) for item in items} <= pairs
     assert items == differing_scenes(made_up.workspace, results)  # the lot is fixed
     assert items[0].note == "1 % of the labels, seed 0"
+
+
+def test_a_source_that_is_damaged_has_no_scenes_and_costs_no_page(scenes):
+    made_up, _ = scenes
+    results = made_up.evaluate("smoke")
+    assert gallery_scenes(made_up.workspace, results)
+
+    def damaged(*_: object) -> None:
+        raise DataError("The index file test.arrow is damaged.")
+
+    (data,) = made_up.data.values()
+    plain, data.examples = data.examples, damaged
+    assert gallery_scenes(made_up.workspace, results) == differing_scenes(made_up.workspace, results) == []
+    data.examples = lambda suite: [replace(one, boxes=()) for one in plain(suite)]
+    assert gallery_scenes(made_up.workspace, results)
+    data.regions = damaged  # what pictures without boxes are drawn with
+    assert gallery_scenes(made_up.workspace, results) == []
 
 
 def test_pictures_are_made_small_with_their_boxes(scenes):
