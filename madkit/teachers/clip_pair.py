@@ -177,6 +177,9 @@ def clip_pair(
     vision_weights = weights_digest({key: value for key, value in tensors.items() if key.startswith("visual.")})
     text_weights = weights_digest({key: value for key, value in tensors.items() if not key.startswith(NOT_READING)})
     logit_scale = float(tensors["logit_scale"].float().exp().reshape(-1)[0])
+    del tensors
+    # Before the halves are made: they keep tensors, and a move gives a buffer's place to another tensor.
+    model.to(device=device, dtype=dtype)
     vision, text = clip_sides(
         name,
         model,
@@ -186,7 +189,6 @@ def clip_pair(
         text_weights=text_weights,
         context_length=context_length,
     )
-    model.to(device=device, dtype=dtype)
     return Teacher(
         name=name,
         vision=vision,

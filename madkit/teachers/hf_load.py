@@ -167,9 +167,8 @@ def context_length(model: nn.Module, folder: Path) -> int:
     length = int(getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT)
     for name, module in model.named_modules():
         if name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
-            length = module.num_embeddings
-            if module.padding_idx is not None:
-                length -= module.padding_idx + 1
+            behind = 0 if module.padding_idx is None else module.padding_idx + 1
+            length = min(length, module.num_embeddings - behind)  # some tables have more rows than are ever used
     return min(length, longest_sentence(folder) or length)
 
 

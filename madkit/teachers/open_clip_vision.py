@@ -120,7 +120,10 @@ def _timm(visual: Any, embed_dim: int, name: str) -> VisionWay:
 def _layout(trunk: nn.Module, size: tuple[int, int], name: str) -> FeatureLayout:
     """Find the shape of a model's features with an image without content: on the meta device nothing is computed."""
     named = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers())}
-    shadow = {key: torch.empty_like(value, device="meta") for key, value in named.items()}
+    shadow = {
+        key: torch.empty_like(value, device="meta", dtype=torch.float32 if value.is_floating_point() else None)
+        for key, value in named.items()
+    }
 
     class Features(nn.Module):
         def __init__(self) -> None:

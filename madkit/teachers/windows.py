@@ -73,7 +73,8 @@ def encode_in_windows(
     for row, (text, plan) in enumerate(zip(texts, plans, strict=True)):
         n = len(text.ids)
         for window in plan:
-            real: Tensor = output.tokens[piece][output.mask[piece].to(device)]
+            places = output.mask[piece].nonzero().squeeze(1)  # on the host: the device would be asked for their number
+            real: Tensor = output.tokens[piece][places.to(device, non_blocking=True)]
             tokens[row, window.first : window.last] = real[window.first - window.start : window.last - window.start]
             share = (window.last - window.first) / n if n else 1.0
             globals_[row] += output.global_[piece].float() * share

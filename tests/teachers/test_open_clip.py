@@ -14,6 +14,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from pretended_cuda import pretended_cuda, read_everything
 from safetensors.torch import save_file
 
 from madkit.core.errors import ConfigError, NotFoundError
@@ -177,6 +178,15 @@ def test_globals_are_open_clips_own_and_tokens_go_the_same_way(made: Made) -> No
         assert read.spans[row][read.mask[row]].tolist() == [list(span) for span in found.spans]
     long = teacher.text.encode(TEXTS[4:])
     assert int(long.mask.sum()) == len(teacher.text.tokenize(TEXTS[4:])[0].ids) > teacher.text.limit
+
+
+@pytest.mark.slow
+def test_on_a_gpu_everything_is_there(made: Made) -> None:
+    with pretended_cuda():
+        teacher = load_teacher(f"open_clip:{made.name}", weights=made.folder, device="cuda")
+        found = read_everything(teacher, TEXTS[:2])
+    assert {one.tokens.device.type for one in found} == {one.global_.device.type for one in found} == {"cuda"}
+    assert len(found) == 4
 
 
 def test_16_bits_say_the_same(made: Made) -> None:

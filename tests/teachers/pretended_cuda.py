@@ -1,0 +1,96 @@
+"""A GPU that computes nothing: on it a tensor of another device is refused, as on a real one.
+
+PyTorch's fake tensors know their shape, dtype and device; tensors of the host stay what they are. A module that is
+moved to this GPU keeps its parameters, which change their place, and gets other buffers instead of its own: what
+``torch.nn.Module.to`` does between CPU and CUDA. A value that the host would have to wait for is an error, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from madkit.teachers.interface import Teacher, TextOutput, VisionOutput
+from madkit.teachers.preprocess import _channels
+
+
+class _HostIsReal(TorchDispatchMode):
+    """Keeps what is on the host from a fake mode around it, until it meets something fake or goes to the GPU."""
+
+    def __init__(self, fake: FakeTensorMode) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._fake = fake
+
+    def _faked(self, value: Any) -> Any:
+        real = isinstance(value, Tensor) and not isinstance(value, FakeTensor)
+        return self._fake.from_tensor(value) if real else value
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = tree_leaves((args, kwargs))
+        elsewhere = any(isinstance(each, torch.device) and each.type != "cpu" for each in given)
+        if elsewhere or any(isinstance(each, FakeTensor) for each in given):
+            return func(*tree_map(self._faked, args), **tree_map(self._faked, kwargs))
+        with unset_fake_temporarily():
+            return func(*args, **kwargs)
+
+
+@contextmanager
+def pretended_cuda() -> Iterator[None]:
+    """Let modules be moved to a GPU that is not there, and compute there."""
+    to: Any = nn.Module.to
+
+    def moved(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+        if device is None or device.type != "cuda":
+            return to(self, *args, **kwargs)
+        for module in self.modules():
+            for parameter in module._parameters.values():
+                if parameter is not None and parameter.device.type != "cuda":
+                    _swap(parameter, nn.Parameter(_there(parameter, dtype), requires_grad=parameter.requires_grad))
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = _there(buffer, dtype)
+        return self
+
+    nn.Module.to = moved  # type: ignore[method-assign]
+    _channels.cache_clear()  # of another pretended GPU, perhaps
+    try:
+        with FakeTensorMode() as fake, _HostIsReal(fake):
+            yield
+    finally:
+        _channels.cache_clear()
+        nn.Module.to = to  # type: ignore[method-assign]
+
+
+def _there(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return torch.empty(tensor.shape, dtype=kind, device="cuda")
+
+
+def _swap(one: Any, other: Any) -> None:
+    """``torch.utils.swap_tensors``, which refuses fake tensors for the references that their mode keeps."""
+    one.__class__, other.__class__ = other.__class__, one.__class__
+    mine, its = dict(one.__dict__), dict(other.__dict__)
+    one.__dict__.clear()
+    one.__dict__.update(its)
+    other.__dict__.clear()
+    other.__dict__.update(mine)
+    torch._C._swap_tensor_impl(one, other)
+
+
+def read_everything(teacher: Teacher, texts: list[str]) -> list[VisionOutput | TextOutput]:
+    """Encode two pictures and some texts, one of them in windows, on the pretended GPU."""
+    found: list[VisionOutput | TextOutput] = []
+    if teacher.vision is not None:
+        found.append(teacher.vision.encode(torch.zeros(2, 3, *teacher.vision.image_size, dtype=torch.uint8)))
+    if teacher.text is not None:
+        found += [teacher.text.encode(some) for some in (texts, texts[:1], [" ".join(texts * 5)])]
+    return found
