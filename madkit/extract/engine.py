@@ -19,6 +19,7 @@ from madkit.extract.image_encoding import ImageEncoder, modules_of
 from madkit.extract.options import IMAGE_BATCH, TEXT_BATCH_TOKENS, ExtractOptions, decode_threads
 from madkit.extract.text_encoding import TextEncoder
 from madkit.teachers.interface import Teacher, VisionTeacher
+from madkit.teachers.side_modules import side_parameters
 
 COMPILE_S = 20.0
 """About how long compiling a block takes, warm-up included."""
@@ -132,8 +133,12 @@ def choose_compile(wanted: str, vision: VisionTeacher, images: int, kind: str) -
 
 def encoder_flops(vision: VisionTeacher) -> float:
     """Estimate the operations for one image: two for each weight and token, attention and convolutions left aside."""
-    weights = sum(weight.numel() for module in modules_of(vision)[:1] for weight in module.parameters())
-    return 2.0 * weights * (vision.grid[0] * vision.grid[1] + 1)
+    weights = {
+        id(weight): weight.numel()
+        for module in modules_of(vision)
+        for weight in side_parameters(module, "vision").values()
+    }
+    return 2.0 * sum(weights.values()) * (vision.grid[0] * vision.grid[1] + 1)
 
 
 def _compiled(vision: VisionTeacher, batch: int, kept: int, wanted: str) -> tuple[ImageEncoder | None, str | None]:

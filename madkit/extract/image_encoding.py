@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from madkit.extract.choices import Choice
 from madkit.extract.selection import select_patches
 from madkit.teachers.interface import VisionTeacher
+from madkit.teachers.side_modules import modules_of_side
 
 CUDNN_FIRST = ((9, 0),)
 """Compute capabilities on which cuDNN's attention is faster than the default order of kernels (Hopper)."""
@@ -153,13 +154,14 @@ def device_of(side: object) -> torch.device:
 
 
 def repeated_blocks(side: object) -> list[nn.Module]:
-    """Return the layers of an encoder's longest list of equal blocks, such as a transformer's; none if there is none.
+    """Return the layers of an image encoder's longest list of equal blocks; none if it has none.
 
-    Compiling one compiles all: they share their code, and their weights are inputs of it.
+    Compiling one compiles all: they share their code, and their weights are inputs of it. A module may hold the text
+    half of a pair, too, whose blocks are as many and no image ever reaches.
     """
     best: list[nn.Module] = []
     for module in modules_of(side):
-        for child in module.modules():
+        for child in modules_of_side(module, "vision"):
             if isinstance(child, (nn.ModuleList, nn.Sequential)) and len(child) > max(1, len(best)):
                 blocks = list(child)
                 alike = all(type(block) is type(blocks[0]) for block in blocks)

@@ -79,6 +79,18 @@ def side_parameters(module: nn.Module, side: str) -> dict[str, nn.Parameter]:
     return {name: value for name, value in named.items() if (name in seeing) == (side == "vision")}
 
 
+def modules_of_side(module: nn.Module, side: str) -> list[nn.Module]:
+    """The modules within one that holds both sides of a pair that belong to a side; all where it holds one side.
+
+    Args:
+        module: of :func:`vision_module` or :func:`text_module`.
+        side: ``vision`` or ``text``.
+    """
+    named = dict(module.named_modules())
+    seeing = {name for name in named if f"{name}.".startswith(_SEEING)}
+    return [child for name, child in named.items() if not seeing or (name in seeing) == (side == "vision")]
+
+
 def head_names(parameters: dict[str, nn.Parameter]) -> list[str]:
     """The names of the projection layers among the weights of one side; none for encoders without a common space."""
     return [name for name in parameters if any(_is_head(name, head) for head in _HEADS)]

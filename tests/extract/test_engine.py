@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ from madkit.cli.main import main
 from madkit.core.errors import ConfigError, UsageProblem
 from madkit.core.workspace import Workspace
 from madkit.extract import engine as engine_module
-from madkit.extract.engine import choose_compile, even_batch
+from madkit.extract.engine import choose_compile, encoder_flops, even_batch
 from madkit.extract.frozen import load_frozen, not_finite, with_decoder
 from madkit.extract.image_encoding import ImageEncoder, modules_of, repeated_blocks
 from madkit.extract.options import ExtractOptions
+from madkit.extract.pipeline import one_thread_per_operation
 from madkit.extract.reports import StoreReport
 from madkit.extract.stage import extract
 from madkit.extract.text_encoding import TextEncoder, length_batches
@@ -216,6 +218,29 @@ def test_blocks_that_repeat(teacher: Teacher) -> None:
     assert repeated_blocks(nn.Linear(3, 3)) == []
     with pytest.raises(ValueError, match="holds no module"):
         modules_of(object())
+
+
+def test_blocks_of_a_pair_are_those_that_see_images() -> None:
+    """transformers' CLIP and SigLIP hold both halves in one module, the text half first."""
+    pair = nn.Module()
+    for name, layers in (("text_model", 3), ("vision_model", 2)):
+        blocks = nn.ModuleList(nn.Sequential(nn.Linear(2, 2)) for _ in range(layers))
+        pair.add_module(name, nn.ModuleDict({"encoder": nn.ModuleDict({"layers": blocks})}))
+    side: Any = SimpleNamespace(model=pair, grid=(1, 1))
+    assert repeated_blocks(side) == list(pair.vision_model["encoder"]["layers"])  # type: ignore[index,operator]
+    assert encoder_flops(side) == 2.0 * 2 * 6 * 2  # operations, layers, weights of each, tokens
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_one_thread_per_operation(device: str) -> None:
+    """Threads that resize images would each start as many of their own, whatever device they read for."""
+    torch.set_num_threads(3)
+    try:
+        with one_thread_per_operation(device) as parallel:
+            assert (torch.get_num_threads(), parallel) == (1, 3 if device == "cpu" else 1)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
 
 
 COMPILERS = [
