@@ -64,7 +64,9 @@ class MADCriterion(nn.Module):
         self._choice_key = choice_key(config)
         self.whole_batch: WholeBatch | None = None
         self.dims = (student_dim, vision_dim, text_dim)
-        terms = config.term_weights
+        # asked for in every step, and each time worked out anew by the settings
+        terms = self._term_weights = config.term_weights
+        self._layers = (*(config.layers if terms else ()), config.affinity_layer or 0)
         widths = {}
         if "global_image" in terms:
             widths["global_image"] = vision_dim
@@ -150,8 +152,8 @@ class MADCriterion(nn.Module):
             weights = self._weights(S // n_candidates, label, labelled, teacher_confidence, student_confidence, targets)
             with torch.no_grad():
                 parts = terms_of(
-                    config, targets, rows, text_mask=text_mask, region_mask=region_mask, tag_regions=tag_regions,
-                    query_index=query_index, global_index=global_index, step=step,
+                    config, self._term_weights, targets, rows, text_mask=text_mask, region_mask=region_mask,
+                    tag_regions=tag_regions, query_index=query_index, global_index=global_index, step=step,
                 )  # fmt: skip
                 of_each = rows.shape[0] == S and n_candidates > 1
                 sequence_weight = weights.repeat_interleave(n_candidates) if of_each else weights
@@ -165,7 +167,9 @@ class MADCriterion(nn.Module):
             for layer, heads in zip(config.layers, self.heads, strict=True):
                 assert isinstance(heads, nn.ModuleDict)
                 hidden = student_hidden[layer]
-                value, found = token_loss(config, heads, hidden, rows, parts, sequence_weight, text_mask)
+                value, found = token_loss(
+                    config, heads, hidden, rows, parts, sequence_weight, text_mask, self._term_weights
+                )
                 values.append(value / len(self.heads) if len(self.heads) > 1 else value)
                 suffix = "" if len(self.heads) == 1 else f"@{layer}"
                 terms.update({f"{name}{suffix}": term for name, term in found.items()})
@@ -184,7 +188,6 @@ class MADCriterion(nn.Module):
         self, S: int, targets: TeacherTargets, label: Tensor | None, n_candidates: int
     ) -> tuple[Tensor, Tensor | float]:
         """Rows [N] of the sequences that are taught, and the share of its example that each stands for."""
-        device = self._device()
         gold = n_candidates > 1 and self.config.candidates == "gold" and label is not None
         if targets.chosen is not None:
             if gold != targets.chosen.gold:
@@ -193,6 +196,7 @@ class MADCriterion(nn.Module):
                 raise DataError("The tokens were chosen for another configuration than this criterion's.")
             share = 1.0 / n_candidates if label is None or not gold else (label >= 0).float()
             return targets.chosen.sequences, share
+        device = targets.image_index.device
         if gold and label is not None:
             base = torch.arange(S // n_candidates, device=device) * n_candidates
             return base + label.clamp(0, n_candidates - 1), (label >= 0).float()
@@ -266,9 +270,6 @@ class MADCriterion(nn.Module):
             found[form] = (each if targets.taught is None else torch.where(targets.taught, each, 0.0)).mean()
         return found
 
-    def _device(self) -> torch.device:
-        return next(self.parameters()).device
-
     def _check(
         self,
         hidden: Sequence[Tensor],
@@ -279,33 +280,35 @@ class MADCriterion(nn.Module):
         n_candidates: int,
     ) -> None:
         config, (H, Dv, Dl) = self.config, self.dims
-        S, R = region_mask.shape
-        expected = {
-            "the student's hidden states": (hidden[-1].shape, (S, T + R, H)),
-            "text_mask": (text_mask.shape, (S, T)),
-            "the text globals": (targets.text_global.shape, (S, Dl)),
-            "the image globals": (targets.image_global.shape[1:], (Dv,)),
-        }
-        if targets.chosen is None or "word" in self.affinity:
-            expected["the text targets"] = (targets.text_tokens.shape, (S, T, Dl))
-        if targets.chosen is None or len(self.affinity) > 0:
-            expected["the region targets"] = (targets.regions.shape, (targets.image_global.shape[0], R, Dv))
-        for name, (given, wanted) in expected.items():
-            if tuple(given) != wanted:
-                raise DataError(f"The distillation criterion expected {name} as {wanted}, and got {tuple(given)}.")
+        (S, R), B = region_mask.shape, targets.image_global.shape[0]
+        expected = [
+            ("the student's hidden states", hidden[-1], (S, T + R, H)),
+            ("text_mask", text_mask, (S, T)),
+            ("the text globals", targets.text_global, (S, Dl)),
+            ("the image globals", targets.image_global, (B, Dv)),
+        ]
+        affinity = len(self.affinity) > 0
+        if targets.chosen is None or (affinity and "word" in self.affinity):
+            expected.append(("the text targets", targets.text_tokens, (S, T, Dl)))
+        if targets.chosen is None or affinity:
+            expected.append(("the region targets", targets.regions, (B, R, Dv)))
+        for name, given, wanted in expected:
+            if given.shape != wanted:
+                raise DataError(
+                    f"The distillation criterion expected {name} as {wanted}, and got {tuple(given.shape)}."
+                )
         if n_candidates < 1 or S % n_candidates != 0:
             raise DataError(f"{S} sequences are no whole number of examples with {n_candidates} candidates each.")
-        layers = [*(config.layers if len(self.heads) > 0 else ()), config.affinity_layer or 0]
-        for layer in layers:
+        for layer in self._layers:
             if not -len(hidden) <= layer < len(hidden):
                 raise ConfigError(
                     f"The student has {len(hidden) - 1} layers, so there is no layer {layer} to distil into.",
                     hint=f"choose from 0 (embeddings) to {len(hidden) - 1}, or -1 for the last.",
                 )
-        adaptive = config.tokens == "adaptive" and len(self.heads) > 0
-        needs_shared = len(self.affinity) > 0 or (adaptive and shares_space(config, targets))
+        adaptive = config.tokens == "adaptive" and bool(self._term_weights)
+        needs_shared = affinity or (adaptive and shares_space(config, targets))
         if needs_shared and not (targets.shared_space and Dv == Dl):
-            raise separate_spaces(len(self.affinity) > 0)
+            raise separate_spaces(affinity)
 
 
 def _added(values: Sequence[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 
@@ -24,6 +25,13 @@ class ProjectionHead(nn.Module):
         else:
             inner = max(student_dim, teacher_dim)
             self.net = nn.Sequential(nn.Linear(student_dim, inner), nn.GELU(), nn.Linear(inner, teacher_dim))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        first = self.net if isinstance(self.net, nn.Linear) else self.net.get_submodule("0")
+        assert isinstance(first, nn.Linear)
+        return first.weight.dtype
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., H] to [..., D]."""

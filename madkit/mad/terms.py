@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ class Term:
 
 def terms_of(
     config: MADConfig,
+    active: Collection[str],
     targets: TeacherTargets,
     rows: Tensor,
     *,
@@ -37,18 +40,16 @@ def terms_of(
     global_index: Tensor | None,
     step: int,
 ) -> list[Term]:
-    """The terms that `config` switches on for the taught sequences `rows` [N]."""
-    active = config.term_weights
+    """The terms `active` (`MADConfig.term_weights`) of `config` for the taught sequences `rows` [N]."""
     T, R = text_mask.shape[1], region_mask.shape[1]
     image = targets.image_index.index_select(0, rows)
-    tags = tag_regions[rows] if tag_regions is not None and config.tag_targets else None
     parts = []
     if "global_image" in active or "global_text" in active:
+        where = global_index
         if config.global_source == "query":
-            where = last_token(text_mask)[rows] if query_index is None else query_index[rows]
-        else:
-            where = torch.zeros_like(rows) if global_index is None else global_index[rows]
-        place, always = where.unsqueeze(1), torch.ones_like(where, dtype=torch.bool).unsqueeze(1)
+            where = last_token(text_mask) if query_index is None else query_index
+        first, always = _at_the_first(len(rows), rows.device)
+        place = first if where is None else where[rows].unsqueeze(1)
         if "global_image" in active:
             target = targets.image_global.index_select(0, image).unsqueeze(1)
             stats = targets.vision_global_stats or targets.vision_stats
@@ -60,6 +61,7 @@ def terms_of(
             )
     if targets.chosen is not None:
         return parts + _chosen_terms(targets.chosen, targets, image, T, R, named=config.distance == "info-nce")
+    tags = tag_regions[rows] if tag_regions is not None and config.tag_targets else None
     if "token_text" in active:
         index, valid = choose_text(config, targets, rows, tags, step)
         target = take(targets.text_tokens, rows.unsqueeze(1), index)
@@ -83,7 +85,7 @@ def _chosen_terms(
 ) -> list[Term]:
     """The terms of tokens that were chosen before; `named`: with numbers for equal targets, which negatives need."""
     parts = []
-    first = image.unsqueeze(1) * R
+    first = image.unsqueeze(1) * R if named else image
     for name, kind in (("token_text", chosen.text), ("token_region", chosen.region), ("token_tag", chosen.tag)):
         if kind is None:
             continue
@@ -98,6 +100,14 @@ def _chosen_terms(
             identity = first + kind.region if named else None
             parts.append(Term(name, kind.index, kind.valid, target, identity, targets.vision_stats))
     return parts
+
+
+@lru_cache(maxsize=64)
+def _at_the_first(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The position [n, 1] of [CLS], and that it counts [n, 1]. Read only: they are the same for all steps."""
+    with torch.inference_mode(False):
+        place = torch.zeros(n, 1, dtype=torch.long, device=device)
+        return place, torch.ones(n, 1, dtype=torch.bool, device=device)
 
 
 def last_token(text_mask: Tensor) -> Tensor:

@@ -92,9 +92,9 @@ def confidence_weights(
         if student_confidence is None:
             raise ValueError("teacher-student weighting needs the student's confidence")
         ratio = teacher / student_confidence.detach().float().clamp(_FLOOR, 1.0)
-    weight = ratio.pow(gamma).clamp(0.0, w_max)
+    weight = (ratio if gamma == 1 else ratio.pow(gamma)).clamp(0.0, w_max)
     if labelled is None:
-        mean = None if whole is None else whole(weight.sum(), weight.new_tensor(float(weight.numel())))
+        mean = None if whole is None else whole(weight.sum(), weight.new_full((), weight.numel()))
         return weight / (weight.mean() if mean is None else mean).clamp_min(1e-12)
     counted, number = torch.where(labelled, weight, 0.0).sum(), labelled.sum()
     mean = None if whole is None else whole(counted, number.float())
