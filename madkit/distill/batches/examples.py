@@ -20,6 +20,7 @@ from madkit.core.errors import DataError, RunError
 from madkit.distill.batches.order import Indices
 from madkit.distill.batches.region_features import RegionFeatures
 from madkit.distill.batches.soft_targets import SoftTargets
+from madkit.distill.batches.token_table import TokenTable, TokenTableMaker
 from madkit.regions import RegionReader
 from madkit.students.heads import HeadSpec
 from madkit.students.inputs import EncodedExample, boxes_to_regions
@@ -28,6 +29,7 @@ from madkit.students.seeing import reader_for
 from madkit.students.student import Student
 from madkit.tasks.answer_vocabulary import AnswerMatch, positions_of, soft_targets
 from madkit.tasks.example import Example
+from madkit.tasks.index.reader import ExampleTable
 
 
 @dataclass(frozen=True)
@@ -93,20 +95,27 @@ class ExampleSet:
             )
         if not examples:
             raise RunError("There are no examples to read.")
-        self.examples = list(examples)
-        self.ids = [example.id for example in self.examples]
+        # a table makes examples when they are asked for: all of VCR's at once would be a GB in every process
+        self.examples: Sequence[Example] = examples if isinstance(examples, ExampleTable) else list(examples)
+        self.ids: list[str] = []
+        rows: dict[str, int] = {}
+        counts: set[int] = set()
+        image_row: list[int] = []
+        for example in self.examples:
+            self.ids.append(example.id)
+            counts.add(max(1, len(example.candidates)))
+            image_row.append(rows.setdefault(example.image.id, len(rows)))
         self.target = targets_of(self.examples, student.head_spec, answer_match) if labelled else None
-        counts = {max(1, len(example.candidates)) for example in self.examples}
         if len(counts) != 1:
             raise DataError(f"The examples have different numbers of candidates ({sorted(counts)}).")
         self.n_candidates = counts.pop()
-        self.image_ids = list(dict.fromkeys(example.image.id for example in self.examples))
-        rows = {image: row for row, image in enumerate(self.image_ids)}
-        self._image_row = np.asarray([rows[example.image.id] for example in self.examples], dtype=np.int64)
+        self.image_ids = list(rows)
+        self._image_row = np.asarray(image_row, dtype=np.int64)
         self.regions = RegionFeatures(regions, self.image_ids, threads=threads)
         self.pad_id = student.tokenizer.pad_id
-        self._encode(student, progress)
-        self.text_lengths: Indices = np.diff(self._starts.numpy()).reshape(len(self.examples), self.n_candidates)
+        self._tokens = self._encode(student, progress)
+        self.texts, self.shortened = self._tokens.texts, self._tokens.shortened
+        self.text_lengths: Indices = np.diff(self._tokens.starts.numpy()).reshape(len(self.examples), self.n_candidates)
         self.region_counts: Indices = self.regions.counts[self._image_row]
         self.lengths: Indices = self.text_lengths.max(1) + self.region_counts
         self.sequences: Indices = np.full(len(self.examples), self.n_candidates, dtype=np.int64)
@@ -117,7 +126,12 @@ class ExampleSet:
     @property
     def has_tags(self) -> bool:
         """Whether any text names a region."""
-        return bool((self._tags >= 0).any())
+        return bool((self._tokens.tags >= 0).any())
+
+    @property
+    def token_pairs(self) -> NDArray[np.int64]:
+        """[u, 3] the distinct (row of the text, start, end) of the student's tokens, in ascending order."""
+        return self._tokens.pairs
 
     @property
     def region_boxes(self) -> Tensor:
@@ -126,46 +140,19 @@ class ExampleSet:
 
     # -- making -----------------------------------------------------------------------------------------------------
 
-    def _encode(self, student: Student, progress: Progress | None) -> None:
-        texts: dict[str, int] = {}
-        ids: list[NDArray[np.int64]] = []
-        types: list[NDArray[np.int64]] = []
-        tags: list[NDArray[np.int64]] = []
-        keys: list[NDArray[np.int64]] = []
-        lengths: list[int] = []
-        segments: list[list[int]] = []
-        ends: list[list[int]] = []
-        self.shortened = 0
+    def _encode(self, student: Student, progress: Progress | None) -> TokenTable:
+        maker = TokenTableMaker()
+        known: tuple[int, NDArray[np.float32], NDArray[np.int64]] | None = None
         for place, example in enumerate(self.examples):
             encoded = student.encode(example)
-            link = _box_links(encoded, self.regions.links(int(self._image_row[place])))
+            image = int(self._image_row[place])
+            if known is None or image != known[0] or not np.array_equal(encoded.boxes, known[1]):
+                known = image, encoded.boxes, _box_links(encoded, self.regions.links(image))
             for sequence in encoded.sequences:
-                rows = np.asarray([texts.setdefault(text, len(texts)) for text in sequence.texts], dtype=np.int64)
-                ids.append(sequence.ids)
-                types.append(sequence.types)
-                tags.append(np.where(sequence.tag_box >= 0, link[np.maximum(sequence.tag_box, 0)], -1))
-                keys.append(_token_keys(rows, sequence.segment, sequence.spans))
-                lengths.append(len(sequence.ids))
-                segments.append(rows.tolist())
-                ends.append(sequence.ends.tolist())
-                self.shortened += sequence.shortened
+                maker.add(sequence, known[2])
             if progress is not None:
                 progress.advance(1)
-        self.texts = list(texts)
-        self._ids = torch.from_numpy(np.concatenate(ids).astype(np.int32))
-        self._types = torch.from_numpy(np.concatenate(types).astype(np.int16))
-        self._tags = torch.from_numpy(np.concatenate(tags).astype(np.int16))
-        self._starts = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-        flat = np.concatenate(keys)
-        # distinct (text, span) pairs: what a teacher's tokens are aligned to, once
-        distinct, where = np.unique(flat, return_inverse=True)
-        none = int(distinct[0] < 0)
-        self._token_row = torch.from_numpy((where.reshape(-1) - none).astype(np.int32))
-        kept = distinct[none:]
-        self.token_pairs = np.stack([kept >> 32, (kept >> 16) & 0xFFFF, kept & 0xFFFF], axis=1)
-        most = max(len(rows) for rows in segments)
-        self._segments = torch.tensor([rows + [-1] * (most - len(rows)) for rows in segments])
-        self._ends = torch.tensor([places + [-1] * (most - len(places)) for places in ends])
+        return maker.made()
 
     # -- batches ----------------------------------------------------------------------------------------------------
 
@@ -177,8 +164,8 @@ class ExampleSet:
 
     def _padded(self, sequences: Tensor) -> tuple[Tensor, Tensor]:
         """Places [S, T] in the flat arrays and the mask [S, T] of real ones."""
-        start = self._starts[sequences]
-        length = self._starts[sequences + 1] - start
+        start = self._tokens.starts[sequences]
+        length = self._tokens.starts[sequences + 1] - start
         steps = torch.arange(int(length.max()))
         mask = steps < length[:, None]
         return torch.where(mask, start[:, None] + steps, 0), mask
@@ -190,14 +177,14 @@ class ExampleSet:
         images = torch.from_numpy(self._image_row[indices])
         R = max(1, int(self.regions.counts[self._image_row[indices]].max()))
         return StudentInputs(
-            input_ids=torch.where(mask, self._ids[places].long(), self.pad_id),
-            token_type_ids=torch.where(mask, self._types[places].long(), 0),
+            input_ids=torch.where(mask, self._tokens.ids[places].long(), self.pad_id),
+            token_type_ids=torch.where(mask, self._tokens.types[places].long(), 0),
             text_mask=mask,
             image_index=torch.arange(len(indices)).repeat_interleave(self.n_candidates),
             region_features=self.regions.features(images, R),
             region_boxes=self.regions.boxes[images, :R],
             region_mask=self.regions.mask[images, :R],
-            tag_regions=torch.where(mask, self._tags[places].long(), -1),
+            tag_regions=torch.where(mask, self._tokens.tags[places].long(), -1),
             n_candidates=self.n_candidates,
         )
 
@@ -207,23 +194,14 @@ class ExampleSet:
 
         def tokens() -> Tensor:
             places, mask = self._padded(sequences)
-            return torch.where(mask, self._token_row[places].long(), -1)
+            return torch.where(mask, self._tokens.rows[places].long(), -1)
 
         return TeacherRows(
             images=torch.from_numpy(self._image_row[indices]),
-            texts=self._segments.index_select(0, sequences),
-            ends=self._ends.index_select(0, sequences),
+            texts=self._tokens.segments.index_select(0, sequences),
+            ends=self._tokens.ends.index_select(0, sequences),
             find_tokens=tokens,
         )
-
-
-def _token_keys(
-    text_rows: NDArray[np.int64], segment: NDArray[np.int64], spans: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """(row of the text, start, end) packed into one number per token; -1 for special tokens."""
-    packed = (text_rows[np.maximum(segment, 0)] << 32) | (np.clip(spans[:, 0], 0, 0xFFFF) << 16)
-    packed |= np.clip(spans[:, 1], 0, 0xFFFF)
-    return np.where(segment >= 0, packed, -1)
 
 
 def _box_links(encoded: EncodedExample, boxes: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -237,12 +215,15 @@ def targets_of(examples: Sequence[Example], head: HeadSpec, match: AnswerMatch) 
     """[n] long labels, or [n, K] soft scores. Raises DataError for an example without a label."""
     if head.kind == "vqa":
         positions = positions_of(head.outputs)
+        scores: list[dict[int, float]] = []
         for example in examples:
             if example.answers is None:
                 raise DataError(f"The example {example.id} has no answers to learn from.")
-        scores = [soft_targets(example, positions, match=match) for example in examples]
+            scores.append(soft_targets(example, positions, match=match))
         return SoftTargets(scores, len(head.outputs))
+    labels: list[int] = []
     for example in examples:
         if example.label is None:
             raise DataError(f"The example {example.id} has no label to learn from.")
-    return torch.tensor([example.label for example in examples])
+        labels.append(example.label)
+    return torch.tensor(labels)
