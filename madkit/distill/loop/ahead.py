@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from madkit.distill.batches.order import Indices
+from madkit.mad.chosen import Lookup
 
 MakeBatch = Callable[[Indices, int], Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +53,15 @@ class Ahead:
 
     def __init__(self, make: MakeBatch, *, on: bool, device: torch.device | str | None = None) -> None:
         self._make = make
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="madkit-batch") if on else None
         self._made: dict[tuple[int, bytes], Future[Any]] = {}
         self._device = None if device is None else torch.device(device)
         cuda = on and self._device is not None and self._device.type == "cuda"
         self._stream = torch.cuda.Stream(self._device) if cuda else None
+        self._pool: ThreadPoolExecutor | None = None
+        if on:
+            # which GPU is the present one is a matter of each thread, and a new thread's is the first: without this,
+            # the threads of all processes of a machine would take room on the first GPU for contexts of their own
+            self._pool = ThreadPoolExecutor(1, "madkit-batch", self._settle if cuda else None)
 
     def __call__(self, piece: Indices, step: int) -> Any:
         """The micro-batch of `piece` in `step`. Raises what its making raised."""
@@ -70,11 +76,16 @@ class Ahead:
             future.cancel()
         self._made = {(step, piece.tobytes()): self._pool.submit(self._staged, piece, step) for piece in pieces}
 
+    def _settle(self) -> None:
+        assert self._stream is not None
+        torch.cuda.set_device(self._stream.device)
+
     def _staged(self, piece: Indices, step: int) -> Any:
         if self._stream is None or self._device is None:
             return self._make(piece, step)
         with torch.cuda.stream(self._stream):
-            batch = each_tensor(self._make(piece, step), _pinned).to(self._device)
+            batch = _each(self._make(piece, step), Lookup, _looked_up)
+            batch = each_tensor(batch, _pinned).to(self._device)
             arrived = torch.cuda.Event()
             arrived.record(self._stream)
         return Staged(batch, arrived)
@@ -91,16 +102,25 @@ class Ahead:
 
 def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """`value`, a tensor or dataclasses, tuples and mappings of them, with every tensor changed."""
-    if isinstance(value, Tensor):
+    return _each(value, Tensor, change)
+
+
+def _each(value: Any, kind: type[T], change: Callable[[T], Any]) -> Any:
+    if isinstance(value, kind):
         return change(value)
     if isinstance(value, Mapping):
-        return {name: each_tensor(one, change) for name, one in value.items()}
+        return {name: _each(one, kind, change) for name, one in value.items()}
     if type(value) is tuple:
-        return tuple(each_tensor(one, change) for one in value)
+        return tuple(_each(one, kind, change) for one in value)
     if is_dataclass(value) and not isinstance(value, type):
-        changed = {field.name: each_tensor(getattr(value, field.name), change) for field in fields(value)}
+        changed = {field.name: _each(getattr(value, field.name), kind, change) for field in fields(value)}
         return replace(value, **changed)
     return value
+
+
+def _looked_up(lookup: Lookup) -> Tensor | Lookup:
+    """The few rows of a table in memory, which is not to be page-locked as a whole; a table on a GPU is read there."""
+    return lookup.to("cpu") if lookup.table.device.type == "cpu" else lookup
 
 
 def _pinned(tensor: Tensor) -> Tensor:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from madkit.distill.loop import ahead
 from madkit.distill.loop.ahead import Ahead, each_tensor
+from madkit.mad.chosen import Lookup
 
 
 @dataclass(frozen=True)
@@ -59,3 +64,38 @@ def test_made_ahead_or_when_asked(on, device):
         batches.announce([first], 9)
         with pytest.raises(ValueError, match="no such step"):
             batches(first, 9)
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A micro-batch whose targets are looked up in a table."""
+
+    target: Any
+    other: torch.Tensor
+
+    def to(self, device: torch.device) -> Taught:
+        assert device == torch.device("cuda:1")
+        return self
+
+
+def test_on_a_gpu_a_table_in_memory_is_read_and_the_thread_is_on_its_device(monkeypatch):
+    settled: list[tuple[str, str]] = []
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    cuda = torch.cuda
+    monkeypatch.setattr(cuda, "Stream", lambda device: SimpleNamespace(device=device))
+    monkeypatch.setattr(cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(cuda, "Event", lambda: SimpleNamespace(record=lambda _: None))
+    monkeypatch.setattr(cuda, "set_device", lambda to: settled.append((threading.current_thread().name, str(to))))
+    monkeypatch.setattr(ahead, "_pinned", pin)
+    table, rows = torch.arange(2000.0).view(1000, 2), torch.tensor([[3, 0], [999, 3]])
+    with Ahead(lambda *_: Taught(Lookup(table, rows), torch.zeros(5)), on=True, device="cuda:1") as batches:
+        batches.announce([np.asarray([0])], 0)
+        found = batches(np.asarray([0]), 0).batch
+    assert torch.equal(found.target, table[rows])
+    assert sorted(tensor.numel() for tensor in pinned) == [5, 8]  # never the table of 2,000
+    assert settled == [("madkit-batch_0", "cuda:1")]
