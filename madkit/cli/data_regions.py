@@ -217,11 +217,15 @@ def _print_attached(name: str, attached: Attached, json_: bool) -> None:
         "images": attached.images,
         "covered": attached.covered,
         "without": attached.without,
+        "read": attached.read,
     }
 
     def human() -> None:
         print(f"{attached.covered:,} of {attached.images:,} images of {name} have features of width {attached.dim}.")
         for part in attached.parts:
             print(f"{part['format']} {part['path']}{' (annotated boxes)' if 'role' in part else ''}")
+        if attached.read < attached.covered:
+            every = attached.parts[0]["path"]
+            print(f"Looked at the features of {attached.read} images; of all: madkit data regions check {every}")
 
     emit(document, json_, human)

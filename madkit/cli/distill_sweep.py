@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,13 @@ if TYPE_CHECKING:
 
 def sweep(workspace: Workspace, plan: SweepPlan, *, processes: int, threads: int, json_: bool) -> None:
     """Train what is missing of `plan` and print its table; runs that failed are named at the end (exit code 1)."""
-    from madkit.core.console import info
+    from madkit.core.console import counted, info
     from madkit.core.errors import RunError, UsageProblem
+    from madkit.core.launcher import world_size
     from madkit.distill.sweep.fitting import fit
     from madkit.distill.sweep.sweep import run_many
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         raise UsageProblem("A sweep starts its own processes.", hint="start it without torchrun or accelerate launch")
     specs = plan.specs()
     files = [Path(name) / "model.safetensors" for name in plan.student]
@@ -30,7 +30,7 @@ def sweep(workspace: Workspace, plan: SweepPlan, *, processes: int, threads: int
     fitting = fit(len(specs), threads or 1, student_bytes=largest)
     count = min(processes or fitting.processes, len(specs))
     why = "" if processes else f" ({fitting.reason})"
-    info(f"{len(specs)} runs, {count} at a time{why}; what is complete is left alone.")
+    info(f"{counted(len(specs), 'runs')}, {count} at a time{why}; what is complete is left alone.")
     reports: list[RunReport] = []
     problem: RunError | None = None
     gpus = fitting.gpus if len(fitting.gpus) > 1 or count > 1 else ()
@@ -99,6 +99,8 @@ def _run(plan: SweepPlan, report: RunReport) -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
+    from madkit.core.console import counted
+
     if not rows:
         return
     several = len({row["student"] for row in rows}) > 1
@@ -122,4 +124,4 @@ def _print(rows: list[dict[str, Any]]) -> None:
     print_table([*headers, "dev score", "mean ± sd", "seeds"], cells, right={len(headers) + 1, len(headers) + 2})
     trained = sum(row["trained"] for row in rows)
     count = sum(len(row["seeds"]) for row in rows)
-    print(f"{trained} of {count} runs trained now. Intervals, test suites and shifts: madkit evaluate")
+    print(f"{trained} of {counted(count, 'runs')} trained now. Intervals, test suites and shifts: madkit evaluate")

@@ -26,7 +26,8 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UsageProblem(
-            f"There is no device named '{name}'.{suggest(name, DEVICES)}", hint="--device auto, cpu, cuda or cuda:1"
+            f"There is no device named '{name}'.{suggest('cuda' if name.casefold() == 'gpu' else name, DEVICES)}",
+            hint="--device auto, cpu, cuda or cuda:1",
         ) from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageProblem("This machine has no GPU that PyTorch can use.", hint="--device cpu")

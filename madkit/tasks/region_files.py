@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from madkit.core.console import warn
 from madkit.core.errors import DataError, UsageProblem
 from madkit.core.files import FileLock, digest_of, read_json, write_json_atomic
 from madkit.core.folders import plain_path
@@ -129,6 +131,7 @@ class Attached:
     images: int
     covered: int
     without: list[str]
+    read: int = 0  # images whose features were looked at
 
 
 def attach_regions(
@@ -205,7 +208,7 @@ def _attach(
     digest = digest_of([len(covered), reader.dim, content])
     seen = {"files": _states(folder, parts), "images": sample, "content": content}
     write_json_atomic(folder / REGIONS, {"parts": parts, "digest": digest, "seen": seen})
-    return Attached(parts, reader.dim, len(images), len(images) - len(missing), missing[:_SHOWN])
+    return Attached(parts, reader.dim, len(images), len(images) - len(missing), missing[:_SHOWN], len(sample))
 
 
 def _content(reader: RegionReader, images: Sequence[str]) -> str:
@@ -222,13 +225,36 @@ def _content(reader: RegionReader, images: Sequence[str]) -> str:
 
 
 def _states(folder: Path, parts: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Size and time of the parts' files, as far as they are files or folders of their own."""
+    """Size and time of the parts' files, as far as they are files or folders of their own.
+
+    Of a folder also the number, bytes and newest time of the files in it: a file that is written over in its place
+    changes nothing of the folder itself.
+    """
     states = {}
     for part in parts:
         with suppress(OSError):
-            state = (folder / part["path"]).stat()
-            states[str(part["path"])] = [state.st_size, state.st_mtime_ns]
+            path = folder / part["path"]
+            state = path.stat()
+            inside = _inside(path) if path.is_dir() else []
+            states[str(part["path"])] = [state.st_size, state.st_mtime_ns, *inside]
     return states
+
+
+def _inside(root: Path) -> list[int]:
+    """Number, bytes and newest time (ns) of the files below a folder, but for hidden ones and what readers write."""
+    count = size = newest = 0
+    todo = [root]
+    while todo:
+        with os.scandir(todo.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name == "lock.mdb":
+                    continue
+                if entry.is_dir():
+                    todo.append(Path(entry.path))
+                    continue
+                state = entry.stat()
+                count, size, newest = count + 1, size + state.st_size, max(newest, state.st_mtime_ns)
+    return [count, size, newest]
 
 
 def _check_unchanged(folder: Path, parts: Sequence[Mapping[str, Any]], reader: RegionReader, hint: str | None) -> None:
@@ -237,11 +263,19 @@ def _check_unchanged(folder: Path, parts: Sequence[Mapping[str, Any]], reader: R
     if not isinstance(seen, dict):  # added by an earlier version, or beside another data set
         return
     now = _states(folder, parts)
-    changed = [path for path, state in seen["files"].items() if now.get(path) != state]
-    if changed and _content(reader, seen["images"]) != seen["content"]:
+    # earlier versions noted nothing of what is in a folder
+    changed = [path for path, state in seen["files"].items() if now.get(path, [])[: len(state)] != state]
+    if not changed:
+        return
+    if _content(reader, seen["images"]) != seen["content"]:
         raise DataError(
             f"{changed[0]} has been written since it was added, and the region features in it are others.",
             hint=hint or "add the files again",
+        )
+    if (folder / changed[0]).is_dir():
+        warn(
+            f"Files in {changed[0]} have been written since it was added. The features of {len(seen['images'])} images "
+            "by lot are as they were; if others are not, add the folder again."
         )
 
 

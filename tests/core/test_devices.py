@@ -20,6 +20,7 @@ def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> No
     ("name", "gpus", "message"),
     [
         ("cda", 0, "no device named 'cda'. Did you mean 'cuda'?"),
+        ("gpu", 0, "no device named 'gpu'. Did you mean 'cuda'?"),
         ("cuda", 0, "no GPU that PyTorch can use"),
         ("cuda:2", 2, "2 GPU(s), counted from 0"),
     ],

@@ -15,6 +15,7 @@ from madkit.core.errors import DataError, NotFoundError, UsageProblem
 from madkit.core.workspace import Workspace
 from madkit.regions import write_butd_hdf5
 from madkit.shifts import make_shift
+from madkit.tasks import region_files
 from madkit.tasks.check import check_dataset
 from madkit.tasks.data import TaskData
 from madkit.tasks.importing import ImportOptions
@@ -155,6 +156,34 @@ def test_files_that_are_written_anew_are_others_only_by_what_they_hold(workspace
     assert "madkit data regions add vcr PATH" in str(caught.value.hint)
     attach_regions(data_of(workspace), [path])
     assert value(data_of(workspace), "test") == 0.25
+
+
+def test_a_file_that_is_written_over_inside_a_folder_is_noticed(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "npz"
+    names = {image: folder / f"{image}.npz" for image in VCR}
+
+    def put(image: str, value: float) -> None:
+        box = np.float16([[0.1, 0.1, 0.9, 0.9, 0.8, 0.8]])
+        np.savez(names[image], norm_bb=box, features=np.full((1, 3), value, np.float16), conf=np.float16([[1]]))
+
+    folder.mkdir()
+    for image in VCR:
+        names[image].parent.mkdir(exist_ok=True)
+        put(image, 0.5)
+    attach_regions(data_of(workspace), [folder])
+    assert value(data_of(workspace), "test") == 0.5
+    assert not capsys.readouterr().err
+    put(VCR[0], 0.25)
+    with pytest.raises(DataError, match="npz has been written since it was added"):
+        value(data_of(workspace), "test")
+    monkeypatch.setattr(region_files, "_SAMPLED", 1)  # of many images only a few are looked at
+    attach_regions(data_of(workspace), [folder])
+    seen = json.loads((data_of(workspace).root / "regions.json").read_text())["seen"]["images"]
+    put(next(image for image in VCR if not seen[0].startswith(image)), 0.75)
+    value(data_of(workspace), "test")
+    assert "have been written since it was added" in capsys.readouterr().err
 
 
 def test_features_of_no_image_say_what_to_give(workspace: Workspace, tmp_path: Path) -> None:

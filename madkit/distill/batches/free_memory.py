@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from madkit.core.launcher import launched
+
 UNKNOWN = 4 * 2**30  # where the system does not say
 _MEMINFO = Path("/proc/meminfo")
 _OWN_GROUPS = Path("/proc/self/cgroup")
@@ -35,8 +37,8 @@ def memory_share(share: float) -> int:
     A launcher says how many there are (`LOCAL_WORLD_SIZE` of torchrun and accelerate), or `share_memory`.
     """
     free = free_memory()
-    launched = os.environ.get("LOCAL_WORLD_SIZE", "1") if "RANK" in os.environ else "1"
-    processes = max(_beside, int(launched) if launched.isdecimal() else 1)
+    here = os.environ.get("LOCAL_WORLD_SIZE", "1") if launched() else "1"
+    processes = max(_beside, int(here) if here.isdecimal() else 1)
     return int(share * (UNKNOWN if free is None else free) / processes)
 
 

@@ -142,6 +142,8 @@ class JointObjective(Objective):
         parts = []
         if batch.labelled is not None:
             parts.append(scaled(super().forward(batch.labelled), batch.scales[0]))
+        else:
+            self.weigh_nothing()
         if batch.pool is not None:
             parts.append(scaled(self.learn_pool(batch), batch.scales[1]))
         total = (
@@ -176,6 +178,16 @@ class JointObjective(Objective):
             terms |= {PREFIX + "soft": soft, PREFIX + "kept": batch.counts.float().mean()}
         return StepLoss(loss, terms)
 
+    def weigh_nothing(self) -> None:
+        """Take part in what the processes say of their labelled examples' weights, where this share has none.
+
+        Their sums are added before anybody divides, so a process that kept silent would leave the others waiting.
+        """
+        for module in () if self.criterion is None else self.criterion.modules():
+            if isinstance(module, MADCriterion) and module.whole_batch is not None:
+                nothing = next(module.parameters()).new_zeros((), dtype=torch.float32)
+                module.whole_batch(nothing, nothing)
+
     def _nothing_of_the_heads(self) -> Tensor:
         heads = [self.student.head, self.criterion, self.pool_criterion]
         values = [parameter.flatten()[0] for head in heads if head is not None for parameter in head.parameters()]
@@ -197,6 +209,8 @@ class JointAdversary:
         if batch.labelled is not None:
             for found, more in self._adversary(batch.labelled):
                 yield scaled(found, batch.scales[0]), more
+        else:
+            self._objective.weigh_nothing()
         if batch.pool is not None:
             yield scaled(self._objective.learn_pool(batch), batch.scales[1]), False
 

@@ -105,8 +105,12 @@ def load_recipe(name: str, *, student: str = "", task: str = "") -> Recipe:
         wanted = f"{student}-{task}"
         if wanted not in recipe_names():
             own = [found for found in recipe_names() if found.startswith(f"{student}-")]
+            family = student.removeprefix("mini-").removesuffix("-base").removesuffix("-large")
+            alike = [f"{family}-{size}-{task}" for size in ("base", "large")] if student and not own else []
+            there = [found for found in alike if found in recipe_names()]
+            kin = f" For its family there is --recipe {' or '.join(there)}." if there else ""
             raise UsageProblem(
-                f"No paper gives a recipe for {student or 'this student'} on {task}.",
+                f"No paper gives a recipe for {student or 'this student'} on {task}.{kin}",
                 hint=f"leave out --recipe, or take one of another task or size: {', '.join(own)}"
                 if own
                 else f"leave out --recipe, or see what there is: {SEE}",

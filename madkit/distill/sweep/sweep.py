@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from madkit.core.console import Progress, info, progress
+from madkit.core.console import Progress, counted, info, progress
 from madkit.core.errors import RunError
 from madkit.core.interrupts import StopSignals
 from madkit.core.workspace import Workspace
@@ -74,7 +74,7 @@ def run_many(
     workers: list[WorkerProcess] = []
     done_steps = 0
     total = sum(plan.total for plan in plans)
-    with StopSignals() as signals, progress(f"Training {len(specs)} runs", total, "steps") as shown:
+    with StopSignals() as signals, progress(f"Training {counted(len(specs), 'runs')}", total, "steps") as shown:
         try:
             for number in range(len(specs)):  # a sweep that is done starts no process to hear so
                 if signals.requested:
@@ -115,7 +115,7 @@ def run_many(
                     waiting.remove(number)
                     free.ask(number, specs[number], plans[number], workspace, part)
                 done = len(reports) + len(failures)
-                _show(shown, done_steps, workers, f"{done} of {len(specs)} runs done")
+                _show(shown, done_steps, workers, f"{done} of {counted(len(specs), 'runs')} done")
                 time.sleep(POLL_S)
         finally:
             for worker in workers:
@@ -124,7 +124,7 @@ def run_many(
             raise signals.error()
     if failures:
         raise RunError(
-            f"{len(failures)} of {len(specs)} runs failed: " + "; ".join(failures) + ".",
+            f"{len(failures)} of {counted(len(specs), 'runs')} failed: " + "; ".join(failures) + ".",
             hint="run the same command again: what is complete stays.",
         )
     return [reports[number] for number in range(len(specs))]

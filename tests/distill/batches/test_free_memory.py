@@ -20,7 +20,8 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "own")
     monkeypatch.setattr(memory, "_GROUPS", tmp_path / "groups")
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    monkeypatch.delenv("RANK", raising=False)
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(memory, "_beside", 1)
     return tmp_path
 
@@ -40,7 +41,8 @@ def test_processes_beside_each_other_share_what_is_free(machine, monkeypatch):
     assert memory_share(0.4) == pytest.approx(40 * GB, rel=1e-6)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert memory_share(0.4) == pytest.approx(40 * GB, rel=1e-6)  # a cluster's own habit: nobody launched this process
-    monkeypatch.setenv("RANK", "3")
+    for name, text in (("RANK", "3"), ("WORLD_SIZE", "16"), ("MASTER_ADDR", "x"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, text)
     assert memory_share(0.4) == pytest.approx(5 * GB, rel=1e-6)
     monkeypatch.delenv("RANK")
     share_memory(4)  # as a sweep says

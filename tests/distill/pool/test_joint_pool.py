@@ -14,14 +14,20 @@ from madkit.core.errors import ConfigError
 from madkit.core.files import read_jsonl
 from madkit.distill.batches.answers import head_for
 from madkit.distill.batches.order import BucketOrder, PlainOrder
+from madkit.distill.loop.contract import StepLoss
+from madkit.distill.loop.weight_mean import weight_means
 from madkit.distill.pool import joint_objective
+from madkit.distill.pool.joint_objective import JointBatch, JointObjective
 from madkit.distill.pool.joint_pool import JointOrder, encode_together, gather_pool
 from madkit.distill.settings.arms import load_arm
 from madkit.distill.stage import distill
 from madkit.distill.teacher.teachers import Teachers
+from madkit.mad.config import MADConfig
+from madkit.mad.criterion import MADCriterion
 from madkit.students.load import load_student
 from madkit.tasks.data import TaskData, open_task
 from madkit.tasks.id_lists import labelled_examples
+from tests.distill.loop.threaded_ranks import on_ranks
 
 TASKS = ("vcr", "snli-ve", "vqa")
 QUICK = {"optim.steps": 3, "optim.batch_size": 4, "eval.limit": 4}
@@ -281,3 +287,26 @@ def test_tags_alone_cannot_be_taught_where_there_are_none(workspace, student):
         run(workspace, student, settings)
     rows = steps(run(workspace, student, settings, task="vcr"))
     assert all(row["terms"]["pool_token_tag"] > 0 for row in rows)
+
+
+def test_a_process_whose_share_is_of_the_pool_alone_keeps_nobody_waiting():
+    """A batch by tokens may have fewer labelled examples than there are processes."""
+
+    def work(accelerator):
+        objective = JointObjective.__new__(JointObjective)
+        torch.nn.Module.__init__(objective)
+        objective.criterion = MADCriterion(MADConfig(tokens="global", weighting="teacher-only"), 8, 4, 4)
+        objective.learn_pool = lambda batch: StepLoss(torch.zeros(()), {})
+        (mean,) = weight_means(objective, accelerator)
+        mean.open(whole=True)
+        if accelerator.is_main_process:
+            divisor = mean(torch.tensor(6.0), torch.tensor(4.0))
+        else:
+            objective(JointBatch(None, object(), None, None, (0.0, 1.0)))
+            divisor = None
+        mean.close()
+        return divisor, mean.state()["running"].tolist()
+
+    (divisor, first), (_, second) = on_ranks(2, work)
+    assert float(divisor) == 1.5
+    assert first == second == [6.0, 4.0]

@@ -119,6 +119,9 @@ def test_paper_means_the_student_and_the_task():
     with pytest.raises(UsageProblem, match="No paper gives a recipe for mini-uniter on vcr") as error:
         load_recipe("paper", student="mini-uniter", task="vcr")
     assert str(error.value.hint) == "leave out --recipe, or see what there is: madkit config list"
+    assert "--recipe uniter-base-vcr or uniter-large-vcr" in error.value.message
+    with pytest.raises(UsageProblem, match=r"for mini-lxmert on vcr\.$"):
+        load_recipe("paper", student="mini-lxmert", task="vcr")
 
 
 def test_names_and_keys_that_do_not_exist(tmp_path):

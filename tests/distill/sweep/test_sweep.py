@@ -15,7 +15,7 @@ from madkit.core.errors import ConfigError, RunError, UsageProblem
 from madkit.core.files import FileLock, read_jsonl
 from madkit.core.workspace import Workspace
 from madkit.distill.sweep import fitting, sweep
-from madkit.distill.sweep.plan import load_plan, parse_seeds
+from madkit.distill.sweep.plan import SweepPlan, load_plan, parse_seeds
 from madkit.distill.sweep.sweep import RunReport, RunSpec, run_many
 from madkit.distill.sweep.worker import answer
 from madkit.distill.sweep.worker_process import Plan, WorkerProcess
@@ -124,6 +124,20 @@ def test_processes_fit_the_cores_the_memory_and_the_devices(monkeypatch):
     monkeypatch.setattr(fitting, "visible_gpus", lambda: ("2", "GPU-abc"))
     several = fitting.fit(100, 1)
     assert (several.processes, several.gpus, several.reason) == (2, ("2", "GPU-abc"), "2 GPUs")
+
+
+def test_a_cluster_that_sets_its_size_for_everybody_is_no_launcher(monkeypatch, tmp_path, capsys):
+    from madkit.cli.distill_sweep import sweep as command
+
+    monkeypatch.setattr(sweep, "run_many", lambda *_, **__: [])
+    plan = SweepPlan(task="vcr", arm="finetune", seeds="0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    command(Workspace(tmp_path), plan, processes=1, threads=1, json_=False)
+    assert "1 run, 1 at a time" in capsys.readouterr().err
+    for name, text in {"RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, text)
+    with pytest.raises(UsageProblem, match="starts its own processes"):
+        command(Workspace(tmp_path), plan, processes=1, threads=1, json_=False)
 
 
 def test_devices_keep_the_names_that_were_given(monkeypatch):
