@@ -66,7 +66,7 @@ class RemoteFolder:
 
     def download(self, name: str, target: Path) -> None:
         """Write the content of an object to a file."""
-        self._try(name, lambda fs, path: fs.get_file(path, str(target)))
+        self._try(name, lambda fs, path: fs.get_file(path, str(target)), here=target)
 
     def write(self, name: str, data: bytes) -> None:
         """Write an object whole."""
@@ -94,7 +94,7 @@ class RemoteFolder:
 
     def upload(self, name: str, source: Path) -> None:
         """Write an object from a file."""
-        self._write(name, lambda fs, path: fs.put_file(str(source), path))
+        self._write(name, lambda fs, path: fs.put_file(str(source), path), here=source)
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects; one that does not exist is as good as removed."""
@@ -143,12 +143,25 @@ class RemoteFolder:
         with ThreadPoolExecutor(min(CONCURRENT, len(items)), thread_name_prefix="madkit-remote") as pool:
             return list(pool.map(work, items))
 
-    def _write(self, name: str, put: Callable[[Any, str], Result]) -> Result:
+    def refuse_unusable(self) -> None:
+        """Raise at once what a first write would raise: an unknown storage, one without its package, or for reading."""
+        self._refuse_read_only()
+        try:
+            _file_system(self.url)
+        except Exception as error:
+            known = explain(error, self.url)
+            if known is not None:
+                raise known from None
+
+    def _refuse_read_only(self) -> None:
         if self.scheme in ("http", "https"):
             raise RemoteError(
                 f"{self.url} can only be read: nothing is written over {self.scheme}.",
                 hint="write to a folder or to object storage, such as --cache s3://bucket/caches",
             )
+
+    def _write(self, name: str, put: Callable[[Any, str], Result], here: Path | None = None) -> Result:
+        self._refuse_read_only()
 
         def with_folder(fs: Any, path: str) -> Result:
             try:
@@ -159,9 +172,10 @@ class RemoteFolder:
                 fs.makedirs(path.rpartition("/")[0], exist_ok=True)
                 return put(fs, path)
 
-        return self._try(name, with_folder)
+        return self._try(name, with_folder, here)
 
-    def _try(self, name: str, work: Callable[[Any, str], Result]) -> Result:
+    def _try(self, name: str, work: Callable[[Any, str], Result], here: Path | None = None) -> Result:
+        """Do ``work`` until the network lets it; what is wrong with the file ``here`` is no matter of the network."""
         url = f"{self.url}/{name}" if name else self.url
         for delay in (*DELAYS, None) if self._patient else (None,):
             try:
@@ -170,11 +184,11 @@ class RemoteFolder:
             except MadkitError:
                 raise
             except Exception as error:
+                if isinstance(error, OSError) and (error.errno in _OF_THIS_MACHINE or _is_about(error, here)):
+                    raise
                 known = explain(error, url)
                 if known is not None:
                     raise known from None
-                if isinstance(error, OSError) and error.errno in _OF_THIS_MACHINE:
-                    raise
                 if delay is None:
                     raise _unreachable(error, url, len(DELAYS) + 1 if self._patient else 1) from None
                 time.sleep(delay)
@@ -186,6 +200,11 @@ def _file_system(url: str) -> tuple[Any, str]:
 
     fs, path = fsspec.core.url_to_fs(url)
     return fs, path.rstrip("/")
+
+
+def _is_about(error: OSError, here: Path | None) -> bool:
+    """Whether an error names a file of this machine, or a folder that it lies in."""
+    return here is not None and isinstance(error.filename, str) and Path(error.filename) in (here, *here.parents)
 
 
 def _below(key: str, path: str) -> str:

@@ -46,6 +46,8 @@ class RemoteLock:
             holder = self._holder()
             if holder is None:
                 continue  # it was released in between
+            if holder.get("token") == self._token:
+                break  # it was written, and the answer lost on its way: a second attempt found it there
             since = time.time() - float(holder.get("time", 0))
             if since < STALE_S and not _is_gone(holder):
                 raise self._in_use(holder, since)

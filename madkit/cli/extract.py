@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -99,10 +98,11 @@ def extract(
     Stopped or killed, the same command goes on from the last finished shard; a finished cache is left alone. Images
     that cannot be read and empty texts do not stop it: everything else is done, and it ends with exit code 1.
     """
+    from madkit.core.launcher import launched
     from madkit.core.workspace import Workspace
 
     place = Workspace.at(workspace, cache=cache)
-    if "RANK" not in os.environ:  # of several processes the first one speaks, later
+    if not launched():  # of several processes the first one speaks, later
         _check_names(place, teacher, task or ())
     how: dict[str, Any] = {
         "adapter": adapter,
@@ -137,9 +137,12 @@ def extract(
 
 def _check_names(workspace: Workspace, teacher: str | None, tasks: Sequence[str]) -> None:
     """Refuse names that do not exist at once: importing the teachers' libraries takes seconds."""
+    from madkit.cache.remote_files import RemoteFolder
     from madkit.tasks.data import datasets_to_extract
     from madkit.teachers.known import parse_teacher_name
 
+    if workspace.cache_url is not None:
+        RemoteFolder(workspace.cache_url).refuse_unusable()
     datasets_to_extract(workspace, tasks)
     if teacher is not None:
         parse_teacher_name(teacher)

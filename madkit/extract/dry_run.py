@@ -17,6 +17,7 @@ from madkit.cache.plan import PARTS, Part, StorePlan
 from madkit.cache.reader import Place
 from madkit.cache.remote import RemoteStore, remote_store
 from madkit.cache.remote_copy import remote_units
+from madkit.cache.remote_files import RemoteFolder
 from madkit.core.console import info, warn
 from madkit.core.workspace import Workspace
 from madkit.extract.broken_files import broken_files
@@ -122,6 +123,8 @@ def dry_run(
         compute_dtype=compute_dtype,
         view=view,
     )
+    if workspace.cache_url is not None:
+        RemoteFolder(workspace.cache_url).refuse_unusable()
     chosen, reason = resolve_device(device)
     names = datasets_to_extract(workspace, tasks)
     given, adaptation = named_teacher(workspace, teacher_name, adapter)

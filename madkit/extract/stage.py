@@ -19,6 +19,7 @@ from madkit.cache.quantise import COSINE_FLOOR
 from madkit.cache.reader import read_manifest
 from madkit.cache.remote import remote_store
 from madkit.cache.remote_copy import remote_copy
+from madkit.cache.remote_files import RemoteFolder
 from madkit.cache.writer import StoreWriter
 from madkit.core.console import duration, info, warn
 from madkit.core.errors import DataError
@@ -109,6 +110,8 @@ def extract(
                 compile=compile,
                 view=view,
             )
+            if workspace.cache_url is not None:
+                RemoteFolder(workspace.cache_url).refuse_unusable()
             chosen, reason = processes.device(device)
             names = datasets_to_extract(workspace, tasks)
             name, adaptation = named_teacher(workspace, teacher_name, adapter)

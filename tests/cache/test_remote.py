@@ -582,3 +582,41 @@ def test_a_limit_below_the_store_is_said(
     monkeypatch.setenv("MADKIT_CACHE_LIMIT_GB", "0.000001")
     TokenCache.open(there).close()
     assert "more than MADKIT_CACHE_LIMIT_GB lets it keep here" in capsys.readouterr().err
+
+
+def test_a_lock_whose_answer_was_lost_is_ones_own(store: Any, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time-out after the write: the second attempt, which the storage's own library makes, finds the object there."""
+    there, _ = put(store, base)
+    real = RemoteFolder.create
+
+    def answers_late(self: RemoteFolder, name: str, data: bytes) -> bool:
+        real(self, name, data)
+        return False
+
+    monkeypatch.setattr(RemoteFolder, "create", answers_late)
+    lock = remote_lock.RemoteLock(there.files)
+    lock.acquire()
+    assert there.files.read_or_none(".lock") is not None
+    lock.release()
+    assert there.files.read_or_none(".lock") is None
+
+
+@pytest.mark.parametrize("error", [PermissionError, FileNotFoundError, NotADirectoryError])
+def test_what_is_wrong_on_this_machine_is_not_put_on_the_network(
+    store: Any, base: str, error: type[OSError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, _ = put(store, base)
+    target, number = tmp_path / "mirror" / "shard.part", {PermissionError: 13, FileNotFoundError: 2}.get(error, 20)
+    attempts = []
+
+    def refused(*_: object) -> None:
+        attempts.append(0)
+        raise error(number, "no", str(target if error is PermissionError else target.parent))
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", refused)
+    with pytest.raises(error, match="mirror"):
+        there.files.download("plan.json", target)
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "put_file", refused)
+    with pytest.raises(error, match="mirror"):
+        there.files.upload("plan.json", target)
+    assert len(attempts) <= 3  # a folder that may be missing at the other end is made once

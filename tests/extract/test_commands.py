@@ -100,6 +100,9 @@ def test_teachers_list_and_show(tiny_teacher: Path, capsys: pytest.CaptureFixtur
         (["cache", "info", "nope"], 1, "no token cache named 'nope'"),
         (["cache", "list", "--cache", "s4://bucket"], 2, "no storage called 's4://'. Did you mean 's3'?"),
         (["cache", "list", "--cache", "htps://host"], 2, "Did you mean 'https'?"),
+        (["extract", "--teacher", "clip-vit-l14", "--cache", "s4://b"], 2, "called 's4://'. Did you mean 's3'?"),
+        (["extract", "--teacher", "clip-vit-l14", "--cache", "s4://b", "--dry-run"], 2, "Did you mean 's3'?"),
+        (["extract", "--teacher", "clip-vit-l14", "--cache", "http://host"], 1, "can only be read"),
     ],
 )
 def test_failures_are_one_sentence(
