@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from madkit.cache.layout import LOCK, MANIFEST, PLAN
-from madkit.cache.reader import Place, TokenCache, adapter_name, read_document, read_manifest
+from madkit.cache.reader import Place, TokenCache, adapter_name, checked_manifest, read_document
 from madkit.cache.remote import RemoteStore, stores_below
 from madkit.cache.remote_files import CONCURRENT, RemoteError
 from madkit.cache.remote_lock import RemoteLock
@@ -80,12 +80,20 @@ def find_caches(workspace: Workspace) -> list[Place]:
 
 def list_stores(workspace: Workspace) -> list[StoreRow]:
     """Describe every store of a workspace, complete or not, by name."""
+    places = _places(workspace)
     if workspace.cache_url is not None:
         with ThreadPoolExecutor(CONCURRENT) as pool:  # each costs a few round trips
-            return list(pool.map(describe, stores_below(workspace.cache_url)))
+            return list(pool.map(describe, places))
+    return [describe(path) for path in places]
+
+
+def _places(workspace: Workspace) -> list[Place]:
+    """Where the stores of a workspace lie, by name; nothing is read of them, for a manifest may have a megabyte."""
+    if workspace.cache_url is not None:
+        return list(stores_below(workspace.cache_url))
     if not workspace.cache.is_dir():
         return []
-    return [describe(path) for path in sorted(workspace.cache.iterdir()) if path.is_dir()]
+    return [path for path in sorted(workspace.cache.iterdir()) if path.is_dir()]
 
 
 def describe(path: Place) -> StoreRow:
@@ -95,8 +103,9 @@ def describe(path: Place) -> StoreRow:
         RemoteError: the URL cannot be read.
     """
     try:
-        complete = read_document(path, MANIFEST) is not None
-        document = read_manifest(path) if complete else read_document(path, PLAN)
+        manifest = read_document(path, MANIFEST)
+        complete = manifest is not None
+        document = checked_manifest(path, manifest) if complete else read_document(path, PLAN)
         images, texts = (int(document[part]["n"]) if part in document else 0 for part in ("images", "texts"))
         return StoreRow(
             path,
@@ -133,7 +142,7 @@ def choose_cache(workspace: Workspace, task_data: DataOfTask, teacher: str | Non
         NotFoundError: there is no such store; the message says what there is instead.
         CacheError: several fit.
     """
-    rows = [describe(path) for path in find_caches(workspace)]
+    rows = [row for row in list_stores(workspace) if row.state == "complete"]
     task, source, revision = task_data.spec.name, task_data.source, task_data.revision
     of_source = [row for row in rows if row.identity.get("source") == source]
     of_data = [row for row in of_source if row.identity.get("revision") == revision]
@@ -216,20 +225,20 @@ def find_store(workspace: Workspace, name: str | None) -> list[Place]:
     Raises:
         NotFoundError: there is none; the message suggests the nearest.
     """
-    rows = list_stores(workspace)
+    places = _places(workspace)
     if name is None:
-        if not rows:
+        if not places:
             raise NotFoundError(
                 f"There are no token caches at {workspace.cache_at}."
                 if workspace.cache_at
                 else f"The workspace {workspace.root} has no token caches.",
                 hint="make one: madkit extract --teacher mini",
             )
-        return [row.path for row in rows]
-    found = [row.path for row in rows if _is_called(row.path, name)]
+        return places
+    found = [place for place in places if _is_called(place, name)]
     if not found:
         raise NotFoundError(
-            f"There is no token cache named '{name}'.{suggest(name, [row.path.name for row in rows])}",
+            f"There is no token cache named '{name}'.{suggest(name, [place.name for place in places])}",
             hint="see what there is: madkit cache list",
         )
     return found

@@ -20,6 +20,8 @@ NO_IMAGES = ImageLayout(0, 1, 0, 0, (0, 0))
 NO_TEXTS = TextLayout(0, 1, 0, 0, 0)
 """The text part of a store whose teacher reads images alone."""
 
+_PIECE = 1 << 16
+
 
 @dataclass(frozen=True, slots=True)
 class StorePlan:
@@ -49,17 +51,35 @@ class StorePlan:
 
     def document(self) -> dict[str, Any]:
         """Return what ``plan.json`` holds: identity, sizes, and a digest over ids, texts and lengths."""
-        items = [list(self.image_ids), dict(self.image_aliases), list(self.texts), self.lengths.tolist()]
         sizes = {"images": _sizes(self.images), "texts": _sizes(self.text)}
         return {
             "schema": SCHEMA,
             "format": FORMAT,
             "key": store_key(self.identity),
             "identity": dict(self.identity),
-            "items": sha256(compact_json(items)).hexdigest()[:16],
+            "items": self._items_digest(),
             **{part: sizes[part] for part in self.parts},
             "facts": dict(self.facts),
         }
+
+    def _items_digest(self) -> str:
+        """Digest the JSON of [ids, aliases, texts, lengths], piece by piece: of two million texts it has 200 MB."""
+        sha = sha256(b"[")
+        for end, part in (
+            (b",", self.image_ids),
+            (b",", self.image_aliases),
+            (b",", self.texts),
+            (b"]\n", self.lengths),
+        ):
+            if isinstance(part, Mapping):
+                sha.update(compact_json(dict(part))[:-1] + end)
+                continue
+            for start in range(0, len(part), _PIECE):
+                piece = part[start : start + _PIECE]
+                plain = piece.tolist() if isinstance(piece, np.ndarray) else list(piece)
+                sha.update((b"," if start else b"[") + compact_json(plain)[1:-2])
+            sha.update((b"]" if len(part) else b"[]") + end)
+        return sha.hexdigest()[:16]
 
     @property
     def parts(self) -> tuple[Part, ...]:

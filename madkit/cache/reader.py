@@ -155,6 +155,11 @@ def read_manifest(place: Place) -> dict[str, Any]:
         if plan is not None:
             raise _unfinished(place, plan)
         raise NotFoundError(f"There is no token cache at {place}.", hint="make one: madkit extract --teacher mini")
+    return checked_manifest(place, manifest)
+
+
+def checked_manifest(place: Place, manifest: Any) -> dict[str, Any]:
+    """Return what a store's manifest file holds, if it is a manifest (CacheError as for :func:`read_manifest`)."""
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("schema") != SCHEMA:
         raise CacheError(
             f"{place}/{MANIFEST} is not the manifest of a token cache that this version of madkit reads "

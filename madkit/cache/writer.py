@@ -78,6 +78,7 @@ class StoreWriter:
         self._lines: set[tuple[Part, int]] = set()  # units whose last line says that they are done
         self._mine: set[tuple[Part, int]] | None = None
         self._absent: dict[tuple[Part, int], dict[int, str]] = {}
+        self._document: tuple[StorePlan, dict[str, Any]] | None = None
 
     def _lock_of(self, path: Path) -> FileLock:
         return FileLock(path, error=CacheError, what=f"The cache {self.folder.name}")
@@ -159,7 +160,7 @@ class StoreWriter:
         if path.is_file():
             self.plan = resumed_plan(self.plan, self.folder)
         else:
-            write_json_atomic(path, self.plan.document())
+            write_json_atomic(path, self._plan_document())
         self._write_fixed()
         if self._remote is not None:
             self._remote.fixed(dict(self._files))
@@ -176,6 +177,12 @@ class StoreWriter:
         if manifest.is_file() and not self._whole(manifest):
             manifest.unlink()  # statistics or a group are gone, which belong to no unit: they come with the manifest
         self._write_kept()
+
+    def _plan_document(self) -> dict[str, Any]:
+        """What ``plan.json`` holds, made once for a plan: of millions of items that takes seconds."""
+        if self._document is None or self._document[0] is not self.plan:
+            self._document = (self.plan, self.plan.document())
+        return self._document[1]
 
     def _write_kept(self) -> None:
         """Write the units that a process which was killed had finished, and not written yet."""
@@ -201,7 +208,7 @@ class StoreWriter:
     def _write_fixed(self) -> None:
         """Write what depends on the plan alone: metadata, ids, texts, extents."""
         plan = self.plan
-        attributes = {"madkit": plan.document()}
+        attributes = {"madkit": self._plan_document()}
         self._put("zarr.json", compact_json(group_metadata(attributes)))
         for part in plan.parts:
             group = self.folder / part / "zarr.json"
@@ -332,7 +339,7 @@ class StoreWriter:
             statistics = self._write_statistics(part)
             attributes = part_attributes(self.plan, part, statistics, len(self.absent(part)))
             self._put(f"{part}/zarr.json", compact_json(group_metadata(attributes)))
-        plan = self.plan.document()
+        plan = self._plan_document()
         now = datetime.now(UTC).isoformat(timespec="seconds")
         manifest = {
             **plan,

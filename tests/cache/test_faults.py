@@ -6,13 +6,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from madkit.cache import TokenCache, find_caches, verify_cache
-from madkit.cache.manage import list_stores, plan_prune, remove_store
+from madkit.cache import TokenCache, choose_cache, find_caches, manage, reader, verify_cache
+from madkit.cache.manage import find_store, list_stores, plan_prune, remove_store
 from madkit.cache.plan import PARTS
 from madkit.cache.writer import StoreWriter
 from madkit.core.errors import CacheError, NotFoundError
@@ -294,6 +295,28 @@ def test_list_and_prune(tmp_path: Path, maker: Callable[..., Any]) -> None:
         plan_prune(workspace, "hallf")
     remove_store(half)
     assert not half.exists()
+
+
+def test_a_store_is_found_without_its_manifest_and_described_with_one_look(
+    tmp_path: Path, maker: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest of a large store has megabytes, and a workspace may have hundreds of stores."""
+    for name in ("one", "two"):
+        maker(tmp_path / "cache" / name, [2], 2)
+    read: list[str] = []
+    for module in (manage, reader):
+        real = module.read_document
+        monkeypatch.setattr(
+            module, "read_document", lambda *place, _real=real: (read.append(place[1]), _real(*place))[1]
+        )
+    assert [path.name for path in find_store(Workspace(tmp_path), "two")] == ["two"]
+    assert read == []
+    assert len(list_stores(Workspace(tmp_path))) == 2
+    assert read == ["manifest.json"] * 2
+    data = SimpleNamespace(spec=SimpleNamespace(name="vcr"), source="mini-vcr", revision="r")
+    with pytest.raises(CacheError, match="has 2 caches"):
+        choose_cache(Workspace(tmp_path), data, None)
+    assert read == ["manifest.json"] * 4
 
 
 def test_every_part_is_written_in_units(store: Any) -> None:

@@ -16,6 +16,9 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from madkit.cache import TokenCache, verify_cache
+from madkit.cache import plan as plan_module
+from madkit.cache.layout import image_layout, text_layout
+from madkit.cache.plan import StorePlan
 from madkit.cli.main import main
 from madkit.core.errors import CacheError
 
@@ -93,6 +96,18 @@ def write_by_the_page(folder: Path, images: npt.NDArray[Any], globals_: npt.NDAr
         "files": {name: {"bytes": len(data), "crc32": f"{zlib.crc32(data):08x}"} for name, data in files.items()},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("texts", [0, 1, 3, 4, 9])
+def test_the_digest_of_items_is_that_of_their_json(texts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "_PIECE", 4)
+    said = [f'text {number} "é\n😀"' for number in range(texts)]
+    lengths = np.arange(texts, dtype=np.int64)
+    ids, aliases = [f"image {number}" for number in range(5)], {"other": 1}
+    layouts = image_layout(5, (2, 2), 6, 1.0), text_layout(lengths, 6, 1.0)
+    plan = StorePlan({}, ids, aliases, said, lengths, *layouts, {})
+    whole = json.dumps([ids, aliases, said, lengths.tolist()], separators=(",", ":")) + "\n"
+    assert plan.document()["items"] == hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 def test_a_store_that_another_program_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
