@@ -24,6 +24,7 @@ from madkit.adapt.vectors import LiveVectors, StoredVectors, Vectors
 from madkit.core.console import duration, info, progress, warn
 from madkit.core.errors import DataError, RunError, UsageProblem
 from madkit.core.files import FileLock, digest_of, sha256_file, write_bytes_atomic
+from madkit.core.launcher import VARIABLES, world_size
 from madkit.core.metrics_log import disk_problem
 from madkit.core.workspace import Workspace
 from madkit.tasks.data import TaskData, check_task_name, open_task
@@ -259,8 +260,8 @@ def _images(items: Sequence[Item]) -> int:
 
 def _refuse_several_processes() -> None:
     """Raise RunError in a process that a launcher started beside others, before it waits for them."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    if count.isdecimal() and int(count) > 1:
+    count = world_size()
+    if count > 1:
         raise RunError(
             f"An adaptation runs in one process, not in {count}: its loss sets every image of a batch against every "
             "text, and the batch cannot be shared out.",
@@ -288,4 +289,9 @@ def _accelerator(device: str, precision: str) -> Accelerator:
         )
     if AcceleratorState._shared_state:
         AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run of this process decided otherwise
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=not cuda)
+    # Accelerate takes the one or two of these that some clusters set for every program for a job that it should join.
+    half = {name: os.environ.pop(name) for name in (*VARIABLES, "LOCAL_RANK") if name in os.environ}
+    try:
+        return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=not cuda)
+    finally:
+        os.environ.update(half)

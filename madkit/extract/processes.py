@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
 
 from madkit.core.job import Job, told_to_use_cpu
+from madkit.core.launcher import local_rank
 from madkit.extract.options import resolve_device
 
 K = TypeVar("K")
@@ -31,7 +31,7 @@ class Processes(Job):
             return "cpu", "as Accelerate was told"
         device, reason = resolve_device(name)
         if self.count > 1 and device == "cuda":
-            number = int(os.environ.get("LOCAL_RANK", self.number)) % torch.cuda.device_count()
+            number = local_rank() % torch.cuda.device_count()
             torch.cuda.set_device(number)
             return f"cuda:{number}", f"{reason}, one for each process"
         return device, reason

@@ -317,10 +317,22 @@ def test_low_rank_updates_without_a_gradient_are_told(
 
 
 def test_several_processes_are_refused_before_anything_is_read(workspace: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(stage, "open_task", None)
     with pytest.raises(RunError, match="runs in one process, not in 2"):
         adapt(workspace, teacher="mini", task="snli-ve")
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_RANK"])
+def test_half_of_a_launchers_variables_make_no_job(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some clusters set them for every program; Accelerate alone would look for the others."""
+    for other in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "2")
+    stage._refuse_several_processes()
+    assert stage._accelerator("cpu", "fp32").num_processes == 1
+    assert os.environ[name] == "2"
 
 
 def test_names_that_cannot_be_meant(workspace: Any, tiny_teacher: Path) -> None:
