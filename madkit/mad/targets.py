@@ -34,9 +34,9 @@ class ChannelStats:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ChannelStats:
         """The same on another device."""
-        return ChannelStats(
-            self.mean.to(device, non_blocking=non_blocking), self.var.to(device, non_blocking=non_blocking)
-        )
+        mean = self.mean.to(device, non_blocking=non_blocking)
+        var = self.var.to(device, non_blocking=non_blocking)
+        return self if mean is self.mean and var is self.var else ChannelStats(mean, var)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +80,20 @@ class TeacherTargets:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TeacherTargets:
         """The same on another device, with nothing left to be looked up."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=non_blocking)
-            for name, value in values.items()
-            if isinstance(value, (Tensor, ChannelStats, ChosenTokens))
-        }
-        return replace(self, **moved)
+        moved: dict[str, Any] = {}
+        for name in _MOVED:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            there = value.to(device, non_blocking=non_blocking)
+            if there is not value:  # on a CPU most is where it should be
+                moved[name] = there
+        return replace(self, **moved) if moved else self
 
     @property
     def selectable_text(self) -> Tensor:
         """[S, T] bool: text positions that selection may take."""
         return self.text_mask if self.text_content is None else self.text_mask & self.text_content
+
+
+_MOVED = tuple(field.name for field in fields(TeacherTargets) if field.name != "shared_space")

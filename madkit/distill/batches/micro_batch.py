@@ -133,7 +133,7 @@ class BatchMaker:
             target=target,
             teacher=targets,
             query_index=query,
-            confidence=None if self.confidence is None else self.confidence[rows],
+            confidence=None if self.confidence is None else self.confidence.index_select(0, rows),
             step=step,
             progress=step / self.steps,
         )

@@ -124,7 +124,8 @@ def _looked_up(lookup: Lookup) -> Tensor | Lookup:
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
+    # a part of a wider table would be copied once more on its way, and not from page-locked memory
+    return tensor.contiguous().pin_memory() if tensor.device.type == "cpu" else tensor
 
 
 def _used_on(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:

@@ -2,13 +2,14 @@
 
 Relevance depends on an example and the teachers alone. The configured selection is therefore worked out when a sequence
 is first asked for, with the same functions that choose for any batch (`madkit.mad.choice`), and what stays of it are
-positions, some ten bytes per sequence. Random selection depends on the step and is drawn when the batch is cut.
+positions, some hundred bytes per sequence. Random selection depends on the step and is drawn when the batch is cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -29,19 +30,44 @@ _SALTS = {"token_text": 1, "token_region": 2, "token_tag": 3}  # of random selec
 
 @dataclass(slots=True)
 class _Best:
-    """The best positions [n, K] of n sequences, best first, and how many of them count [n]."""
+    """Where the best positions of n sequences stand in one table [n, W] of all kinds, so that a step reads once.
 
-    index: Tensor
-    count: Tensor
+    Attributes:
+        table: the kinds' table, int32.
+        first: column of how many positions count; the positions follow, best first, then what they stand for: rows of
+            the text bank for words, regions for tags.
+        width: how many positions there are.
+    """
 
-    def fill(self, rows: Tensor, index: Tensor, valid: Tensor) -> None:
-        self.index[rows, : index.shape[1]] = index.to("cpu", torch.int16)
-        self.count[rows] = valid.sum(1, dtype=torch.int16).cpu()
+    table: Tensor
+    first: int
+    width: int
 
-    def of(self, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """Index [N, width] and validity."""
-        index = self.index.index_select(0, rows)[:, :width].long()
-        return index, torch.arange(width) < self.count.index_select(0, rows).unsqueeze(1)
+    def fill(self, rows: Tensor, index: Tensor, valid: Tensor, stands: Tensor | None = None) -> None:
+        rows, first, index = rows.cpu(), self.first, index[:, : self.width]
+        self.table[rows, first] = valid.sum(1, dtype=torch.int32).cpu()
+        first += 1
+        self.table[rows, first : first + index.shape[1]] = index.to("cpu", torch.int32)
+        if stands is not None:
+            first += self.width
+            self.table[rows, first : first + index.shape[1]] = stands[:, : self.width].to("cpu", torch.int32)
+
+    def of(self, found: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Index [N, width] and validity in the rows `found` [N, W] of the table."""
+        width = min(width, self.width)
+        index = found[:, self.first + 1 : self.first + 1 + width]
+        return index, _numbers(width) < found[:, self.first : self.first + 1]
+
+    def stands(self, found: Tensor, width: int) -> Tensor:
+        """What these positions stand for [N, width]."""
+        first = self.first + 1 + self.width
+        return found[:, first : first + min(width, self.width)]
+
+
+@lru_cache(maxsize=64)
+def _numbers(width: int) -> Tensor:
+    """0 to width - 1. Read only."""
+    return torch.arange(width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +126,20 @@ class Choices:
         self.sizes = {name: k for name, (k, _) in lengths.items() if name in config.term_weights}
         n = len(examples) * examples.n_candidates
         self._best: dict[str, _Best] = {}
-        self._ranked = torch.zeros(n, dtype=torch.bool)
-        # of the best words the rows of the text bank, of the best tags the regions: like `_Best.index`
-        self._stands_for: dict[str, Tensor] = {}
+        self._all_ranked = False
+        widths: dict[str, int] = {}
         if config.tokens == "adaptive":
             for name, k in self.sizes.items():
-                width = chosen_width(lengths[name][1], k=k, fraction=config.fraction)
-                self._best[name] = _Best(torch.zeros(n, width, dtype=torch.int16), torch.zeros(n, dtype=torch.int16))
-                if name != "token_region":
-                    self._stands_for[name] = torch.zeros(n, width, dtype=torch.int32)
+                widths[name] = chosen_width(lengths[name][1], k=k, fraction=config.fraction)
+            if not self._has_tags and "token_tag" in widths:
+                widths["token_tag"] = 0
+        # the first column is 1 where a sequence has been chosen from
+        columns = 1 + sum(1 + width * (1 if name == "token_region" else 2) for name, width in widths.items())
+        self._table = torch.zeros(n if widths else 0, columns, dtype=torch.int32)
+        first = 1
+        for name, width in widths.items():
+            self._best[name] = _Best(self._table, first, width)
+            first += 1 + width * (1 if name == "token_region" else 2)
 
     def of(
         self,
@@ -140,9 +171,11 @@ class Choices:
         said = None if taught is None else taught[places].unsqueeze(1)
         if self._best:
             mine = self._sequences(places, indices)
-            if not self._ranked.index_select(0, mine).all():
+            found = self._table.index_select(0, mine)
+            if not self._all_ranked and not found[:, 0].all():
                 self._rank(self._asked(places, rows, indices, inputs), whole())
-            return self._noted(places, mine, rows, inputs, said, gold=gold)
+                found = self._table.index_select(0, mine)
+            return self._noted(places, found.long(), rows, inputs, said, gold=gold)
         asked = self._asked(places, rows, indices, inputs)
         kinds: dict[str, ChosenKind] = {}
         for name in self.sizes:
@@ -164,9 +197,16 @@ class Choices:
         return self._tokens(places, gold, kinds)
 
     def _noted(
-        self, places: Tensor, mine: Tensor, rows: TeacherRows, inputs: StudentInputs, said: Tensor | None, *, gold: bool
+        self,
+        places: Tensor,
+        noted: Tensor,
+        rows: TeacherRows,
+        inputs: StudentInputs,
+        said: Tensor | None,
+        *,
+        gold: bool,
     ) -> ChosenTokens:
-        """The chosen tokens of sequences `mine` [N] that have all been chosen from: nothing but looking up."""
+        """The chosen tokens of sequences that have all been chosen from, of which `noted` [N, W] is on the table."""
         config = self.config
         T, R = inputs.input_ids.shape[1], inputs.region_mask.shape[1]
         image = rows.images
@@ -177,16 +217,17 @@ class Choices:
             if name == "token_tag" and (not config.tag_targets or R == 0):
                 continue
             width = chosen_width(R if name == "token_region" else T, k=k, fraction=config.fraction)
-            if name == "token_tag" and not self._has_tags:
-                width = 0
-            index, valid = self._best[name].of(mine, width)
+            index, valid = self._best[name].of(noted, width)
             valid = valid if said is None else valid & said
             if name == "token_region":
                 kinds[name] = ChosenKind(index, valid, self._regions(image, index))
                 continue
-            if name == "token_tag" and width and not valid.any():  # nothing is projected for them
-                index, valid, width = index[:, :0], valid[:, :0], 0
-            stands = self._stands_for[name].index_select(0, mine)[:, :width].long()
+            if name == "token_tag" and not (index.shape[1] and valid.any()):  # nothing is projected for them
+                none = index[:, :0]
+                nowhere = torch.zeros(len(index), 0, self.images.regions.shape[2], dtype=torch.float16)
+                kinds[name] = ChosenKind(none, valid[:, :0], nowhere, none)
+                continue
+            stands = self._best[name].stands(noted, width)
             if name == "token_text":
                 assert self.texts.tokens is not None
                 kinds[name] = ChosenKind(index, valid, rows_of(self.texts.tokens, stands))
@@ -229,8 +270,7 @@ class Choices:
         targets, asked = targets.to(where), asked.to(where)
         if "token_text" in self._best:
             index, valid = choose_text(config, targets, asked.places, asked.tags, 0)
-            self._best["token_text"].fill(rows, index, valid)
-            self._note("token_text", rows, asked.tokens.gather(1, index).clamp_min(0))
+            self._best["token_text"].fill(rows, index, valid, asked.tokens.gather(1, index).clamp_min(0))
         if "token_region" in self._best:
             found = choose_regions(config, targets, asked.places, asked.region_mask, 0)
             self._best["token_region"].fill(rows, *found)
@@ -238,12 +278,9 @@ class Choices:
             _, index, kept = choose_tags(
                 config, targets, asked.places, asked.tags, asked.text_mask, asked.region_mask, 0
             )
-            self._best["token_tag"].fill(rows, index, kept)
-            self._note("token_tag", rows, asked.tags.gather(1, index))
-        self._ranked[rows] = True
-
-    def _note(self, name: str, rows: Tensor, stands: Tensor) -> None:
-        self._stands_for[name][rows.cpu(), : stands.shape[1]] = stands.to("cpu", torch.int32)
+            self._best["token_tag"].fill(rows, index, kept, asked.tags.gather(1, index))
+        self._table[rows.cpu(), 0] = 1
+        self._all_ranked = bool(self._table[:, 0].all())
 
     def _pick(self, name: str, asked: _Asked, step: int) -> tuple[Tensor, Tensor]:
         """Index [N, K] and validity [N, K] of one kind."""
