@@ -88,7 +88,7 @@ def add(
         options={key: value for key, value in options.items() if value is not None},
         allow_missing=allow_missing,
     )
-    _print_attached(data.name, attached, json_)
+    _print_attached(data.name, attached, json_, theirs=True)
 
 
 @app.command("make")
@@ -209,7 +209,8 @@ def convert(
     emit(facts, json_, lambda: print(f"{count:,} images, {layout} to {to}\n{target}"))
 
 
-def _print_attached(name: str, attached: Attached, json_: bool) -> None:
+def _print_attached(name: str, attached: Attached, json_: bool, *, theirs: bool = False) -> None:
+    """`theirs`: whether somebody else has made the features, so that those not looked at may be wrong."""
     document = {
         "dataset": name,
         "parts": attached.parts,
@@ -224,7 +225,7 @@ def _print_attached(name: str, attached: Attached, json_: bool) -> None:
         print(f"{attached.covered:,} of {attached.images:,} images of {name} have features of width {attached.dim}.")
         for part in attached.parts:
             print(f"{part['format']} {part['path']}{' (annotated boxes)' if 'role' in part else ''}")
-        if attached.read < attached.covered:
+        if theirs and attached.read < attached.covered:
             every = attached.parts[0]["path"]
             print(f"Looked at the features of {attached.read} images; of all: madkit data regions check {every}")
 

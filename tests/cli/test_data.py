@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from madkit.cli.data_regions import _print_attached
 from madkit.cli.main import main
 from madkit.core.workspace import Workspace
 from madkit.tasks.mini.build import build_mini
+from madkit.tasks.region_files import Attached
 
 
 @pytest.fixture(scope="module")
@@ -259,3 +261,12 @@ def test_an_imported_data_set_is_extracted_and_trained_on(
     assert (run["source"], run["task"]) == ("vcr", "vcr")
     rows = document(capsys, "evaluate", "--protocol", "smoke", *place)["rows"]
     assert {row["suite"] for row in rows} == {"test"}
+
+
+def test_adding_says_of_how_many_images_the_features_were_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    attached = Attached([{"format": "uniter-npz", "path": "/features"}], 2048, 110_000, 110_000, [], read=16)
+    _print_attached("vcr", attached, False, theirs=True)
+    said = "Looked at the features of 16 images; of all: madkit data regions check /features"
+    assert capsys.readouterr().out.splitlines()[-1] == said
+    _print_attached("vcr", attached, False)
+    assert said not in capsys.readouterr().out
