@@ -172,6 +172,7 @@ def _tell(problems: Sequence[Mapping[str, Any]]) -> None:
 def _write_submissions(
     workspace: Workspace, protocol: str, untrained: list[Problem], *, device: str, precision: str, json_: bool
 ) -> None:
+    from madkit.core.console import counted
     from madkit.evaluate.leaderboard import Submissions, write_submissions
 
     done = write_submissions(workspace, protocol, device=device, precision=precision)
@@ -180,7 +181,7 @@ def _write_submissions(
     def human() -> None:
         for one in done.files:
             there = "" if one.new else " (there already)"
-            print(f"{one.source} {one.split}: {one.questions:,} questions answered, as {one.format}{there}.")
+            print(f"{one.source} {one.split}: {counted(one.questions, 'questions')} answered, as {one.format}{there}.")
             print(one.path)
 
     emit(done.document(), json_, human)

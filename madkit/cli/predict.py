@@ -148,12 +148,13 @@ def predict(
 def _split(workspace: Workspace, run: str, split: str, json_: bool, **options: Any) -> None:
     from dataclasses import asdict
 
+    from madkit.core.console import counted
     from madkit.evaluate.answering import answer
 
     done = answer(workspace, run, split, **options)
 
     def human() -> None:
-        print(f"{done.source} {done.split}: {done.questions:,} questions answered, as {done.format}.")
+        print(f"{done.source} {done.split}: {counted(done.questions, 'questions')} answered, as {done.format}.")
         print(done.path)
 
     emit(asdict(done), json_, human)
@@ -163,7 +164,7 @@ def _own(workspace: Workspace, run: str, questions: Path, json_: bool, **options
     import json
     from dataclasses import asdict
 
-    from madkit.core.console import warn
+    from madkit.core.console import counted, warn
     from madkit.evaluate.answering import answer_questions
 
     answers: list[dict[str, Any]] = []
@@ -183,7 +184,7 @@ def _own(workspace: Workspace, run: str, questions: Path, json_: bool, **options
 
     def human() -> None:
         if done.path is not None:
-            print(f"{questions}: {done.questions:,} questions answered, as {done.format}.")
+            print(f"{questions}: {counted(done.questions, 'questions')} answered, as {done.format}.")
             print(done.path)
 
     document = asdict(done)

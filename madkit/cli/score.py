@@ -53,9 +53,12 @@ def score(
 
 
 def _print(found: Scored) -> None:
+    from madkit.core.console import counted
+
     partly = f", {found.partly:,} more in part" if found.partly else ""
     rule = f", VQA rule {found.vqa_rule}" if found.vqa_rule else ""
-    print(f"{found.source} {found.split}: {found.answered:,} of {found.questions:,} questions answered{partly}{rule}")
+    answered = f"{found.answered:,} of {counted(found.questions, 'questions')}"
+    print(f"{found.source} {found.split}: {answered} answered{partly}{rule}")
     if found.is_mini:
         print("This is madkit's embedded benchmark, not the real one.")
     if not found.metrics:

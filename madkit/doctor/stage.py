@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from madkit.core.console import counted
 from madkit.core.errors import MadkitError
 from madkit.doctor.disk import check_room, check_speed, trial_folder
 from madkit.doctor.findings import Finding, Status, counts, failed, first_line, passed
@@ -132,7 +133,7 @@ def _read_everything(workspace: Workspace) -> list[Finding]:
             report = verify_cache(row.path, on_file=bar.advance)
             name = row.path.name
             if report.ok:
-                found.append(passed("caches", name, f"every byte of {report.files} files read, all sound"))
+                found.append(passed("caches", name, f"every byte of {counted(report.files, 'files')} read, all sound"))
             else:
                 first = report.problems[0]
                 said = f"{first.file}: {first.detail} ({len(report.problems)} in all)"

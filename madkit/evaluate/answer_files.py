@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from madkit.core.console import counted
 from madkit.core.errors import DataError, NotFoundError
 from madkit.evaluate.submission import ANSWER_COLUMNS, RATIONALE_COLUMNS, VCR_CHOICES
 from madkit.tasks.formats.source_lines import Place, iter_json_lines, kind_of, load_json
@@ -151,7 +152,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
         )
     for place, row in rows:
         if len(row) != len(columns):
-            place.fail(f"{len(row)} values for {len(columns)} columns", hint="write the file again")
+            place.fail(
+                f"{counted(len(row), 'values')} for {counted(len(columns), 'columns')}", hint="write the file again"
+            )
         yield place, dict(zip(columns, row, strict=True))
 
 
@@ -173,7 +176,9 @@ def _vcr_csv(path: Path, columns: list[str]) -> AnswerFile:
         if place.line == 1:
             continue
         if len(row) != len(columns):
-            place.fail(f"{len(row)} values for {len(columns)} columns", hint="write the file again")
+            place.fail(
+                f"{counted(len(row), 'values')} for {counted(len(columns), 'columns')}", hint="write the file again"
+            )
         name = row[id_column]
         if name in found:
             place.fail(f"{name} is answered twice, first on line {lines[name]}", hint="keep one of them")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from madkit.core.console import counted
 from madkit.core.errors import DataError, NotFoundError, RunError, UsageProblem
 from madkit.core.files import FileLock, append_jsonl, digest_of, read_jsonl, sha256_file, write_text_atomic
 from madkit.evaluate.grid import Run
@@ -221,10 +222,10 @@ def _again(rows: Sequence[Mapping[str, Any]], examples: Sequence[Example]) -> li
 
 def _check(rows: Sequence[Mapping[str, Any]], n_examples: int) -> None:
     if len(rows) != n_examples:
-        raise RunError(f"The student answered {len(rows):,} of {n_examples:,} examples.")
+        raise RunError(f"The student answered {len(rows):,} of {counted(n_examples, 'examples')}.")
     broken = sum(not all(math.isfinite(value) for value in row["logits"]) for row in rows)
     if broken:
         raise RunError(
-            f"The student gives NaN or infinite logits on {broken:,} of {n_examples:,} examples.",
+            f"The student gives NaN or infinite logits on {broken:,} of {counted(n_examples, 'examples')}.",
             hint="look at the losses in the run's metrics.jsonl; a lower learning rate usually mends it",
         )

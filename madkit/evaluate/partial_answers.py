@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from madkit.core.console import info
+from madkit.core.console import counted, info
 from madkit.core.errors import MadkitError
 from madkit.core.files import append_jsonl, digest_of, read_jsonl
 
@@ -38,7 +38,11 @@ class PartialAnswers:
             return
         self._begun = True
         self.rows = {row["digest"]: row["row"] for row in others if {"digest", "row"} <= row.keys()}
-        info(f"Going on where it stopped: {len(self.rows):,} questions were answered before ({self.path.name}).")
+        were = "was" if len(self.rows) == 1 else "were"
+        info(
+            f"Going on where it stopped: {counted(len(self.rows), 'questions')} {were} answered before "
+            f"({self.path.name})."
+        )
 
     def add(self, digests: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
         """Remember answers, on disk before this returns."""

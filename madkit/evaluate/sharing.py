@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from madkit.core.console import info, progress
+from madkit.core.console import counted, info, progress
 from madkit.core.errors import MadkitError
 from madkit.core.interrupts import StopSignals
 from madkit.core.job import Job
@@ -58,7 +58,7 @@ def answer_together(
     cells = {cell.key: cell for cell in plan.cells}
     share = [cells[key] for key in keys[ranks.number :: ranks.count]]
     if keys:
-        info(f"{len(keys)} run-suites to answer in {ranks.count} processes.")
+        info(f"{counted(len(keys), 'run-suites')} to answer in {ranks.count} processes.")
 
     def answered() -> dict[str, Problem]:
         problems = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from madkit.core.console import counted
 from madkit.share.facts import teacher_licence, teachers_of
 from madkit.share.names import UNKNOWN
 
@@ -217,7 +218,9 @@ def _limits(facts: Facts) -> str:
 def _data(facts: Facts) -> str:
     manifest, run = facts.manifest, facts.run
     questions, examples = manifest.get("questions_labelled"), manifest.get("examples_labelled")
-    labels = run.shots if questions is None else f"{run.shots}: {questions:,} questions, {examples:,} examples"
+    labels = run.shots
+    if questions is not None:
+        labels += f": {counted(int(questions), 'questions')}, {counted(int(examples or 0), 'examples')}"
     rows = [
         ("source", run.source),
         ("revision", run.revision),

@@ -101,10 +101,14 @@ def _ask(repository: str, call: Callable[[], Any]) -> Any:
     raise RunError(f"{repository} could not be pushed: {reason}.", hint=hint)
 
 
-def _why(error: Exception) -> tuple[str, str]:
+def _why(error: BaseException) -> tuple[str, str]:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in _DENIED:
         said, hint = _DENIED[status]
         return f"the hub {said}", hint
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return f"{type(error).__name__}: {line.rstrip('.')}", LATER_HINT
+    said = f"{type(error).__name__}: {line.rstrip('.')}"
+    if error.__cause__ is None:
+        return said, LATER_HINT
+    reason, hint = _why(error.__cause__)  # the client says which file, and its cause what happened to it
+    return f"{said} ({reason})", hint

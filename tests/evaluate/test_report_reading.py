@@ -135,3 +135,32 @@ def test_a_difference_that_is_absent_for_want_of_a_common_seed_is_explained(resu
 @pytest.mark.parametrize(("value", "written"), [(80.0, "80.0"), (75.54, "75.54"), (69.9, "69.9"), (100.0, "100.0")])
 def test_quoted_figures_keep_their_digits(value, written):
     assert quoted(value) == written
+
+
+def test_an_arm_without_the_first_number_of_labels_keeps_its_place(results):
+    """Rows come by number of labels; what lacks the first of them is no arm of the end."""
+    rows = tuple(row for row in results.rows if (row.arm, row.shots) != ("mad", "1pct"))
+    assert list(dict.fromkeys(row.arm for row in rows)) == ["finetune", "affinity", "mad"]
+    assert list(_palette(replace(results, rows=rows), [])) == ["finetune", "mad", "affinity"]
+    page = render_page(replace(results, rows=rows))
+    gains = page[page.index('<table class="gains">') :]
+    assert gains.index("</svg>mad<") < gains.index("</svg>affinity<")
+
+
+def test_an_interval_that_goes_on_beyond_its_plot_has_an_arrow_head(results):
+    rows = [row for row in results.rows if row.headline and (row.suite, row.shots) == ("test", "1pct")]
+    palette = {row.label: number for number, row in enumerate(rows)}
+    rows = [replace(row, mean=50.0 + number) for number, row in enumerate(rows)]
+    narrow = [replace(row, low=row.mean - 1, high=row.mean + 1) for row in rows]
+    assert 'class="curve' not in suites(narrow, palette)
+    wide = suites([*narrow[:-1], replace(narrow[-1], low=0.0, high=100.0)], palette)
+    assert wide.count(f'class="curve a{palette[rows[-1].label]}"') == 2
+
+
+def test_one_of_a_thing_is_not_told_in_the_plural(results):
+    one = replace(
+        results, missing=({"task": "vcr", "source": None, "student": None, "shots": None, "arm": None, "seed": None},)
+    )
+    page = render_page(replace(one, rows=one_seed(results).rows))
+    assert "<summary>1 cell without a run</summary>" in page
+    assert not re.search(r"\b1 (seeds|cells|images|questions|runs)\b", page)

@@ -112,6 +112,21 @@ def test_a_refusal_is_one_sentence(reached: Hub, out: Path, call: str, status: i
     assert found.value.hint
 
 
+def test_what_happened_to_a_file_is_told_with_its_name(reached: Hub, out: Path) -> None:
+    """The client says which file and hides why behind it."""
+    error = RuntimeError("Error while uploading 'model.safetensors' to the Hub.")
+    error.__cause__ = OSError("the connection was reset")
+    reached.error = ("upload_folder", error)
+    with pytest.raises(RunError, match=r"'model\.safetensors' to the Hub \(OSError: the connection was reset\)\."):
+        push_folder(out, "me/student")
+    error.__cause__ = Refused("no")
+    error.__cause__.response = SimpleNamespace(status_code=403)
+    with pytest.raises(RunError, match="the hub does not let this token write there") as found:
+        push_folder(out, "me/student")
+    assert found.value.hint is not None
+    assert "write access" in found.value.hint
+
+
 def test_without_token_network_or_permission_it_ends_at_once(
     reached: Hub, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

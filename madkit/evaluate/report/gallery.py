@@ -174,7 +174,8 @@ def _aloud(item: GalleryItem) -> str:
     names = [str(name) for name in item.labels[: len(item.boxes)]]
     chosen = [names[index] for index in item.selected_regions if index < len(names)]
     boxes = f"{'box' if len(names) == 1 else 'boxes'} {', '.join(names)}" if names else "no boxes"
-    patches = f"; {len(item.selected_patches)} patches selected" if item.selected_patches else ""
+    count = len(item.selected_patches)
+    patches = f"; {count} {'patch' if count == 1 else 'patches'} selected" if count else ""
     kept = f"; selected: {', '.join(chosen)}" if chosen else ""
     return f"Scene with {boxes}{kept}{patches}. {item.text}"
 

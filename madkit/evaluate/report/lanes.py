@@ -77,6 +77,10 @@ def lanes(rows: Sequence[Lane], axis: Axis, palette: Mapping[str, int], *, label
         kind = palette[row.label]
         if row.low is not None and row.high is not None:
             drawing.line(x(row.low), y, x(row.high), y, f"whisker a{kind}")
+            for value, inwards in ((row.low, 5), (row.high, -5)):
+                if not marks[0] <= value <= marks[-1]:  # the interval goes on beyond the plot: an arrow head says so
+                    edge = x(value)
+                    drawing.path([(edge + inwards, y - 4), (edge, y), (edge + inwards, y + 4)], f"curve a{kind}")
         drawing.marker(x(row.value), y, kind, f"dot a{kind}", title=row.about)
     return str(drawing)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
 from markupsafe import Markup
 
-from madkit.evaluate.grid import shots_order
+from madkit.core.console import counted
+from madkit.evaluate.grid import arm_order, shots_order
 from madkit.evaluate.published import notes
 from madkit.evaluate.report import plots, text
 from madkit.evaluate.report.behaviour import Behaviour, behaviour_of, both
@@ -83,6 +84,7 @@ def render_page(results: Results, *, gallery: Sequence[GalleryItem] = (), title:
         "marked": lambda item: marked(item.text, item.selected_spans),
         "picture": picture,
         "groups": _groups,
+        "counted": counted,
     }
     palette = _palette(results, gallery)
     baseline = str(results.settings.get("baseline", "baseline"))
@@ -144,7 +146,8 @@ def _palette(results: Results, gallery: Sequence[GalleryItem]) -> dict[str, int]
     """A colour and marker per arm: 0 for the baseline, the others in the order of the table."""
     baseline = results.settings.get("baseline")
     labels = dict.fromkeys(row.label for row in results.rows if row.arm == baseline)
-    labels |= dict.fromkeys(row.label for row in results.rows)
+    # an arm that lacks the first number of labels comes later in the rows, and stands where it would
+    labels |= dict.fromkeys(row.label for row in sorted(results.rows, key=lambda row: (arm_order(row.arm), row.label)))
     labels |= dict.fromkeys(arm for item in gallery for arm in item.answers)
     palette: dict[str, int] = {}
     others = 0
@@ -178,7 +181,7 @@ def _board(results: Results, source: Source, student: str, palette: dict[str, in
         metric=headline[0].metric,
         spread="one seed: no intervals" if all(row.low is None for row in headline) else "95 % intervals over seeds",
         legend=tuple((label, _chip(palette[label])) for label in labels),
-        gains=_gains([row for row in headline if row.suite == first], levels),
+        gains=_gains([row for row in headline if row.suite == first], levels, palette),
         curves=tuple(
             (_named(part[0], headline[0].metric).suite, Markup(plots.low_shot(part, levels, palette)))
             for suite in shown
@@ -222,10 +225,12 @@ def _named(row: Row, metric: str) -> Row:
     return row if row.metric == metric else replace(row, suite=f"{row.suite} ({text.arrows(row.metric)})")
 
 
-def _gains(rows: Sequence[Row], levels: Sequence[str]) -> tuple[tuple[str, tuple[dict[str, Any] | None, ...]], ...]:
+def _gains(
+    rows: Sequence[Row], levels: Sequence[str], palette: Mapping[str, int]
+) -> tuple[tuple[str, tuple[dict[str, Any] | None, ...]], ...]:
     """Per arm its verdict at every number of labels, None where there is no comparison."""
     compared = {(row.label, row.shots): _verdict(row) for row in rows if row.difference is not None}
-    labels = dict.fromkeys(label for label, _ in compared)
+    labels = sorted(dict.fromkeys(label for label, _ in compared), key=lambda label: palette[label])
     return tuple((label, tuple(compared.get((label, shots)) for shots in levels)) for label in labels)
 
 

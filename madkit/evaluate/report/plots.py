@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from madkit.core.console import counted
 from madkit.evaluate.report.lanes import NARROW, WIDE, Axis, Lane, lanes
 from madkit.evaluate.report.svg import Drawing, at_least, shortened, text_width, ticks
 from madkit.evaluate.report.text import (
@@ -25,7 +26,7 @@ LEAST_SPAN = 5.0  # points on an axis of scores: tenths of a point shall not loo
 
 def _about(row: Row) -> str:
     spread = interval(row.low, row.high)
-    return f"{row.label}, {row.suite}, {row.shots}: {row.mean:.1f} {spread}, {row.n_seeds} seeds"
+    return f"{row.label}, {row.suite}, {row.shots}: {row.mean:.1f} {spread}, {counted(row.n_seeds, 'seeds')}"
 
 
 def _span(rows: Sequence[Row], about: int) -> list[float]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
+from madkit.core.console import counted
 from madkit.evaluate.power import MOST_SEEDS
 from madkit.evaluate.published import notes
 from madkit.evaluate.results import Calibration, Difference, Results, Row, Source
@@ -129,7 +130,8 @@ def facts(results: Results) -> list[str]:
     untaught = {(row.source, row.shots, row.label): row for row in results.rows if row.n_untaught}
     for (source, shots, label), row in untaught.items():
         lines.append(
-            f"{label} ({source}, {shots_name(shots)}) learnt {row.n_untaught:,} of {row.n_labelled:,} examples from "
+            f"{label} ({source}, {shots_name(shots)}) learnt {row.n_untaught:,} of "
+            f"{counted(row.n_labelled, 'examples')} from "
             "their labels alone: the teacher's cache has no values for their images or texts."
         )
     return lines
