@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from madkit.core.console import info, progress, warn
+from madkit.core.console import counted, info, progress, warn
 from madkit.core.errors import RunError
 from madkit.core.files import FileLock, read_jsonl, write_json_atomic, write_text_atomic
 from madkit.core.seeds import derive_seed
@@ -238,7 +238,8 @@ class _Run:
         settings = loop_settings(config, asked.seed)
         order = training_order(config, examples, asked.seed)
         batch = effective_batch(order, examples.text_lengths, examples.region_counts, settings.micro_tokens)
-        info(f"A step holds {batch}." + ("" if joint is None else f" {joint}"))
+        passes = f"{counted(settings.steps, 'steps')} are {settings.steps * batch.samples / len(examples):,.1f} passes."
+        info(f"A step holds {batch}; {passes}" + ("" if joint is None else f" {joint}"))
         with (
             progress(f"Training {asked.identity.arm}, seed {asked.seed}", settings.steps, "steps") as shown,
             Trackers(

@@ -258,3 +258,11 @@ def test_two_processes_do_not_train_one_run(workspace, student):
     (path / "manifest.json").unlink()
     with FileLock(path / ".lock"), pytest.raises(RunError, match="is in use by process"):
         run(workspace, student)
+
+
+def test_a_run_says_how_many_passes_its_steps_come_to(workspace, student, capsys):
+    """Open steps follow from batch_size, also where batches go by tokens and hold other numbers of examples."""
+    settings = {**QUICK, "optim.token_budget": 10**6}
+    run = distill(workspace, task="snli-ve", shots="24", arm="finetune", student=student, config_overrides=settings)
+    steps = run.manifest["steps"]
+    assert f"; {steps} steps are {steps:.1f} passes." in capsys.readouterr().err  # a batch holds the whole subset

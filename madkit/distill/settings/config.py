@@ -39,7 +39,7 @@ class OptimConfig(StrictModel):
 
     learning_rate: float | None = Field(None, gt=0, description="none: LEARNING_RATES of the task, else LEARNING_RATE")
     steps: int | None = Field(None, ge=1, description="optimiser steps; none: from epochs, min_steps and max_steps")
-    epochs: float = Field(20.0, gt=0, description="passes over the labelled examples, where steps is not given")
+    epochs: float = Field(20.0, gt=0, description="passes in batches of batch_size, where steps is not given")
     min_steps: int = Field(400, ge=1, description="fewest steps that epochs come to")
     max_steps: int = Field(2000, ge=1, description="most steps that epochs come to, but no fewer than min_steps")
     extra_steps: int = Field(0, ge=0, description="added to the steps: a baseline with as many updates as another arm")
