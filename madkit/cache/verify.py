@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -104,42 +106,63 @@ def verify_cache(place: Place, *, on_file: Callable[[int], None] | None = None) 
     with TemporaryDirectory(prefix="madkit-verify-") as scratch:
         source = _Remote(place, Path(scratch)) if isinstance(place, RemoteStore) else _Local(place)
         specs = _specs(source.folder_of(tuple(f"{name}/zarr.json" for name in ARRAYS)), manifest["files"], problems)
-        for name, data in source.contents(tuple(manifest["files"])):
+        for name, found in _looks(source, tuple(manifest["files"])):
             entry = manifest["files"][name]
-            if data is None:
+            if found is None:
                 problems.append(Problem(name, "missing", "the file is missing", _rows_of(specs, name)))
                 continue
-            if isinstance(data, OSError):
-                detail = f"the system cannot read it: {data.strerror}"
+            if isinstance(found, OSError):
+                detail = f"the system cannot read it: {found.strerror}"
                 problems.append(Problem(name, "unreadable", detail, _rows_of(specs, name)))
                 continue
-            files, bytes_ = files + 1, bytes_ + len(data)
+            size, crc32 = found
+            files, bytes_ = files + 1, bytes_ + size
             if on_file is not None:
-                on_file(len(data))
-            if len(data) != int(entry["bytes"]):
-                detail = f"{len(data):,} bytes instead of {int(entry['bytes']):,}"
+                on_file(size)
+            if size != int(entry["bytes"]):
+                detail = f"{size:,} bytes instead of {int(entry['bytes']):,}"
                 problems.append(Problem(name, "truncated", detail, _rows_of(specs, name)))
-            elif f"{file_crc32(data):08x}" != entry["crc32"]:
+            elif crc32 != entry["crc32"]:
                 problems.extend(_locate(source.folder_of((name,)), specs, name))
         problems.extend(_foreign(source.names(), set(manifest["files"])))
     return VerifyReport(place, files, bytes_, tuple(problems))
 
 
+_Look = tuple[int, str] | OSError | None
+"""Size and CRC-32 of a file; None where it is missing, and what a failing disk says of it."""
+
+
+def _looks(source: _Local, names: Sequence[str]) -> Iterator[tuple[str, _Look]]:
+    """Read files in threads, one at a time in each: the checksums of one thread are slower than a fast disk."""
+    pool = ThreadPoolExecutor(source.threads, thread_name_prefix="madkit-verify")
+    try:
+        yield from zip(names, pool.map(source.look, names), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 class _Local:
     """The files of a store in a folder."""
+
+    threads = min(8, os.cpu_count() or 1)
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def contents(self, names: Sequence[str]) -> Iterator[tuple[str, bytes | OSError | None]]:
-        """Yield each file with what it holds; None for one that is missing, and what a failing disk says of one."""
-        for name in names:
-            try:
-                yield name, (self._path / name).read_bytes()
-            except FileNotFoundError:
-                yield name, None
-            except OSError as error:
-                yield name, error
+    def read(self, name: str) -> bytes | None:
+        """Return what a file holds; None for one that is missing."""
+        try:
+            return (self._path / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def look(self, name: str) -> _Look:
+        """Read a file."""
+        try:
+            data = self.read(name)
+        except OSError as error:
+            return error
+        return None if data is None else (len(data), f"{file_crc32(data):08x}")
 
     def folder_of(self, names: Sequence[str]) -> Path:
         """Return a folder where these files are, as far as they exist."""
@@ -153,18 +176,18 @@ class _Local:
 class _Remote(_Local):
     """The objects of a store at a URL; few at a time are in memory."""
 
+    threads = CONCURRENT
+
     def __init__(self, store: RemoteStore, scratch: Path) -> None:
         super().__init__(scratch)
         self._remote = store.files
 
-    def contents(self, names: Sequence[str]) -> Iterator[tuple[str, bytes | OSError | None]]:
-        for first in range(0, len(names), CONCURRENT):
-            some = names[first : first + CONCURRENT]
-            yield from zip(some, self._remote.each(self._remote.read_or_none, some), strict=True)
+    def read(self, name: str) -> bytes | None:
+        return self._remote.read_or_none(name)
 
     def folder_of(self, names: Sequence[str]) -> Path:
-        for name, data in self.contents(names):
-            if isinstance(data, bytes):
+        for name, data in zip(names, self._remote.each(self.read, names), strict=True):
+            if data is not None:
                 (self._path / name).parent.mkdir(parents=True, exist_ok=True)
                 (self._path / name).write_bytes(data)
         return self._path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from madkit.cache import TokenCache, choose_cache, find_caches, manage, reader, verify_cache
+from madkit.cache import TokenCache, choose_cache, find_caches, manage, reader, verify, verify_cache
 from madkit.cache.manage import find_store, list_stores, plan_prune, remove_store
 from madkit.cache.plan import PARTS
 from madkit.cache.writer import StoreWriter
@@ -49,6 +50,26 @@ def test_a_truncated_shard_is_found(store: Any) -> None:
     with pytest.raises(CacheError, match=r"texts/tokens/c/0/0 has 0 bytes instead of"):
         TokenCache.open(store.path)
     assert [problem.kind for problem in verify_cache(store.path).problems] == ["truncated"]
+
+
+def test_verifying_reads_files_side_by_side(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two files are being read at a time, or this would wait until its barrier breaks; the report keeps their order."""
+    met, real = threading.Barrier(2, timeout=20), verify._Local.read
+    first = list(json.loads((store.path / "manifest.json").read_text())["files"])[:2]
+
+    def read(self: Any, name: str) -> bytes | None:
+        if name in first:
+            met.wait()
+        return real(self, name)
+
+    monkeypatch.setattr(verify._Local, "threads", 2)
+    monkeypatch.setattr(verify._Local, "read", read)
+    for file in ("images/globals/c/0/0", "texts/globals/c/0/0"):
+        (store.path / file).unlink()
+    assert [problem.file for problem in verify_cache(store.path).problems] == [
+        "images/globals/c/0/0",
+        "texts/globals/c/0/0",
+    ]
 
 
 @pytest.mark.parametrize("name", ["images/tokens/c/1/0/0", "texts/spans/c/0/0", "images/globals/c/0/0"])
