@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,11 @@ def adapt_teachers(grid: Mapping[str, Any], workspace: Workspace, path: Path) ->
     from madkit.extract.stage import extract
 
     known = {(row["task"], row["shots"], row["seed"]) for row in read(path)}
-    subsets = [(grid["tuning"]["shots"], seed) for seed in grid["tuning"]["seeds"]]
+    subsets = [(shots, seed) for shots in tuned_at(grid) for seed in grid["tuning"]["seeds"]]
     subsets += [(shots, seed) for shots, seeds in grid["shots"].items() for seed in seeds]
     for task in grid["tasks"]:
         for shots, seed in subsets:
-            if shots not in grid["shots"] or (task, shots, seed) in known:
+            if (task, shots, seed) in known:
                 continue
             made = adapt(workspace, teacher=grid["teacher"], task=task, shots=shots, seed=seed, threads=1).manifest
             if made["kept_step"]:
@@ -138,19 +139,15 @@ def adapt_teachers(grid: Mapping[str, Any], workspace: Workspace, path: Path) ->
 
 def tune(grid: Mapping[str, Any], workspace: Workspace, path: Path, processes: int) -> None:
     """Train every candidate that has no row in `path` yet, and append its score on the development split."""
-    tuning = grid["tuning"]
     known = {key_of(row) for row in read(path)}
     specs = []
-    for task in grid["tasks"]:
-        for arm, candidates in tuning["arms"].items():
-            for settings in candidates if wanted(grid, arm) else ():
-                for seed in tuning["seeds"]:
-                    row = {"task": task, "arm": arm, "shots": tuning["shots"], "seed": seed, "settings": settings}
-                    if key_of(row) not in known:
-                        overrides = seeded(grid, arm, settings, seed)
-                        specs.append(
-                            RunSpec(task, arm, tuning["shots"], seed, grid["student"], grid["teacher"], overrides)
-                        )
+    for task, shots in product(grid["tasks"], tuned_at(grid)):
+        for arm, candidates in grid["tuning"]["arms"].items():
+            for settings, seed in product(candidates if wanted(grid, arm) else (), grid["tuning"]["seeds"]):
+                row = {"task": task, "arm": arm, "shots": shots, "seed": seed, "settings": settings}
+                if key_of(row) not in known:
+                    overrides = seeded(grid, arm, settings, seed)
+                    specs.append(RunSpec(task, arm, shots, seed, grid["student"], grid["teacher"], overrides))
 
     def note(report: RunReport) -> None:
         spec = report.spec
@@ -202,26 +199,31 @@ def headline(dev: Mapping[str, float]) -> float:
     return next(dev[name] for name in HEADLINES if name in dev)
 
 
-def chosen(grid: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """(task, arm) -> settings with the best mean score over the tuning seeds; of equals the first of the grid.
+def tuned_at(grid: Mapping[str, Any]) -> list[str]:
+    """The subsets at which settings are chosen for the subsets of this call."""
+    return list(dict.fromkeys(grid["tuning"]["at"][shots] for shots in grid["shots"]))
+
+
+def chosen(grid: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """(task, tuned at, arm) -> settings with the best mean score over the tuning seeds; of equals the grid's first.
 
     Arms whose candidates are not all scored are left out: they are not ready to be trained.
     """
     tuning = grid["tuning"]
     scores = {key_of(row): headline(row["dev"]) for row in rows}
-    best: dict[tuple[str, str], dict[str, Any]] = {}
-    for task in grid["tasks"]:
+    best: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for task, shots in product(grid["tasks"], tuned_at(grid)):
         for arm, candidates in tuning["arms"].items():
             means = []
             for settings in candidates:
-                row = {"task": task, "arm": arm, "shots": tuning["shots"], "settings": settings}
+                row = {"task": task, "arm": arm, "shots": shots, "settings": settings}
                 found = [scores.get(key_of({**row, "seed": seed})) for seed in tuning["seeds"]]
                 means.append(None if None in found else sum(value for value in found if value is not None))
             if all(mean is not None for mean in means):
-                best[task, arm] = candidates[max(range(len(means)), key=lambda place: (means[place], -place))]
+                best[task, shots, arm] = candidates[max(range(len(means)), key=lambda place: (means[place], -place))]
         for arm, leader in grid["follow"].items():
-            if (task, leader) in best:
-                best[task, arm] = best[task, leader]
+            if (task, shots, leader) in best:
+                best[task, shots, arm] = best[task, shots, leader]
     return best
 
 
@@ -229,14 +231,14 @@ def chosen(grid: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[t
 
 
 def study_runs(
-    grid: Mapping[str, Any], best: Mapping[tuple[str, str], dict[str, Any]]
+    grid: Mapping[str, Any], best: Mapping[tuple[str, str, str], dict[str, Any]]
 ) -> Iterator[tuple[RunSpec, str]]:
     """Every run of the study with the name under which the tables list it, cheap subsets first."""
     for shots, seeds in grid["shots"].items():
         for seed in seeds:
             for task in grid["tasks"]:
-                for (of, arm), settings in best.items():
-                    if of != task or not wanted(grid, arm):
+                for (of, at, arm), settings in best.items():
+                    if (of, at) != (task, grid["tuning"]["at"][shots]) or not wanted(grid, arm):
                         continue
                     for name, more in arms_of(grid, arm):
                         overrides = seeded(grid, arm, {**settings, **more}, seed)

@@ -132,21 +132,21 @@ def adaptation_table(rows: Sequence[Row]) -> str:
 
 def tuning_table(rows: Sequence[Row]) -> str:
     """Every candidate with its score on the development split, the best of each arm that has all of them in bold."""
-    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
+    groups: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for row in rows:
         value = row["dev"].get("Q->AR", row["dev"].get("accuracy"))
         settings = ", ".join(f"{key.split('.')[-1]} {value:g}" for key, value in row["settings"].items())
-        groups.setdefault((row["task"], row["arm"]), {}).setdefault(settings, []).append(value)
+        groups.setdefault((row["task"], row["shots"], row["arm"]), {}).setdefault(settings, []).append(value)
     if not groups:
         return "Not measured yet.\n"
     budget = max(len(candidates) for candidates in groups.values())
-    lines = ["| task | arm | candidates, with the score on the development split |", "|---|---|---|"]
-    for (task, arm), candidates in groups.items():
+    lines = ["| task | labels | arm | candidates, with the score on the development split |", "|---|---|---|---|"]
+    for (task, shots, arm), candidates in groups.items():
         means = {settings: sum(values) / len(values) for settings, values in candidates.items()}
         unfinished = len(means) < budget  # nothing is chosen before all are scored
         best = None if unfinished else max(means.values())
         shown = [f"**{name}: {mean:.1f}**" if mean == best else f"{name}: {mean:.1f}" for name, mean in means.items()]
-        lines.append(f"| {task} | {arm} | {'; '.join(shown)}{' (unfinished)' if unfinished else ''} |")
+        lines.append(f"| {task} | {shots} | {arm} | {'; '.join(shown)}{' (unfinished)' if unfinished else ''} |")
     return "\n".join(lines) + "\n"
 
 

@@ -41,9 +41,9 @@ def grid() -> dict[str, Any]:
 def rows_of(grid: dict[str, Any], score: Any) -> list[dict[str, Any]]:
     tuning = grid["tuning"]
     return [
-        {"task": task, "arm": arm, "shots": tuning["shots"], "seed": seed, "settings": settings,
+        {"task": task, "arm": arm, "shots": shots, "seed": seed, "settings": settings,
          "dev": {"accuracy": score(arm, place), "n": 10}}
-        for task in grid["tasks"] for arm, candidates in tuning["arms"].items()
+        for shots in run.tuned_at(grid) for task in grid["tasks"] for arm, candidates in tuning["arms"].items()
         for place, settings in enumerate(candidates) for seed in tuning["seeds"]
     ]  # fmt: skip
 
@@ -74,19 +74,36 @@ def test_tuning_seeds_are_in_no_table():
 def test_the_best_on_the_development_split_is_taken_and_followed():
     found = grid()
     best = run.chosen(found, rows_of(found, lambda arm, place: 50.0 + (place == 2)))
-    assert best["vqa", "mad"] == found["tuning"]["arms"]["mad"][2]
-    assert best["vqa", "mad-no-selection"] == best["vqa", "mad"]
+    assert best["vqa", "1pct", "mad"] == found["tuning"]["arms"]["mad"][2]
+    assert best["vqa", "1pct", "mad-no-selection"] == best["vqa", "1pct", "mad"]
     ties = run.chosen(found, rows_of(found, lambda arm, place: 50.0))
-    assert ties["vcr", "finetune"] == found["tuning"]["arms"]["finetune"][0]
+    assert ties["vcr", "1pct", "finetune"] == found["tuning"]["arms"]["finetune"][0]
+
+
+def test_all_labels_have_settings_of_their_own_and_few_share_theirs():
+    found = grid()
+    rows = rows_of(found, lambda arm, place: 50.0)
+    for row in rows:
+        row["dev"]["accuracy"] += (
+            row["settings"] == found["tuning"]["arms"][row["arm"]][4 if row["shots"] == "full" else 1]
+        )
+    rates = {
+        (spec.shots, spec.overrides["optim.learning_rate"])
+        for spec, _ in run.study_runs(found, run.chosen(found, rows))
+        if spec.arm == "finetune"
+    }
+    assert rates == {("1pct", 1e-4), ("5pct", 1e-4), ("full", 4e-4)}
+    run.limit(found, None, ["5pct"], None)
+    assert run.tuned_at(found) == ["1pct"]
 
 
 def test_an_arm_whose_tuning_is_not_finished_is_not_trained():
     found = grid()
     rows = [row for row in rows_of(found, lambda arm, place: 50.0) if row["arm"] != "mad" or row["task"] == "vqa"]
     best = run.chosen(found, rows)
-    assert ("vqa", "mad") in best
-    assert ("vcr", "mad") not in best
-    assert ("vcr", "mad-no-selection") not in best
+    assert ("vqa", "1pct", "mad") in best
+    assert ("vcr", "1pct", "mad") not in best
+    assert ("vcr", "1pct", "mad-no-selection") not in best
 
 
 def test_runs_share_three_pre_phases_and_controls_stand_beside_their_arms():
