@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 STORE = "store"
 # A mend that ends in a command on the workspace.
-_COMMAND = re.compile(r"(^|&& |: |; )madkit (extract|distill|adapt|evaluate|cache|data) [^;:]*$")
+_COMMAND = re.compile(r"(^|&& |: |; )madkit (demo|extract|distill|adapt|evaluate|cache|data)( [^;:]*)?$")
 
 
 @dataclass(frozen=True, slots=True)

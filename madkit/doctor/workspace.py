@@ -50,6 +50,7 @@ def check_data(workspace: Workspace) -> list[Finding]:
     """Whether every data set opens, with as many examples as it says and its images where they were."""
     from madkit.tasks.data import MANIFEST as DATA_MANIFEST
     from madkit.tasks.data import TaskData
+    from madkit.tasks.spec import TASKS
 
     found, good = [], []
     places = [*visible(workspace.data, f"*/{DATA_MANIFEST}"), *visible(workspace.data, f"mini/*/{DATA_MANIFEST}")]
@@ -57,7 +58,9 @@ def check_data(workspace: Workspace) -> list[Finding]:
         name = path.parent.name
         mend = f"remove {shlex.quote(str(path.parent))} and make it again: madkit data import"
         if path.parent.parent.name == "mini":
-            mend = f"remove {shlex.quote(str(path.parent))}; madkit extract --teacher mini makes it again"
+            task = next((task for task in TASKS if name.startswith(f"mini-{task}")), "")
+            again = "madkit demo" if name.endswith("-demo") else f"madkit extract --teacher mini --task {task}"
+            mend = f"rm -r {shlex.quote(str(path.parent))} && {again}"
         try:
             data = TaskData(path.parent)
             wrong = []

@@ -18,6 +18,7 @@ from madkit.core.files import FileLock
 from madkit.core.workspace import Workspace
 from madkit.doctor import workspace as checks
 from madkit.doctor.findings import Status
+from madkit.doctor.stage import _placed
 from madkit.doctor.workspace import check_adapters, check_caches, check_leftovers, check_runs, check_workspace
 
 from .conftest import MadeWorkspace, one
@@ -243,4 +244,10 @@ def test_data_that_lost_examples_or_images_fails(tmp_path: Path) -> None:
     (home / "manifest.json").write_text(json.dumps(manifest))
     assert "its images are gone" in one(check_data(workspace), "mini-vqa-tiny").detail
     (home / "manifest.json").write_text("{")
-    assert one(check_data(workspace), "mini-vqa-tiny").status is Status.FAIL
+    found = one(check_data(workspace), "mini-vqa-tiny")
+    assert found.status is Status.FAIL
+    assert found.mend == f"rm -r {home} && madkit extract --teacher mini --task vqa"  # nothing but what can be typed
+    assert _placed(found, workspace).mend.endswith(f" --task vqa --workspace {tmp_path}")
+    home.rename(home.with_name("mini-vqa-demo"))
+    found = _placed(one(check_data(workspace), "mini-vqa-demo"), workspace)
+    assert found.mend == f"rm -r {home.with_name('mini-vqa-demo')} && madkit demo --workspace {tmp_path}"
