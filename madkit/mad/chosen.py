@@ -8,6 +8,7 @@ that it compares, not every token of every sequence.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -41,11 +42,11 @@ class Lookup:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Tensor:
         """[..., D] on `device`, read where the table is."""
-        rows = self.rows.to(self.table.device, non_blocking=non_blocking)
+        rows = moved(self.rows, self.table.device, non_blocking)
         found = self.table.index_select(0, rows.flatten()).view(*rows.shape, self.table.shape[1])
         if self.mask is not None:
             found = found * self.mask.to(self.table.device, non_blocking=non_blocking).unsqueeze(-1)
-        return found.to(device, non_blocking=non_blocking)
+        return moved(found, torch.device(device), non_blocking)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,14 @@ class ChosenKind:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ChosenKind:
         """The same on another device; a `Lookup` is looked up."""
+        device, target = torch.device(device), self.target
         return ChosenKind(
-            self.index.to(device, non_blocking=non_blocking),
-            self.valid.to(device, non_blocking=non_blocking),
-            self.target.to(device, non_blocking=non_blocking),
-            None if self.region is None else self.region.to(device, non_blocking=non_blocking),
+            moved(self.index, device, non_blocking),
+            moved(self.valid, device, non_blocking),
+            target.to(device, non_blocking=non_blocking)
+            if isinstance(target, Lookup)
+            else moved(target, device, non_blocking),
+            moved(self.region, device, non_blocking),
         )
 
 
@@ -94,9 +98,22 @@ class ChosenTokens:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ChosenTokens:
         """The same on another device."""
+        device = torch.device(device)
+        kinds = (
+            None if kind is None else kind.to(device, non_blocking=non_blocking)
+            for kind in (self.text, self.region, self.tag)
+        )
+        return ChosenTokens(moved(self.sequences, device, non_blocking), self.gold, self.made_for, *kinds)
 
-        def one(kind: ChosenKind | None) -> ChosenKind | None:
-            return None if kind is None else kind.to(device, non_blocking=non_blocking)
 
-        sequences = self.sequences.to(device, non_blocking=non_blocking)
-        return ChosenTokens(sequences, self.gold, self.made_for, one(self.text), one(self.region), one(self.tag))
+@overload
+def moved(value: Tensor, device: torch.device, non_blocking: bool) -> Tensor: ...
+@overload
+def moved(value: Tensor | None, device: torch.device, non_blocking: bool) -> Tensor | None: ...
+
+
+def moved(value: Tensor | None, device: torch.device, non_blocking: bool) -> Tensor | None:
+    """`value` on `device`; one that is there is not even asked to go, since a batch has some thirty tensors."""
+    if value is None or value.device == device:
+        return value
+    return value.to(device, non_blocking=non_blocking)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from madkit.mad.chosen import ChosenTokens
+from madkit.mad.chosen import ChosenTokens, moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,10 @@ class ChannelStats:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ChannelStats:
         """The same on another device."""
-        mean = self.mean.to(device, non_blocking=non_blocking)
-        var = self.var.to(device, non_blocking=non_blocking)
-        return self if mean is self.mean and var is self.var else ChannelStats(mean, var)
+        device = torch.device(device)
+        if self.mean.device == device and self.var.device == device:
+            return self
+        return ChannelStats(moved(self.mean, device, non_blocking), moved(self.var, device, non_blocking))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +81,16 @@ class TeacherTargets:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TeacherTargets:
         """The same on another device, with nothing left to be looked up."""
-        moved: dict[str, Any] = {}
+        device = torch.device(device)
+        changed: dict[str, Any] = {}
         for name in _MOVED:
             value = getattr(self, name)
-            if value is None:
+            if value is None or (isinstance(value, Tensor) and value.device == device):  # on a CPU most are
                 continue
             there = value.to(device, non_blocking=non_blocking)
-            if there is not value:  # on a CPU most is where it should be
-                moved[name] = there
-        return replace(self, **moved) if moved else self
+            if there is not value:
+                changed[name] = there
+        return replace(self, **changed) if changed else self
 
     @property
     def selectable_text(self) -> Tensor:
