@@ -65,6 +65,8 @@ class TextEncoder:
     def encode_all(self, tokenized: Sequence[TokenizedText]) -> Iterator[EncodedTexts]:
         """Yield every text once, longest first. What a text's batch holds depends on ``tokenized`` alone."""
         lengths = np.array([len(text.ids) for text in tokenized], dtype=np.int64)
+        if getattr(self.teacher, "full_width", False):  # a word then takes as much memory as the longest text
+            lengths = np.maximum(lengths, self.teacher.context_length - SPECIAL)
         batches = length_batches(lengths, self.token_budget, LAUNCH_TOKENS.get(self.device.type, 0))
         done = ordered_map(
             lambda rows: self._encode(tokenized, rows), batches, threads=self.parallel, window=self.parallel + 1

@@ -336,6 +336,7 @@ class ProjectedText:
         self.dim = head.out_features
         self.context_length = base.context_length
         self.limit = base.limit
+        self.full_width = bool(getattr(base, "full_width", False))
         self.identity = identity
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:

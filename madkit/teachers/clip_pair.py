@@ -126,7 +126,8 @@ class ClipText(WindowedText):
         parts = _text_parts(name, model)
         super().__init__(name, tokenizer, parts.context_length, dim)
         self._parts = parts
-        self._short = self._parts.attn_mask is not None and self._parts.pool_type in ("argmax", "eos", "first")
+        short = self._parts.attn_mask is not None and self._parts.pool_type in ("argmax", "eos", "first")
+        self.full_width = not short
         self.identity = {
             "weights": weights,
             "tokenizer": tokenizer.digest,
@@ -138,7 +139,7 @@ class ClipText(WindowedText):
     def _encode_short(self, texts: Sequence[TokenizedText]) -> TextOutput:
         """Encode texts that fit. Position 0 is the start token, so tokens of a text are positions 1..n."""
         parts = self._parts
-        batch = self._batch(texts, full_width=not self._short)
+        batch = self._batch(texts, full_width=self.full_width)
         length = batch.ids.shape[1]
         dtype: torch.dtype = parts.transformer.get_cast_dtype()
         device = parts.positional_embedding.device

@@ -73,6 +73,7 @@ class HfText(WindowedText):
     ) -> None:
         super().__init__(name, tokenizer, context_length, encoder.dim)
         self._encoder = encoder
+        self.full_width = encoder.full_width
         self.identity = {
             "library": library,
             "weights": weights,
@@ -85,7 +86,7 @@ class HfText(WindowedText):
 
     def _encode_short(self, texts: Sequence[TokenizedText]) -> TextOutput:
         encoder = self._encoder
-        batch = self._batch(texts, full_width=encoder.full_width)
+        batch = self._batch(texts, full_width=self.full_width)
         if batch.ids.numel() and int(batch.ids.max()) >= encoder.vocabulary:
             raise DataError(
                 f"The tokenizer of '{self.name}' gives ids up to {int(batch.ids.max())}, and the model knows "

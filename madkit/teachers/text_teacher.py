@@ -21,7 +21,12 @@ class WindowedText(ABC):
         tokenizer: its tokenizer.
         context_length: longest input, special tokens included.
         dim: width of tokens and global vectors.
+
+    Attributes:
+        full_width: whether every text is padded to ``context_length``, and not to the longest of its batch.
     """
+
+    full_width = False
 
     def __init__(self, name: str, tokenizer: SpanTokenizer, context_length: int, dim: int) -> None:
         self.name = name

@@ -212,6 +212,29 @@ def test_when_compiling_pays(teacher: Teacher) -> None:
     assert choose_compile("auto", teacher.vision, 10**12, "cuda")[0]
 
 
+@pytest.mark.parametrize("full", [True, False])
+def test_a_budget_counts_the_padding_of_teachers_that_read_texts_at_full_width(teacher: Teacher, full: bool) -> None:
+    """SigLIP and CoCa: nine texts of one word would be a batch of nine times 24 tokens and not of nine times three."""
+    text: Any = teacher.text
+    text.full_width = full
+    widths = []
+    real = text._encode_short
+
+    def seen(texts: Any) -> Any:
+        output = real(texts)
+        widths.append(output.tokens.shape[0] * output.tokens.shape[1])
+        return output
+
+    text._encode_short = seen
+    budget = 2 * text.context_length + 1
+    found = sorted(
+        row for part in TextEncoder(text, token_budget=budget).encode_all(text.tokenize(["a"] * 9)) for row in part.rows
+    )
+    assert found == list(range(9))
+    assert widths == ([2 * text.context_length] * 4 + [text.context_length] if full else [27])
+    assert max(widths) <= budget
+
+
 def test_blocks_that_repeat(teacher: Teacher) -> None:
     vision: Any = teacher.vision
     assert repeated_blocks(vision) == list(vision.visual.transformer.resblocks)
