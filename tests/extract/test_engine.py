@@ -214,7 +214,7 @@ def test_when_compiling_pays(teacher: Teacher) -> None:
 
 @pytest.mark.parametrize("full", [True, False])
 def test_a_budget_counts_the_padding_of_teachers_that_read_texts_at_full_width(teacher: Teacher, full: bool) -> None:
-    """SigLIP and CoCa: nine texts of one word would be a batch of nine times 24 tokens and not of nine times three."""
+    """SigLIP and CoCa: nine texts of one word fill nine full lengths, not nine times three tokens."""
     text: Any = teacher.text
     text.full_width = full
     widths = []
