@@ -206,13 +206,22 @@ class FileLock:
 
     Args:
         path: the lock file; created, and removed on release.
-        error: class of the failure when another process holds it.
+        error: class of the failure when another process holds it, or the file system has no locks.
         what: what is locked, for the message ("the cache ...").
+        busy: class of the failure when another process holds it, where that is told apart: it can be waited for.
     """
 
-    def __init__(self, path: Path, *, error: type[MadkitError] = RunError, what: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        error: type[MadkitError] = RunError,
+        what: str | None = None,
+        busy: type[MadkitError] | None = None,
+    ) -> None:
         self.path = path
         self.error = error
+        self.busy = busy or error
         self.what = what or str(path.parent)
         self._descriptor: int | None = None
 
@@ -244,7 +253,7 @@ class FileLock:
                     ) from None
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise
-                raise self.error(
+                raise self.busy(
                     f"{self.what} is in use by {holder or 'another process'}.",
                     hint="wait for it to end, or stop it, and run the command again.",
                 ) from None

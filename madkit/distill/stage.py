@@ -145,7 +145,7 @@ class _Run:
             + (f", teacher{'s' * asked.named.several} {asked.identity.teacher}" if asked.identity.teacher else "")
             + (f" ({asked.teachers.lacks})" if asked.teachers is not None and asked.teachers.lacks else "")
         )
-        lock = FileLock(asked.folder.path / ".lock", error=RunBusy, what=f"the run {asked.folder.path.name}")
+        lock = FileLock(asked.folder.path / ".lock", busy=RunBusy, what=f"the run {asked.folder.path.name}")
         if self.accelerator.is_main_process:
             lock.acquire()
         try:

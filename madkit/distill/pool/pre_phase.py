@@ -8,7 +8,6 @@ wait for each other.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from madkit.cache import TokenCache
 from madkit.core.console import info, progress
 from madkit.core.environment import environment
-from madkit.core.errors import RunError
 from madkit.core.files import FileLock, digest_of, read_json, write_json_atomic
 from madkit.core.interrupts import StopSignals
 from madkit.core.later_keys import without_later
@@ -37,7 +36,7 @@ from madkit.distill.objective.objective import Objective, is_fresh
 from madkit.distill.pool.pool import known_to, split_held_out, unlabelled_pairs
 from madkit.distill.pool.soft_labels import ProbeAnswers
 from madkit.distill.pool.soft_phase import SoftBatchMaker, SoftPhase, soft_objective, without_schedule
-from madkit.distill.runs.folder import MANIFEST
+from madkit.distill.runs.folder import MANIFEST, RunBusy
 from madkit.distill.settings.config import DistillConfig, PrePhaseConfig
 from madkit.distill.teacher.bank_room import Room
 from madkit.distill.teacher.criterion import check_tags
@@ -110,8 +109,7 @@ def pre_phase(
     }
     path = workspace.runs / data.source / f"pre-phase-{digest_of(identity)[:12]}"
     main = accelerator.is_main_process
-    with _Turn(path) if main else contextlib.nullcontext():
-        accelerator.wait_for_everyone()  # the lock is the main process's; the others follow it
+    with _Turn(path, accelerator):
         manifest = _complete(path)
         accelerator.wait_for_everyone()
         if manifest is not None:
@@ -141,29 +139,42 @@ def _complete(path: Path) -> dict[str, Any] | None:
 
 
 class _Turn:
-    """The folder's lock, waited for: the other process does the very work that this one needs."""
+    """The folder's lock, waited for: the other process does the very work that this one needs.
 
-    def __init__(self, path: Path) -> None:
+    The main process takes it and the others follow. They hear of every attempt: whoever sat in one message until the
+    lock is free would be given up after minutes (ten under NCCL), and a pre-phase takes longer.
+    """
+
+    def __init__(self, path: Path, accelerator: Accelerator) -> None:
         self._path = path
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"), error=RunError, what=f"the pre-phase {path.name}")
+        self._accelerator = accelerator
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"), busy=RunBusy, what=f"the pre-phase {path.name}")
 
     def __enter__(self) -> None:
         told = False
         with StopSignals() as signals:
-            while True:
-                try:
-                    self._lock.acquire()
-                    return
-                except RunError:
-                    if not told:
-                        info(f"Waiting for {self._path.name}, which another process is making.")
-                        told = True
-                    if signals.requested:
-                        raise signals.error() from None
-                    time.sleep(WAIT_S)
+            while not self._taken():
+                if not told:
+                    info(f"Waiting for {self._path.name}, which another process is making.")
+                    told = True
+                if signals.requested:
+                    raise signals.error()
+                time.sleep(WAIT_S)
+
+    def _taken(self) -> bool:
+        taken = True
+        if self._accelerator.is_main_process:
+            try:
+                self._lock.acquire()
+            except RunBusy:
+                taken = False
+        if self._accelerator.num_processes > 1:
+            (taken,) = broadcast_object_list([taken])
+        return bool(taken)
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        if self._accelerator.is_main_process:
+            self._lock.release()
 
 
 def _train(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import math
+from types import SimpleNamespace
 
 import pytest
 
-from madkit.core.errors import ConfigError
-from madkit.core.files import read_jsonl
+from madkit.core.errors import ConfigError, RunError
+from madkit.core.files import FileLock, read_jsonl
+from madkit.distill.pool import pre_phase as pre_phase_room
+from madkit.distill.runs.folder import RunBusy
 from madkit.distill.stage import distill
 from madkit.students.heads import HeadSpec
 from madkit.students.load import load_student
@@ -75,3 +80,44 @@ def test_tags_alone_are_refused_where_no_text_has_one(workspace, student):
     alone |= {"global_image_weight": 0, "global_text_weight": 0}
     with pytest.raises(ConfigError, match="name no boxes"):
         phase(workspace, student, alone, task="snli-ve")
+
+
+def test_processes_that_wait_for_another_job_hear_of_every_attempt(tmp_path, monkeypatch):
+    """In one message until the lock is free they would be given up, after ten minutes under NCCL."""
+    path = tmp_path / "pre-phase-1"
+    other = FileLock(path.with_name(f".{path.name}.lock"), error=RunError, what="it")
+    other.acquire()
+    heard: list[list[bool]] = []
+
+    def broadcast(values: list[bool]) -> list[bool]:
+        heard.append(list(values))
+        if len(heard) == 3:
+            other.release()
+        return values
+
+    monkeypatch.setattr(pre_phase_room, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(pre_phase_room, "WAIT_S", 0.001)
+    main = SimpleNamespace(is_main_process=True, num_processes=2)
+    with pre_phase_room._Turn(path, main), pytest.raises(RunError):
+        other.acquire()
+    assert heard == [[False], [False], [False], [True]]
+    other.acquire()
+    monkeypatch.setattr(pre_phase_room, "broadcast_object_list", lambda values: [True])
+    with pre_phase_room._Turn(path, SimpleNamespace(is_main_process=False, num_processes=2)):
+        pass  # this process follows, and the lock stays whose it is
+    with pytest.raises(RunError):
+        FileLock(path.with_name(f".{path.name}.lock"), error=RunError, what="it").acquire()
+    other.release()
+
+
+def test_a_file_system_without_locks_is_said_and_not_waited_for(tmp_path, monkeypatch):
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(RunError, match="its file system has no file locks") as error,
+        pre_phase_room._Turn(tmp_path / "pre-phase-1", SimpleNamespace(is_main_process=True, num_processes=1)),
+    ):
+        pass
+    assert not isinstance(error.value, RunBusy)  # which a sweep would wait for
