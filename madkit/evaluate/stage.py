@@ -100,7 +100,8 @@ def evaluate(
     """
     plan = plan_of(workspace, protocol)
     scores, broken = _score_all(workspace, plan, scorer or StudentScorer(device, precision), vqa_rule, failed or {})
-    problems = [*plan.problems, *broken, *_other_revisions(plan, scores)]
+    scores, odd = _of_one_suite(scores)
+    problems = [*plan.problems, *broken, *odd, *_other_revisions(plan, scores)]
     _tell_of_precisions(scores)
 
     def spec_of_run(run: Run) -> TaskSpec:
@@ -268,6 +269,30 @@ def _other_revisions(plan: Plan, scores: Mapping[tuple[Run, str], object]) -> li
                 )
                 break
     return problems
+
+
+def _of_one_suite(
+    scores: Mapping[tuple[Run, str], Mapping[str, Scores]],
+) -> tuple[dict[tuple[Run, str], Mapping[str, Scores]], list[Problem]]:
+    """The cells that answer the questions which most cells of their data and suite answer, and problems for the others.
+
+    Only answers whose data is gone can differ: a suite was changed between them, and nobody can ask anew.
+    """
+    questions = {
+        cell: tuple((metric, one.units) for metric, one in found.items() if "(" not in metric)
+        for cell, found in scores.items()
+    }
+    counts: dict[tuple[tuple[str, str], str], Counter[object]] = {}
+    for (run, suite), asked in questions.items():
+        counts.setdefault((run.table, suite), Counter())[asked] += 1
+    usual = {place: count.most_common(1)[0][0] for place, count in counts.items()}
+    odd = {cell: None for cell, asked in questions.items() if asked != usual[cell[0].table, cell[1]]}
+    words = "Its answers were scored on other questions than those of other runs, and the data is gone."
+    hint = "put the data back, and all are asked the same"
+    return (
+        {cell: found for cell, found in scores.items() if cell not in odd},
+        [Problem(Cell(*cell).place, words, hint) for cell in odd],
+    )
 
 
 def _tell_of_precisions(scores: Mapping[tuple[Run, str], Mapping[str, Scores]]) -> None:

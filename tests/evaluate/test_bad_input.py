@@ -154,3 +154,27 @@ def test_a_device_or_precision_that_cannot_be_had_is_refused_before_anything(
     assert main(["evaluate", "--workspace", str(made_up.workspace.root), option, value]) == 2
     assert value in capsys.readouterr().err or value == "cuda:0"
     assert not made_up.scored
+
+
+def test_answers_to_other_questions_cost_their_cell_and_no_table(made_up, typed):
+    """The suite was changed between two evaluations, and by now the data is gone: both answers count as they are."""
+    folders = good(made_up)
+    odd, away = folders[3], made_up.workspace.root / "away"
+    odd.rename(away)
+    assert typed()[0] == 0
+    (data,) = made_up.data.values()
+    data.n = 40
+    for folder in folders[:3]:
+        folder.rename(folder.with_name(f"{folder.name}.kept"))
+        (folder.with_name(f"{folder.name}.kept") / "manifest.json").rename(made_up.workspace.root / folder.name)
+    away.rename(odd)
+    assert typed()[0] == 0
+    for folder in folders[:3]:
+        folder.with_name(f"{folder.name}.kept").rename(folder)
+        (made_up.workspace.root / folder.name).rename(folder / "manifest.json")
+    made_up.data.clear()
+    code, document, warnings = typed()
+    assert code == 1
+    assert "were scored on other questions than those of other runs" in warnings[0]
+    assert {problem["where"] for problem in document["problems"]} == {f"{odd.name} on {suite}" for _, suite in ALL}
+    assert arms(document) == ALL | {("affinity", "test"): 1, ("affinity", "test-rendering"): 1}
