@@ -405,6 +405,10 @@ def test_targets_move_together(make_batch: Make) -> None:
     assert moved.text_stats is not None
     assert moved.text_stats.mean.device.type == "meta"
     assert moved.shared_space
+    whole = make_batch().targets
+    assert whole.to("cpu") is whole  # a step on a CPU pays nothing for what is there
+    mixed = replace(whole, regions=whole.regions.to("meta")).to("meta")
+    assert {value.device.type for value in (mixed.text_tokens, mixed.regions, mixed.image_index)} == {"meta"}
 
 
 def test_standardisation() -> None:

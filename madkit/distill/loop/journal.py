@@ -81,10 +81,9 @@ class Journal:
     def _values(self) -> list[tuple[float, dict[str, float]]]:
         """Loss and terms of each pending step, added over processes."""
         if self._accelerator.num_processes == 1:
-            return [
-                (float(loss), {name: float(value) for name, value in terms.items()})
-                for _, _, loss, terms in self._pending
-            ]
+            # all that waits is read at once: each reading waits for the device
+            read = iter(_numbers([value for _, _, loss, terms in self._pending for value in (loss, *terms.values())]))
+            return [(next(read), {name: next(read) for name in terms}) for _, _, _, terms in self._pending]
         if not self._pending:
             return []
         # a term may be missing where a process's share has nothing that it speaks of
@@ -99,6 +98,20 @@ class Journal:
         summed = self._accelerator.reduce(torch.stack(parts), reduction="sum").tolist()
         self._anyone_asked = summed[0][0] > 0
         return [(row[1], dict(zip(names, row[2:], strict=True))) for row in summed]
+
+
+def _numbers(values: list[Tensor]) -> list[float]:
+    """Scalars as numbers, none of them a negative zero."""
+    if values and values[0].device.type == "cuda":
+        return together(values)
+    return [float(value) + 0.0 for value in values]
+
+
+def together(values: list[Tensor]) -> list[float]:
+    """The same in one reading of the device."""
+    stacked = torch.stack([value.to(values[0].device, torch.float64) for value in values])
+    found: list[float] = (stacked + 0.0).tolist()
+    return found
 
 
 def _note(loss: float, terms: dict[str, float]) -> str:

@@ -91,7 +91,8 @@ class Stepper:
                 accelerator.backward(out.loss * (part * accelerator.num_processes), retain_graph=more)
                 total += out.loss.detach() * part
                 for name, value in out.terms.items():
-                    terms[name] = terms.get(name, 0.0) + value.detach() * part
+                    share = value.detach() if part == 1 else value.detach() * part
+                    terms[name] = terms[name] + share if name in terms else share
         for mean in self.weights:
             mean.close()
         if self.adversary is not None and accelerator.num_processes > 1:

@@ -86,7 +86,7 @@ class WeightMean:
         old = self._running
         # sum and count are averaged apart, so that a batch counts by its size
         mixed = seen if old is None else torch.lerp(seen, old, MOMENTUM)
-        self._running = torch.where(mixed[1] > 0, mixed, torch.ones_like(mixed))
+        self._running = torch.where(mixed[1] > 0, mixed, 1.0)
 
     def _sum(self, value: Tensor) -> Tensor:
         if self._accelerator.num_processes == 1:
