@@ -8,12 +8,12 @@ from typing import Any
 import hf_models
 import pytest
 import torch
-from pretended_cuda import pretended_cuda, read_everything
 from test_hf_vision import pair_folder, vision_folder
 from test_timm import weights_of
 
 from madkit.extract.image_encoding import ImageEncoder
 from madkit.teachers.load import load_teacher
+from tests.pretended_cuda import pretended_cuda, read_everything
 
 torch.set_num_threads(1)
 TEXTS = ["a photo of a cat", "two dogs are under a red house"]

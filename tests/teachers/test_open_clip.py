@@ -14,7 +14,6 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from pretended_cuda import pretended_cuda, read_everything
 from safetensors.torch import save_file
 
 from madkit.core.errors import ConfigError, NotFoundError
@@ -24,6 +23,7 @@ from madkit.teachers.interface import TokenizedText
 from madkit.teachers.known import parse_teacher_name
 from madkit.teachers.load import build_open_clip_model, load_teacher, open_clip_preprocessing
 from madkit.teachers.preprocess import Preprocessing
+from tests.pretended_cuda import pretended_cuda, read_everything
 
 torch.set_num_threads(1)
 TEXTS = ["a photo of a cat", "It's  TWO dogs & a house, isn't it?", "", "émigré 😀 déjà_vu", "so many words " * 25]
