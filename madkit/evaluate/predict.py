@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ from madkit.students.seeing import reader_for
 
 if TYPE_CHECKING:
     from madkit.regions import RegionReader
-    from madkit.students.interface import Encoded, StudentInputs
     from madkit.students.student import Student
     from madkit.tasks.example import Example
     from madkit.tasks.spec import TaskSpec
@@ -136,15 +135,8 @@ class Answering:
             ]
             yield batch, rows
 
-    @contextmanager
-    def _autocast(self) -> Iterator[None]:
-        """The encoder in bfloat16 where that is wanted, its head in single precision."""
-        if not self._bf16:
-            yield
-            return
-        exact_head = self._student.head.register_forward_hook(_in_single_precision)
-        with torch.autocast(self._device.type, dtype=torch.bfloat16), exact_head:
-            yield
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device.type, dtype=torch.bfloat16) if self._bf16 else nullcontext()
 
     def _groups(
         self, encoded: Sequence[EncodedExample], unseen: Callable[[int, MadkitError], None] | None
@@ -175,20 +167,6 @@ class Answering:
             widest = width
         if batch:
             yield batch
-
-
-def _in_single_precision(head: torch.nn.Module, given: tuple[Encoded, StudentInputs], _: torch.Tensor) -> torch.Tensor:
-    """A head's outputs [S, K] once more, outside of autocast.
-
-    bfloat16 has eight bits: scores of about 5 are 0.03 apart at least, those of about 50 are 0.25. The candidates of a
-    question lie nearer to each other than that; they would get one score, and the first of them would be the answer.
-    """
-    encoded, inputs = given
-    last = encoded.states[-1].float()
-    exact = encoded._replace(pooled=encoded.pooled.float(), states=(*encoded.states[:-1], last))
-    with torch.autocast(last.device.type, enabled=False):
-        outputs: torch.Tensor = head.forward(exact, inputs)
-    return outputs
 
 
 def in_bf16(precision: str, device: torch.device) -> bool:

@@ -74,6 +74,11 @@ def student_folder(source: str | Path) -> Path:
                 hint=f"on a machine with a network: hf download {source}, then copy the folder here",
             )
         known = [*student_names(), *(name for name in size_names() if name not in SHIPPED), *FAMILIES.names()]
+        if str(source) in known:
+            raise UsageProblem(
+                f"The student '{source}' has no weights of its own: training starts it from a checkpoint.",
+                hint=f"madkit distill --task vcr --student {source} (in Python: madkit.students.start.new_student)",
+            )
         wrong = UsageProblem if _is_bare_name(source) else NotFoundError
         raise wrong(
             f"There is no student {str(source)!r}: neither a known name nor a folder with {CONFIG}."

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from madkit.core.errors import DataError
 from madkit.students.encoder import Encoder
@@ -75,13 +78,30 @@ class Student(nn.Module):
         """Logits, and hidden states of every layer. Raises DataError for inputs of another student."""
         self._check(inputs)
         encoded: Encoded = self.encoder(inputs)
-        logits = self.head(encoded, inputs)
+        logits = self._outputs(encoded, inputs)
         spec, pairs = self.head.spec, None
         if spec.kind == "multiple-choice":
             pairs = logits.view(-1, inputs.n_candidates, 2) if spec.binary else None
             logits = logits.view(-1, inputs.n_candidates) if pairs is None else pairs[..., 1]
         mask = inputs.region_mask[inputs.image_index]
         return StudentOutput(logits, encoded.states, inputs.input_ids.shape[1], mask, pairs)
+
+    def _outputs(self, encoded: Encoded, inputs: StudentInputs) -> Tensor:
+        """The head's outputs [S, K], in single precision where the encoder runs under autocast.
+
+        bfloat16 has eight bits: scores of about 5 are 0.03 apart at least, those of about 50 are 0.25. The candidates
+        of a question lie nearer to each other than that; they would get one score, and the first of them would be the
+        answer. A head is small, so that this costs next to nothing.
+        """
+        device = inputs.input_ids.device.type
+        exact: AbstractContextManager[Any] = nullcontext()
+        if torch.is_autocast_enabled(device):
+            last = encoded.states[-1].float()
+            encoded = encoded._replace(pooled=encoded.pooled.float(), states=(*encoded.states[:-1], last))
+            exact = torch.autocast(device, enabled=False)
+        with exact:
+            outputs: Tensor = self.head(encoded, inputs)
+        return outputs
 
     def _check(self, inputs: StudentInputs) -> None:
         length, dim = inputs.input_ids.shape[1], inputs.region_features.shape[-1]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from madkit.core.errors import DataError
 from madkit.students.heads import HeadSpec, LossForms, gold_probability, task_loss
 from madkit.students.load import load_student, save_student
+from madkit.students.start import new_student
 
 
 def test_choices_and_classes_are_cross_entropy() -> None:
@@ -103,3 +104,18 @@ def test_inputs_of_another_student_are_refused(inputs) -> None:
         student(long)
     student(replace(long, input_ids=long.input_ids[:, :64], token_type_ids=long.token_type_ids[:, :64],
                     text_mask=long.text_mask[:, :64], tag_regions=long.tag_regions[:, :64]))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["mini-uniter", "mini-vl-bert", "mini-visualbert", "mini-lxmert"])
+def test_under_autocast_the_head_keeps_single_precision(name: str, inputs) -> None:
+    """In bfloat16 candidates whose scores are near would have one score, and the first would be the answer."""
+    student = new_student(name, head=HeadSpec("multiple-choice")).student.eval()
+    batch = inputs([6, 5, 7, 4], [3, 2], dim=student.region_dim, candidates=2, types=(0, 1))
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        near = student(batch).logits
+        assert torch.is_autocast_enabled("cpu")
+    with torch.inference_mode():
+        exact = student(batch).logits
+    assert near.dtype == exact.dtype == torch.float32
+    assert (near.bfloat16().float() != near).any(), "rounded to eight bits"
+    assert 0 < (near - exact).abs().max() < 0.05

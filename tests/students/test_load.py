@@ -175,3 +175,9 @@ def test_the_folder_of_a_run_says_where_its_student_is(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="There is no student") as found:
         load_student(tmp_path / "run")
     assert str(tmp_path / "run" / "student") in (found.value.hint or "")
+
+
+def test_a_name_without_weights_says_what_starts_it() -> None:
+    with pytest.raises(UsageProblem, match="The student 'mini-vl-bert' has no weights of its own") as caught:
+        load_student("mini-vl-bert")
+    assert "--student mini-vl-bert" in str(caught.value.hint)
