@@ -282,7 +282,8 @@ def _accelerator(device: str, precision: str) -> Accelerator:
     if device == "cuda" and not cuda:
         raise UsageProblem("This machine has no GPU that PyTorch can use.", hint="--device cpu")
     if precision == "auto":
-        precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if cuda else "fp32"
+        native = cuda and torch.cuda.is_bf16_supported(including_emulation=False)  # before Ampere: slower than fp32
+        precision = ("bf16" if native else "fp16") if cuda else "fp32"
     if precision != "fp32" and not cuda:
         raise RunError(
             f"Precision {precision} needs a CUDA device, which is not in use here.", hint="--set precision=fp32"

@@ -26,6 +26,11 @@ def world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
+def local_world_size() -> int:
+    """How many of the job's processes share this machine, where the launcher says; 1 otherwise."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))) if launched() else 1
+
+
 def local_rank() -> int:
     """Its number among those of the job on this machine; its number in the job where the launcher does not say."""
     return int(os.environ.get("LOCAL_RANK", rank())) if launched() else 0

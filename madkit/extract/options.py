@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
 
 from madkit.cache.layout import DEFAULT_SHARD_MB
 from madkit.core.devices import device_of
+from madkit.core.environment import usable_cpus
 from madkit.core.errors import UsageProblem
+from madkit.core.launcher import local_world_size
 from madkit.core.registry import suggest
 from madkit.extract.decode import check_decoder
 from madkit.extract.selection import check_dtype, selected_count
@@ -91,8 +92,8 @@ def resolve_device(name: str) -> tuple[str, str]:
 
 
 def decode_threads(workers: int) -> int:
-    """Return how many threads decode images: as given, else one per usable core, at most 16."""
-    if workers:
-        return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores))
+    """Return how many threads decode images: as given, else one per usable core, at most 16.
+
+    Processes of one machine share its cores.
+    """
+    return workers or max(1, min(16, usable_cpus() // local_world_size()))

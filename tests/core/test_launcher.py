@@ -32,3 +32,15 @@ def test_a_launcher_that_does_not_number_a_machines_processes(monkeypatch: pytes
     assert launcher.local_rank() == 3
     job = Job("evaluate")
     assert (job.number, job.count, job.first) == (3, 8, False)
+
+
+def test_processes_of_one_machine_are_counted_where_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for name in FOUR:
+        monkeypatch.delenv(name, raising=False)
+    assert launcher.local_world_size() == 1
+    for name, value in FOUR.items():
+        monkeypatch.setenv(name, value)
+    assert launcher.local_world_size() == 4
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert launcher.local_world_size() == 1

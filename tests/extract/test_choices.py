@@ -19,6 +19,7 @@ from madkit.cli.main import main
 from madkit.core.errors import CacheError, UsageProblem
 from madkit.core.workspace import Workspace
 from madkit.distill.teacher.bank import image_bank
+from madkit.extract.options import decode_threads
 from madkit.extract.repair import repair
 from madkit.extract.selection import coverage_cells, select_patches
 from madkit.extract.stage import extract
@@ -238,3 +239,11 @@ def test_pooling_of_a_selection_is_exact() -> None:
     assert has.tolist() == [[False, True, True], [True, True, True]]
     torch.testing.assert_close(pooled[0, 1], tokens[0, 11])
     torch.testing.assert_close(pooled[1, 0], tokens[1, 0])
+
+
+def test_processes_of_one_machine_share_its_cores_for_decoding(monkeypatch):
+    monkeypatch.setattr("madkit.extract.options.usable_cpus", lambda: 24)
+    for processes, threads in ((1, 16), (2, 12), (8, 3), (64, 1)):
+        monkeypatch.setattr("madkit.extract.options.local_world_size", lambda count=processes: count)
+        assert decode_threads(0) == threads
+        assert decode_threads(5) == 5
