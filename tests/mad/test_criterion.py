@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from madkit.core.errors import ConfigError, DataError
 from madkit.mad.choice import select_for
 from madkit.mad.criterion import MADCriterion, last_token, middle_layer
+from madkit.mad.example_means import _column
+from madkit.mad.terms import _at_the_first
+from tests.pretended_cuda import pretended_cuda
 
 torch.set_num_threads(1)
 Make = Callable[..., Any]
@@ -194,6 +197,33 @@ def test_no_step_waits_for_the_device(make_batch: Make, make_criterion: Make, ar
     assert output.loss.shape == ()
     with pytest.raises(DataDependentOutputException):
         output.loss.item()
+
+
+@pytest.fixture
+def no_tensors_kept() -> Iterator[None]:
+    """Index tensors that are kept for the next step belong to one pretended GPU."""
+    for kept in (_column, _at_the_first):
+        kept.cache_clear()
+    yield
+    for kept in (_column, _at_the_first):
+        kept.cache_clear()
+
+
+@arms
+def test_nothing_of_it_stays_behind_when_it_goes_to_a_gpu(
+    make_batch: Make, make_criterion: Make, arm: str, no_tensors_kept: None
+) -> None:
+    """Tensors of two devices in one operation raise, and so does a value that is waited for."""
+    criterion, batch = make_criterion(**ARMS[arm]), make_batch(C=4)
+    with pretended_cuda(), torch.no_grad():
+        criterion.to("cuda")
+        there = {name: value.to("cuda") if isinstance(value, torch.Tensor) else value
+                 for name, value in batch.inputs.items()}  # fmt: skip
+        targets = batch.targets.to("cuda")
+        hidden = tuple(states.to("cuda") for states in batch.hidden)
+        output = criterion(hidden, there["text_mask"].shape[1], targets, **there)
+    assert output.loss.device.type == "cuda"
+    assert {value.device.type for value in output.terms.values() if isinstance(value, torch.Tensor)} <= {"cuda"}
 
 
 @torch.no_grad()
