@@ -152,7 +152,7 @@ def test_each_process_gets_the_device_with_the_fewest(monkeypatch):
     class Fake:
         busy = True
 
-        def __init__(self, threads: int, gpu: str | None) -> None:
+        def __init__(self, threads: int, gpu: str | None, beside: int) -> None:
             self.gpu = gpu
 
     monkeypatch.setattr(sweep, "WorkerProcess", Fake)
@@ -169,7 +169,7 @@ class Answering:
     answers: list[dict] = []
     alive = True
 
-    def __init__(self, threads: int, gpu: str | None = None) -> None:
+    def __init__(self, threads: int, gpu: str | None = None, beside: int = 1) -> None:
         self.number = self.spec = None
         self.gpu = gpu
 
