@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class _HostIsReal(TorchDispatchMode):
     """Keeps what is on the host from a fake mode around it, until it meets something fake or goes to the GPU."""
 
     def __init__(self, fake: FakeTensorMode) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._fake = fake
 
     def _faked(self, value: Any) -> Any:
@@ -60,14 +61,12 @@ def pretended_cuda() -> Iterator[None]:
                     module._buffers[name] = _there(buffer, dtype)
         return self
 
-    nn.Module.to = moved  # type: ignore[method-assign]
     _channels.cache_clear()  # of another pretended GPU, perhaps
     try:
-        with FakeTensorMode() as fake, _HostIsReal(fake):
+        with patch.object(nn.Module, "to", moved), FakeTensorMode() as fake, _HostIsReal(fake):
             yield
     finally:
         _channels.cache_clear()
-        nn.Module.to = to  # type: ignore[method-assign]
 
 
 def _there(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

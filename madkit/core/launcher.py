@@ -28,7 +28,8 @@ def world_size() -> int:
 
 def local_world_size() -> int:
     """How many of the job's processes share this machine, where the launcher says; 1 otherwise."""
-    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))) if launched() else 1
+    said = os.environ.get("LOCAL_WORLD_SIZE", "1") if launched() else "1"
+    return max(1, int(said)) if said.isdecimal() else 1
 
 
 def local_rank() -> int:

@@ -245,12 +245,12 @@ def test_blocks_that_repeat(teacher: Teacher) -> None:
 
 def test_blocks_of_a_pair_are_those_that_see_images() -> None:
     """transformers' CLIP and SigLIP hold both halves in one module, the text half first."""
-    pair = nn.Module()
+    pair, halves = nn.Module(), {}
     for name, layers in (("text_model", 3), ("vision_model", 2)):
-        blocks = nn.ModuleList(nn.Sequential(nn.Linear(2, 2)) for _ in range(layers))
+        blocks = halves[name] = nn.ModuleList(nn.Sequential(nn.Linear(2, 2)) for _ in range(layers))
         pair.add_module(name, nn.ModuleDict({"encoder": nn.ModuleDict({"layers": blocks})}))
     side: Any = SimpleNamespace(model=pair, grid=(1, 1))
-    assert repeated_blocks(side) == list(pair.vision_model["encoder"]["layers"])  # type: ignore[index,operator]
+    assert repeated_blocks(side) == list(halves["vision_model"])
     assert encoder_flops(side) == 2.0 * 2 * 6 * 2  # operations, layers, weights of each, tokens
 
 

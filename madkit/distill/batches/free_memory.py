@@ -7,11 +7,10 @@ cluster's scheduler, the machine's free memory says nothing of what its limit le
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from madkit.core.launcher import launched
+from madkit.core.launcher import local_world_size
 
 UNKNOWN = 4 * 2**30  # where the system does not say
 _MEMINFO = Path("/proc/meminfo")
@@ -37,9 +36,7 @@ def memory_share(share: float) -> int:
     A launcher says how many there are (`LOCAL_WORLD_SIZE` of torchrun and accelerate), or `share_memory`.
     """
     free = free_memory()
-    here = os.environ.get("LOCAL_WORLD_SIZE", "1") if launched() else "1"
-    processes = max(_beside, int(here) if here.isdecimal() else 1)
-    return int(share * (UNKNOWN if free is None else free) / processes)
+    return int(share * (UNKNOWN if free is None else free) / max(_beside, local_world_size()))
 
 
 def free_memory() -> int | None:
