@@ -7,8 +7,10 @@ moved to this GPU keeps its parameters, which change their place, and gets other
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
@@ -18,6 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from madkit.mad.example_means import _column
+from madkit.mad.terms import _at_the_first
 from madkit.teachers.interface import Teacher, TextOutput, VisionOutput
 from madkit.teachers.preprocess import _channels
 
@@ -25,9 +29,10 @@ from madkit.teachers.preprocess import _channels
 class _HostIsReal(TorchDispatchMode):
     """Keeps what is on the host from a fake mode around it, until it meets something fake or goes to the GPU."""
 
-    def __init__(self, fake: FakeTensorMode) -> None:
+    def __init__(self, fake: FakeTensorMode, reads: set[str] | None) -> None:
         super().__init__()
         self._fake = fake
+        self._reads = reads
 
     def _faked(self, value: Any) -> Any:
         real = isinstance(value, Tensor) and not isinstance(value, FakeTensor)
@@ -36,6 +41,10 @@ class _HostIsReal(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = tree_leaves((args, kwargs))
+        if self._reads is not None and (read := _read_back(func, given, kwargs)) is not None:
+            self._reads.add(_reader())
+            with unset_fake_temporarily():
+                return read()
         elsewhere = any(isinstance(each, torch.device) and each.type != "cpu" for each in given)
         if elsewhere or any(isinstance(each, FakeTensor) for each in given):
             return func(*tree_map(self._faked, args), **tree_map(self._faked, kwargs))
@@ -44,8 +53,13 @@ class _HostIsReal(TorchDispatchMode):
 
 
 @contextmanager
-def pretended_cuda() -> Iterator[None]:
-    """Let modules be moved to a GPU that is not there, and compute there."""
+def pretended_cuda(reads: set[str] | None = None) -> Iterator[None]:
+    """Let modules be moved to a GPU that is not there, and compute there.
+
+    Args:
+        reads: gets who has waited for values of the GPU ("madkit/room/module.py function"), which then are zeros; None:
+            whoever waits for one is refused.
+    """
     to: Any = nn.Module.to
 
     def moved(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -61,12 +75,43 @@ def pretended_cuda() -> Iterator[None]:
                     module._buffers[name] = _there(buffer, dtype)
         return self
 
-    _channels.cache_clear()  # of another pretended GPU, perhaps
+    _forget_kept_tensors()  # of another pretended GPU, perhaps
     try:
-        with patch.object(nn.Module, "to", moved), FakeTensorMode() as fake, _HostIsReal(fake):
+        with patch.object(nn.Module, "to", moved), FakeTensorMode() as fake, _HostIsReal(fake, reads):
             yield
     finally:
-        _channels.cache_clear()
+        _forget_kept_tensors()
+
+
+def _forget_kept_tensors() -> None:
+    """Small tensors that madkit makes once for a device."""
+    for keeps in (_at_the_first, _channels, _column):
+        keeps.cache_clear()
+
+
+def _read_back(func: Any, given: list[Any], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
+    """What the host gets where an operation brings values of the GPU to it."""
+    tensor = next((each for each in given if isinstance(each, FakeTensor)), None)
+    if tensor is None or tensor.device.type != "cuda":
+        return None
+    if func is torch.ops.aten._local_scalar_dense.default:
+        return lambda: torch.zeros((), dtype=tensor.dtype).item()
+    device = kwargs.get("device")
+    if func is torch.ops.aten._to_copy.default and device is not None and torch.device(device).type == "cpu":
+        kind = kwargs.get("dtype") or tensor.dtype
+        return lambda: torch.zeros(tuple(tensor.shape), dtype=kind)
+    return None
+
+
+def _reader() -> str:
+    """The innermost function of madkit that is being computed."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        _, found, rest = frame.f_code.co_filename.rpartition("/madkit/")
+        if found:
+            return f"madkit/{rest} {frame.f_code.co_qualname}"
+        frame = frame.f_back
+    return "elsewhere"
 
 
 def _there(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

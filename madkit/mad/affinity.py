@@ -108,7 +108,8 @@ def affinity_loss(
     if head.offset is not None:
         sure = torch.sigmoid(tau * (cosines(text, regions) - threshold))
         cross = F.binary_cross_entropy_with_logits(logits, sure, reduction="none")
-        entropy = F.binary_cross_entropy(sure, sure, reduction="none")
+        with torch.autocast(sure.device.type, enabled=False):  # which refuses this function on a GPU
+            entropy = F.binary_cross_entropy(sure, sure, reduction="none")
         divergence = ((cross - entropy) * region_mask.unsqueeze(-2)).sum(-1)
         enough = region_mask.any(-1)
     else:

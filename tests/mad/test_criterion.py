@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +14,6 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from madkit.core.errors import ConfigError, DataError
 from madkit.mad.choice import select_for
 from madkit.mad.criterion import MADCriterion, last_token, middle_layer
-from madkit.mad.example_means import _column
-from madkit.mad.terms import _at_the_first
 from tests.pretended_cuda import pretended_cuda
 
 torch.set_num_threads(1)
@@ -29,6 +27,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "kd-all": {"tokens": "all", "weighting": "uniform", "global_source": "mean"},
     "kd-global": {"tokens": "global", "weighting": "uniform", "global_source": "query"},
     "affinity": {"weight": 0, "affinity_weight": 1.0},
+    "affinity-absolute": {
+        "weight": 0, "affinity_weight": 1.0, "affinity_kind": "absolute", "affinity_tau": 20.0, "affinity_threshold": 0.2,
+    },
     "mad-affinity": {"affinity_weight": 0.5, "affinity_form": "both", "k_text": 2, "schedule": "cosine"},
 }
 arms = pytest.mark.parametrize("arm", list(ARMS))
@@ -199,23 +200,16 @@ def test_no_step_waits_for_the_device(make_batch: Make, make_criterion: Make, ar
         output.loss.item()
 
 
-@pytest.fixture
-def no_tensors_kept() -> Iterator[None]:
-    """Index tensors that are kept for the next step belong to one pretended GPU."""
-    for kept in (_column, _at_the_first):
-        kept.cache_clear()
-    yield
-    for kept in (_column, _at_the_first):
-        kept.cache_clear()
-
-
+@pytest.mark.parametrize("mixed", [False, True])
 @arms
 def test_nothing_of_it_stays_behind_when_it_goes_to_a_gpu(
-    make_batch: Make, make_criterion: Make, arm: str, no_tensors_kept: None
+    make_batch: Make, make_criterion: Make, arm: str, mixed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tensors of two devices in one operation raise, and so does a value that is waited for."""
+    """Tensors of two devices in one operation raise, a value that is waited for, and what autocast refuses."""
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     criterion, batch = make_criterion(**ARMS[arm]), make_batch(C=4)
-    with pretended_cuda(), torch.no_grad():
+    with pretended_cuda(), torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16, enabled=mixed):
         criterion.to("cuda")
         there = {name: value.to("cuda") if isinstance(value, torch.Tensor) else value
                  for name, value in batch.inputs.items()}  # fmt: skip
