@@ -1,9 +1,12 @@
-"""Random batches out of a token store, against `np.take` on a flat memory map and a gather of zarr-python's reads.
+"""Random batches out of a token store, against `np.take` on a flat memory map and against zarr-python.
 
-The three hold the same random values and read the same shuffled batches in turns, within one process. The memory map
-is the limit when warm: no index, no shards, no checks. It runs twice in each turn; the two differ by noise alone. Cold
-means that before every single batch the pages of all files are dropped, that the system is asked whether they
-went, and that the side opens its files anew: the state of every batch of a store that is larger than the memory.
+All hold the same random values and read the same shuffled batches in turns, within one process. The memory map is the
+limit when warm: no index, no shards, no checks. It runs twice in each turn; the two differ by noise alone. Cold means
+that before every single batch the pages of all files are dropped, that the system is asked whether they went, and that
+the side opens its files anew: the state of every batch of a store that is larger than the memory.
+
+zarr-python reads in two ways, item by item and with one `oindex` for a batch: which is faster depends on the items'
+size, so both run and the faster one counts.
 """
 
 from __future__ import annotations
@@ -11,11 +14,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +32,14 @@ from madkit.cache.writer import StoreWriter
 from madkit.core.console import progress
 from madkit.core.errors import RunError, UsageProblem
 
+T = TypeVar("T")
 Rows = npt.NDArray[np.int64]
 Read = Callable[[Rows], npt.NDArray[np.float16]]
 TEXT_TOKENS = 20
 MADKIT, FLAT, ZARR = "madkit", "np.take", "zarr-python"
 AGAIN = "np.take again"
+AT_ONCE = "zarr-python at once"
+_ZARR_WAYS = {ZARR: "item by item", AT_ONCE: "oindex"}
 IMAGE_BYTES = 400_000_000  # of the made-up store, unless told otherwise
 _STAYED = 0.01  # of the files' pages in memory, from which on a batch is not cold
 
@@ -80,12 +86,13 @@ def bench_cache_read(options: ReadBenchOptions | None = None) -> dict[str, Any]:
 
     Returns:
         ``machine``, ``options``, ``rows`` and ``warnings``. A row holds ``part``, ``state``, ``items_per_s`` of each
-        side, the ratios ``of_np_take`` and ``of_zarr_python`` with their least and greatest over the turns
-        (``..._range``), ``noise`` (by how much two runs of `np.take` differed, as a share), and for cold batches
-        ``read_mb`` (what came into memory for a batch, by the system's account), ``disk_per_s`` (what random reads of
-        that size, straight from the disk in the same turns, give at most) and ``of_disk``; both None where the system
-        has no such reads. ``of_np_take_cpu`` and ``of_zarr_python_cpu`` are ratios of processor times, which bear a
-        busy machine better; np.take's is left out when cold, where it waits instead.
+        side, ``zarr_python_way`` (the faster of its two ways, whose figures the row has), the ratios ``of_np_take`` and
+        ``of_zarr_python`` with their least and greatest over the turns (``..._range``), ``noise`` (by how much two runs
+        of `np.take` differed, as a share), and for cold batches ``read_mb`` (what came into memory for a batch, by the
+        system's account), ``disk_per_s`` (what random reads of that size, straight from the disk in the same turns,
+        give at most) and ``of_disk``; both None where the system has no such reads. ``of_np_take_cpu`` and
+        ``of_zarr_python_cpu`` are ratios of processor times, which bear a busy machine better; np.take's is left out
+        when cold, where it waits instead.
 
     Raises:
         RunError: not enough disk, or a side read other values than were written.
@@ -169,7 +176,12 @@ def _images(folder: Path, options: ReadBenchOptions) -> list[dict[str, Any]]:
         array: Any = zarr.open_group(folder / "store", mode="r")["images/tokens"]
         return lambda rows: np.stack([array[int(row)] for row in rows])
 
-    return _compare("images", folder, options, options.image_count, {MADKIT: ours, FLAT: flat, ZARR: gather})
+    def at_once() -> Read:
+        array: Any = zarr.open_group(folder / "store", mode="r")["images/tokens"]
+        return lambda rows: np.asarray(array.oindex[rows])
+
+    sides = {MADKIT: ours, FLAT: flat, ZARR: gather, AT_ONCE: at_once}
+    return _compare("images", folder, options, options.image_count, sides)
 
 
 def _texts(folder: Path, options: ReadBenchOptions) -> list[dict[str, Any]]:
@@ -204,7 +216,19 @@ def _texts(folder: Path, options: ReadBenchOptions) -> list[dict[str, Any]]:
 
         return read
 
-    return _compare("texts", folder, options, options.texts, {MADKIT: ours, FLAT: flat, ZARR: gather})
+    def at_once() -> Read:
+        group: Any = zarr.open_group(folder / "store", mode="r")
+        array, spans, extents = group["texts/tokens"], group["texts/spans"], group["texts/extents"][:]
+
+        def read(rows: Rows) -> npt.NDArray[np.float16]:
+            places = np.concatenate([np.arange(int(extents[row, 0]), int(extents[row, 1])) for row in rows])
+            np.asarray(spans.oindex[places])
+            return np.asarray(array.oindex[places])
+
+        return read
+
+    sides = {MADKIT: ours, FLAT: flat, ZARR: gather, AT_ONCE: at_once}
+    return _compare("texts", folder, options, options.texts, sides)
 
 
 def _compare(
@@ -215,8 +239,10 @@ def _compare(
     _same(part, {name: make()(batches[0]) for name, make in sides.items()})
     sides = {**sides, AGAIN: sides[FLAT]}
     turns, cpu = _warm(sides, batches, options.repeats)
+    way = _faster_zarr(turns)
+    turns, cpu = _of_way(turns, way), _of_way(cpu, way)
     spent = {"of_np_take_cpu": _ratio(cpu[FLAT], cpu[MADKIT]), "of_zarr_python_cpu": _ratio(cpu[ZARR], cpu[MADKIT])}
-    rows = [{**_row(part, "warm", options, turns), **spent}]
+    rows = [{**_row(part, "warm", options, turns, way), **spent}]
     cold = [
         draw.choice(items, options.batch, replace=False) for _ in range(max(1, options.repeats * options.cold_batches))
     ]
@@ -225,14 +251,25 @@ def _compare(
     if found is not None:
         disk = [taken for taken in found.disk if taken is not None]
         ours = found.seconds[MADKIT]
+        way = _faster_zarr(found.seconds)
         facts = {
-            "of_zarr_python_cpu": _ratio(found.cpu[ZARR], found.cpu[MADKIT]),
-            "read_mb": found.brought,
+            "of_zarr_python_cpu": _ratio(found.cpu[way], found.cpu[MADKIT]),
+            "read_mb": _of_way(found.brought, way),
             "disk_per_s": round(options.batch / median(disk), 1) if disk else None,
             "of_disk": _ratio(disk, ours) if len(disk) == len(ours) else None,
         }
-        rows.append({**_row(part, "cold", options, found.seconds), **facts})
+        rows.append({**_row(part, "cold", options, _of_way(found.seconds, way), way), **facts})
     return rows
+
+
+def _faster_zarr(seconds: Mapping[str, Sequence[float]]) -> str:
+    """Return which of zarr-python's ways took less time."""
+    return min(_ZARR_WAYS, key=lambda way: median(seconds[way]))
+
+
+def _of_way(found: Mapping[str, T], way: str) -> dict[str, T]:
+    """Return what was found of every side, under zarr-python's name that of its faster way."""
+    return {name: found[way if name == ZARR else name] for name in found if name != AT_ONCE}
 
 
 def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
@@ -245,7 +282,7 @@ def _warm(
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Return seconds a batch of each side, turn by turn, by the clock and of the processor."""
     # the peer that is slower by orders of magnitude reads fewer batches
-    mine = {name: batches if name != ZARR else batches[: max(1, len(batches) // 6)] for name in sides}
+    mine = {name: batches if name not in _ZARR_WAYS else batches[: max(1, len(batches) // 6)] for name in sides}
     readers = {name: make() for name, make in sides.items()}
     for name, read in readers.items():
         for batch in mine[name]:  # pages of the file and of the map are there, indices are parsed
@@ -307,10 +344,13 @@ def _order(sides: dict[str, Callable[[], Read]], turn: int) -> list[str]:
     return names[turn % len(names) :] + names[: turn % len(names)]
 
 
-def _row(part: str, state: str, options: ReadBenchOptions, seconds: dict[str, list[float]]) -> dict[str, Any]:
+def _row(
+    part: str, state: str, options: ReadBenchOptions, seconds: dict[str, list[float]], way: str = ZARR
+) -> dict[str, Any]:
     row: dict[str, Any] = {
         "part": part,
         "state": state,
+        "zarr_python_way": _ZARR_WAYS[way],
         "items_per_s": {
             name: round(options.batch / median(values), 1) for name, values in seconds.items() if name != AGAIN
         },

@@ -74,7 +74,7 @@ def read(
     ] = 5,
     json_: JsonOption = False,
 ) -> None:
-    """Measure shuffled batches out of a token cache, against np.take on a memory map and reads of zarr-python.
+    """Measure shuffled batches out of a token cache, against np.take on a memory map and against zarr-python.
 
     The same random values lie in a store and in flat files of a temporary folder, which is removed in any case.
     """
@@ -110,7 +110,7 @@ def _print_read(document: dict[str, Any]) -> None:
         low, high = row["of_np_take_range"]
         cpu = f", {row['of_np_take_cpu']:.2f}x by CPU time" if "of_np_take_cpu" in row else ""
         print(f"{row['part'].capitalize()}, {row['state']}: {low:.2f}x to {high:.2f}x of np.take over the turns{cpu}.")
-        spent = f"{row['of_zarr_python_cpu']:.0f}x of zarr-python by CPU time"
+        spent = f"{row['of_zarr_python_cpu']:.0f}x of zarr-python ({row['zarr_python_way']}) by CPU time"
         print(f"  np.take against itself: {row['noise']:.0%}; {spent}.")
         if "read_mb" in row:
             came = ", ".join(f"{name} {value:,.1f} MB" for name, value in row["read_mb"].items())

@@ -31,6 +31,7 @@ def test_every_side_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
         assert row["of_np_take_range"][0] <= row["of_np_take"] <= row["of_np_take_range"][1]
         assert row["of_zarr_python_range"][0] <= row["of_zarr_python"] <= row["of_zarr_python_range"][1]
         assert row["noise"] >= 0
+        assert row["zarr_python_way"] in ("item by item", "oindex")
         assert ("read_mb" in row) == (row["state"] == "cold")
         assert ("of_np_take_cpu" in row) == (row["state"] == "warm")
         assert row["of_zarr_python_cpu"] > 0
@@ -58,6 +59,16 @@ def test_sides_take_turns_and_ratios_are_of_the_same_turn() -> None:
     assert (row["of_np_take"], row["of_np_take_range"]) == (2.0, [1.0, 2.0])
     assert (row["of_zarr_python"], row["noise"]) == (30.0, 0.0)
     assert row["items_per_s"] == {"madkit": 64.0, "np.take": 32.0, "zarr-python": 2.1}
+
+
+def test_zarr_python_is_taken_at_its_faster_way() -> None:
+    seconds = {"madkit": [1.0, 1.0], "np.take": [1.0, 1.0], "zarr-python": [30.0, 31.0], "np.take again": [1.0, 1.0]}
+    for at_once, way, ratio in ((9.0, "oindex", 9.0), (70.0, "item by item", 30.5)):
+        both = {**seconds, cache_read.AT_ONCE: [at_once, at_once]}
+        faster = cache_read._faster_zarr(both)
+        row = cache_read._row("texts", "warm", ReadBenchOptions(), cache_read._of_way(both, faster), faster)
+        assert (row["zarr_python_way"], row["of_zarr_python"]) == (way, ratio)
+        assert list(row["items_per_s"]) == ["madkit", "np.take", "zarr-python"]
 
 
 def test_about_as_many_bytes_of_images_whatever_their_tokens() -> None:
