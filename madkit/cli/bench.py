@@ -74,7 +74,7 @@ def read(
     ] = 5,
     json_: JsonOption = False,
 ) -> None:
-    """Measure shuffled batches out of a token cache, against np.take on a memory map and against zarr-python.
+    """Measure shuffled batches out of a token cache, against np.take on a memory map and reads of zarr-python.
 
     The same random values lie in a store and in flat files of a temporary folder, which is removed in any case.
     """
