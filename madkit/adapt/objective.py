@@ -87,7 +87,8 @@ def contrast(images: Tensor, texts: Tensor, scale: Tensor, pairing: Pairing, con
         pairing: who belongs to whom.
         config: weights of the terms.
     """
-    logits = scale * F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T  # [I, T]
+    with torch.autocast(images.device.type, enabled=False):  # in 16 bits the texts of an image tie, and the first wins
+        logits = scale * F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T  # [I, T]
     rows = logits[pairing.image_of]  # [n, T]
     truth = pairing.truth
     told = truth.sum(1) > 0

@@ -44,6 +44,20 @@ def test_candidates_are_compared_among_themselves() -> None:
     assert (int(outcome.right), outcome.decided) == (int((own.argmax(1) == 1).sum()), 4)
 
 
+def test_mixed_arithmetic_makes_no_ties() -> None:
+    """Looks at the development split happen under autocast; in bfloat16 logits of some 30 are told apart by 1/8."""
+    rows = [item(str(i), f"image {i}", {f"{i} no": 0.0, f"{i} yes": 1.0}) for i in range(64)]
+    images = vectors(64)
+    texts = images.repeat_interleave(2, 0) + vectors(128, seed=1) * torch.tensor([0.11, 0.1]).repeat(64)[:, None]
+    asked = (images, texts, torch.tensor(30.0), pair_up(rows), BOTH)
+    exact = contrast(*asked)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = contrast(*asked)
+    assert 0 < int(exact.right) < 64
+    assert torch.equal(mixed.right, exact.right)
+    assert torch.equal(mixed.loss, exact.loss)
+
+
 def test_what_another_item_says_of_the_same_image_is_not_held_against_it() -> None:
     rows = [item("a", "i", {"red": 1.0}), item("b", "i", {"a dog": 1.0, "a cat": 0.0}), item("c", "j", {"blue": 1.0})]
     pairing = pair_up(rows)

@@ -28,8 +28,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "kd-global": {"tokens": "global", "weighting": "uniform", "global_source": "query"},
     "affinity": {"weight": 0, "affinity_weight": 1.0},
     "affinity-absolute": {
-        "weight": 0, "affinity_weight": 1.0,
-        "affinity_kind": "absolute", "affinity_tau": 20.0, "affinity_threshold": 0.2,
+        "weight": 0,
+        "affinity_weight": 1.0,
+        "affinity_kind": "absolute",
+        "affinity_tau": 20.0,
+        "affinity_threshold": 0.2,
     },  # fmt: skip
     "mad-affinity": {"affinity_weight": 0.5, "affinity_form": "both", "k_text": 2, "schedule": "cosine"},
 }
