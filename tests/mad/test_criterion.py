@@ -33,7 +33,7 @@ ARMS: dict[str, dict[str, Any]] = {
         "affinity_kind": "absolute",
         "affinity_tau": 20.0,
         "affinity_threshold": 0.2,
-    },  # fmt: skip
+    },
     "mad-affinity": {"affinity_weight": 0.5, "affinity_form": "both", "k_text": 2, "schedule": "cosine"},
 }
 arms = pytest.mark.parametrize("arm", list(ARMS))
