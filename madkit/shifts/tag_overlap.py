@@ -11,6 +11,7 @@ from typing import Any
 
 from madkit.tasks.formats.source_lines import Row
 from madkit.tasks.formats.tagged_text import MASKED_TAG
+from madkit.tasks.formats.vcr import has_rationales
 
 
 def tag_overlap(rows: Iterable[Row]) -> dict[str, int]:
@@ -20,20 +21,20 @@ def tag_overlap(rows: Iterable[Row]) -> dict[str, int]:
     answer together); the first of the best is taken. Masked tags count as none.
 
     Returns "questions", "answers by tag overlap", "rationales by tag overlap" (questions where that choice is the right
-    one). Rows need both labels.
+    one); the last only where a row asks for a rationale, which those of GD-VCR do not. Rows need their labels.
     """
-    questions = answers = rationales = 0
+    questions = answers = rationales = with_rationales = 0
     for row in rows:
         questions += 1
         asked = _tags(row["question"])
         answers += _best(row["answer_choices"], asked) == row["answer_label"]
+        if not has_rationales(row):
+            continue
+        with_rationales += 1
         known = asked | _tags(row["answer_choices"][row["answer_label"]])
         rationales += _best(row["rationale_choices"], known) == row["rationale_label"]
-    return {
-        "questions": questions,
-        "answers by tag overlap": answers,
-        "rationales by tag overlap": rationales,
-    }
+    found = {"questions": questions, "answers by tag overlap": answers}
+    return found | ({"rationales by tag overlap": rationales} if with_rationales else {})
 
 
 def _tags(tokens: Sequence[Any]) -> set[int]:

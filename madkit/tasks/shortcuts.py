@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from typing import Any
 
 from madkit.core.errors import DataError
+from madkit.tasks.formats.vcr import has_rationales
 
 Item = dict[str, Any]
 Tokens = list[Any]
@@ -70,13 +71,16 @@ def _apply(
             continue
         new = dict(item)
         for part in changed:
+            if part == "rationale" and item.get("rationale_choices") is None:
+                continue  # answers alone
             choices, label = _need_list(item, f"{part}_choices"), item.get(f"{part}_label")
             if not isinstance(label, int) or not 0 <= label < len(choices):
                 raise DataError(f"{_name(item)}: '{part}_label' is missing or no index of '{part}_choices'.")
             new[f"{part}_choices"] = [
                 rewrite(tokens, about, number == label, question, objects) for number, tokens in enumerate(choices)
             ]
-            changed[part] += sum(a != b for a, b in zip(choices, new[f"{part}_choices"], strict=True))
+            if part == "answer" or has_rationales(item):
+                changed[part] += sum(a != b for a, b in zip(choices, new[f"{part}_choices"], strict=True))
         kept.append(new)
     if counts is not None:
         counts.update(

@@ -124,3 +124,9 @@ def test_tag_overlap_takes_the_first_of_the_best_and_ignores_masked_tags() -> No
     }
     found = tag_overlap([row, {**row, "answer_label": 2}])
     assert found == {"questions": 2, "answers by tag overlap": 1, "rationales by tag overlap": 2}
+
+
+def test_tag_overlap_says_nothing_of_rationales_where_none_are_asked_for() -> None:
+    row = {"question": ["Is", [0], "?"], "answer_choices": [[[0]], [[1]], ["x"], ["y"]], "answer_label": 0}
+    repeated = {**row, "rationale_choices": row["answer_choices"], "rationale_label": 0}  # as GD-VCR's lines
+    assert tag_overlap([row, repeated]) == {"questions": 2, "answers by tag overlap": 2}

@@ -181,6 +181,16 @@ def test_rationales_are_rewritten_too_and_counted() -> None:
     assert counts == {"questions": 1, "kept": 1, "answers changed": 1, "rationales changed": 2}
 
 
+def test_lines_without_rationales_of_their_own_have_none_to_count() -> None:
+    answers: list[list[Any]] = [["x"], [[1]]]
+    for more in ({"rationale_choices": answers}, {"rationale_choices": None, "rationale_label": None}):
+        counts: dict[str, int] = {}
+        (result,) = rule_singular([item([[0], "?"], answers, **more)], counts=counts)
+        assert result["answer_choices"] == [["x"], [[0]]]
+        assert result["rationale_choices"] in (None, result["answer_choices"])
+        assert counts == {"questions": 1, "kept": 1, "answers changed": 1, "rationales changed": 0}
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -234,4 +244,5 @@ def test_real_gd_vcr_lines() -> None:
     assert counts["questions"] == 86
     assert len(kept) == counts["kept"] > 60
     assert counts["answers changed"] > 50
+    assert counts["rationales changed"] == 0  # they repeat the answers, so there are none
     assert len(rule_plural(lines)) < 10

@@ -18,7 +18,7 @@ from madkit.core.errors import DataError
 from madkit.shifts.masked.words import CLS, MASKED_TAG, SEP, Flat, Vocabulary, flatten
 from madkit.tasks.formats import tagged_text
 from madkit.tasks.formats.source_lines import Row
-from madkit.tasks.formats.vcr import N_CHOICES
+from madkit.tasks.formats.vcr import N_CHOICES, has_rationales
 
 Part = Literal["answer", "rationale"]
 PARTS: tuple[Part, ...] = ("answer", "rationale")
@@ -145,11 +145,6 @@ class SequenceBuilder:
             labels=np.array(self._labels, dtype=np.int64),
             question_ids=self._question_ids,
         )
-
-
-def has_rationales(row: Row) -> bool:
-    """Whether a line asks for a rationale at all."""
-    return row.get("rationale_choices") is not None and row["rationale_choices"] != row["answer_choices"]
 
 
 __all__ = ["N_CHOICES", "PARTS", "Part", "SequenceBuilder", "Sequences", "has_rationales"]

@@ -8,7 +8,7 @@ example's form is the optional `question_type` (madkit's own data has it), else 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ def _examples(
         )
 
     made = [example("answer", "answer", (question,), answers, answer_label)]
-    if row.get("rationale_choices") is None or row["rationale_choices"] == row["answer_choices"]:
+    if not has_rationales(row):
         return made
     rationales = _choices(row, "rationale", objects, place, tagged)
     rationale_label = _label(row, "rationale", place)
@@ -179,6 +179,11 @@ def _examples(
     elif answer_label is not None:
         made.append(example("rationale", "rationale", (question, answers[answer_label]), rationales, rationale_label))
     return made
+
+
+def has_rationales(row: Mapping[str, Any]) -> bool:
+    """Whether a line asks for a rationale at all: it has some, and they do not repeat its answers (GD-VCR)."""
+    return row.get("rationale_choices") is not None and row["rationale_choices"] != row.get("answer_choices")
 
 
 def _form(row: Row, place: Place) -> str:
