@@ -20,6 +20,15 @@ from madkit.mad.select import (
 torch.set_num_threads(1)
 
 
+def test_mixed_arithmetic_chooses_the_same_tokens() -> None:
+    """A streamed teacher is chosen from inside the step, under autocast."""
+    text, images = torch.randn(64, 40, 16), torch.randn(8, 16)
+    asked = text, text.mean(1), images, torch.arange(64) % 8
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = text_relevance(*asked, shared=True)
+    assert torch.equal(mixed, text_relevance(*asked, shared=True))
+
+
 @given(st.data())
 @settings(max_examples=50, deadline=None)
 def test_the_k_best_are_those_that_a_sort_in_python_finds(data: st.DataObject) -> None:
