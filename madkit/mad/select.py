@@ -21,7 +21,7 @@ _ROUNDING = 1e-4  # 0.1 * 10 is a little more than 1 in binary: rounding up must
 def cosine_relevance(tokens: Tensor, reference: Tensor) -> Tensor:
     """Cosine [N, K] float32 of tokens [N, K, D] with one reference [N, D] each; 0 for zero vectors."""
     tokens, reference = tokens.float(), reference.float()
-    with torch.autocast(tokens.device.type, enabled=False):  # in 16 bits relevances tie, and the first tokens are chosen
+    with torch.autocast(tokens.device.type, enabled=False):  # in 16 bits relevances tie: the first would win
         dots = torch.matmul(tokens, reference.unsqueeze(-1)).squeeze(-1)
     norms = torch.linalg.vector_norm(tokens, dim=-1) * torch.linalg.vector_norm(reference, dim=-1, keepdim=True)
     relevance: Tensor = dots / norms.clamp_min(1e-12)
