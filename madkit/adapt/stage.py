@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from madkit.adapt.vectors import LiveVectors, StoredVectors, Vectors
 from madkit.core.console import duration, info, progress, warn
 from madkit.core.errors import DataError, RunError, UsageProblem
 from madkit.core.files import FileLock, digest_of, sha256_file, write_bytes_atomic
-from madkit.core.launcher import VARIABLES, world_size
+from madkit.core.launcher import job_hidden, world_size
 from madkit.core.metrics_log import disk_problem
 from madkit.core.workspace import Workspace
 from madkit.tasks.data import TaskData, check_task_name, open_task
@@ -290,9 +289,5 @@ def _accelerator(device: str, precision: str) -> Accelerator:
         )
     if AcceleratorState._shared_state:
         AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run of this process decided otherwise
-    # Accelerate takes the one or two of these that some clusters set for every program for a job that it should join.
-    half = {name: os.environ.pop(name) for name in (*VARIABLES, "LOCAL_RANK") if name in os.environ}
-    try:
+    with job_hidden():
         return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=not cuda)
-    finally:
-        os.environ.update(half)

@@ -7,6 +7,8 @@ that they start: that makes no job, and a program that is alone must not take it
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -35,3 +37,13 @@ def local_world_size() -> int:
 def local_rank() -> int:
     """Its number among those of the job on this machine; its number in the job where the launcher does not say."""
     return int(os.environ.get("LOCAL_RANK", rank())) if launched() else 0
+
+
+@contextmanager
+def job_hidden() -> Iterator[None]:
+    """Take the variables out of the environment for a while: Accelerate joins a job where one of them is set."""
+    taken = {name: os.environ.pop(name) for name in (*VARIABLES, "LOCAL_RANK") if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)

@@ -7,20 +7,22 @@ anew for every step. A run that is killed and resumed therefore repeats itself b
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
 from madkit.core.console import Progress, info
 from madkit.core.errors import RunError
 from madkit.core.interrupts import StopSignals
+from madkit.core.launcher import job_hidden, launched, world_size
 from madkit.core.metrics_log import MetricsLog
 from madkit.distill.batches.order import Indices, Order
 from madkit.distill.loop.ahead import Ahead
@@ -35,6 +37,9 @@ from madkit.distill.loop.weight_mean import WeightMean
 __all__ = ["Attack", "LoopResult", "LoopSettings", "Look", "Precision", "StepLoss", "make_accelerator", "run_loop"]
 
 Precision = Literal["fp32", "bf16"]
+# Processes wait for the first one while it fits a probe, reads a large data set or writes a run: longer, on real data,
+# than the ten minutes after which NCCL gives a process up.
+PATIENCE = timedelta(hours=2)
 
 
 def make_accelerator(precision: Precision) -> Accelerator:
@@ -49,10 +54,14 @@ def make_accelerator(precision: Precision) -> Accelerator:
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
         AcceleratorState._reset_state()  # an earlier run of this process; Accelerate refuses to change its mind
     # heads of a student that a phase does not use get no gradient: DDP has to be told
-    handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    handlers: list[Any] = [
+        DistributedDataParallelKwargs(find_unused_parameters=True),
+        InitProcessGroupKwargs(timeout=PATIENCE),
+    ]
     # on CPUs alone Accelerate joins the processes of `torchrun` only where it is told that CPUs are meant
-    several = not cuda and int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return Accelerator(mixed_precision=mixed, cpu=several, kwargs_handlers=handlers)
+    several = not cuda and world_size() > 1
+    with nullcontext() if launched() else job_hidden():
+        return Accelerator(mixed_precision=mixed, cpu=several, kwargs_handlers=handlers)
 
 
 def run_loop(

@@ -156,7 +156,17 @@ class Stepper:
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         used = torch.tensor([float(parameter.grad is not None) for parameter in trained]).to(self.accelerator.device)
         anywhere = self.accelerator.reduce(used, reduction="sum").tolist()
-        for parameter, processes in zip(trained, anywhere, strict=True):
-            if processes:
-                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = self.accelerator.reduce(grad, reduction="mean")
+        shared = [parameter for parameter, processes in zip(trained, anywhere, strict=True) if processes]
+        grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in shared]
+        for piece in _of_one_kind(grads):  # a message for each parameter would take longer than what it says
+            mean = self.accelerator.reduce(torch.cat([grads[place].flatten() for place in piece]), reduction="mean")
+            for place, part in zip(piece, mean.split([grads[place].numel() for place in piece]), strict=True):
+                shared[place].grad = part.view_as(shared[place])
+
+
+def _of_one_kind(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Places of tensors of one dtype, which fit one message."""
+    kinds: dict[torch.dtype, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        kinds.setdefault(tensor.dtype, []).append(place)
+    return list(kinds.values())

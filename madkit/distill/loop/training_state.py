@@ -134,8 +134,25 @@ class TrainingState:
     def resume(self) -> None:
         """Load the last whole checkpoint, if any, into module and optimiser.
 
-        Raises RunError for one of another seed, or with other marks.
+        Raises RunError for one of another seed, or with other marks, and where processes find different ones.
         """
+        self._load_last()
+        if self.accelerator.num_processes > 1:
+            self._agree()
+
+    def _agree(self) -> None:
+        """Raise RunError, in all processes, where they go on from different steps."""
+        step = self.result.step
+        sums = torch.tensor([step, step * step], device=self.accelerator.device)
+        total, squares = self.accelerator.reduce(sums, reduction="sum").tolist()
+        if self.accelerator.num_processes * squares != total * total:  # Cauchy-Schwarz: equal if and only if all are
+            raise RunError(
+                f"The processes would go on from different steps, this one from {step}: they do not all see the "
+                f"checkpoints in {self.root}.",
+                hint="give all machines one folder with --workspace.",
+            )
+
+    def _load_last(self) -> None:
         found = latest_checkpoint(self.root)
         if found is None:
             return
