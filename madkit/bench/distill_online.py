@@ -6,6 +6,7 @@ not made larger than it is. What it gives replaces the cached vectors of a batch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -30,13 +31,12 @@ class OnlineTeacher:
         device: where.
         dtype: what it computes in.
         images: images of a step.
-        words: tokens of a text.
-        texts: texts of a step.
+        words: tokens of each text of a step, special ones not counted; a batch is padded to the longest.
         eager: open_clip's own image encoder, not compiled, in place of madkit's.
     """
 
     def __init__(
-        self, source: Source, device: str, dtype: torch.dtype, *, images: int, words: int, texts: int, eager: bool
+        self, source: Source, device: str, dtype: torch.dtype, *, images: int, words: Sequence[int], eager: bool
     ) -> None:
         teacher = as_teacher(source, device=device, dtype=dtype)
         assert teacher.vision is not None
@@ -54,23 +54,21 @@ class OnlineTeacher:
             torch.randint(0, 256, (images, 3, *edge), dtype=torch.uint8, generator=draw).to(device)
             for _ in range(_BATCHES)
         ]
-        ids = torch.randint(1000, 40000, (texts, words), generator=draw).tolist()
-        self._ids = [TokenizedText(tuple(row), tuple((place, place + 1) for place in range(words))) for row in ids]
+        ids = torch.randint(1000, 40000, (len(words), max(words)), generator=draw).tolist()
+        self._ids = [
+            TokenizedText(tuple(row[:length]), tuple((place, place + 1) for place in range(length)))
+            for row, length in zip(ids, words, strict=True)
+        ]
         self._turn = count()
 
     @torch.no_grad()
-    def teach(self, batch: Batch, texts: int) -> Batch:
-        """`batch`, on the device and with whole targets, taught by what the encoders say in this moment.
-
-        Args:
-            batch: the examples.
-            texts: how many texts their sequences are made of.
-        """
+    def teach(self, batch: Batch) -> Batch:
+        """`batch`, on the device and with whole targets, taught by what the encoders say in this moment."""
         targets = batch.teacher
         assert isinstance(targets, TeacherTargets)
         B = targets.image_global.shape[0]
         patches, image_global = self._see(self._pictures[next(self._turn) % _BATCHES][:B])
-        read = self._text.encode_tokenized(self._ids[:texts])
+        read = self._text.encode_tokenized(self._ids)
         S, T = targets.text_mask.shape
         # made-up words: a student's token takes the token of the same number
         index = torch.arange(T, device=read.tokens.device).clamp(max=read.tokens.shape[1] - 1)

@@ -9,7 +9,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from madkit.bench.distill import AGAIN, ALL, EAGER, MAD, ONLINE, PLAIN, DistillBenchOptions, _overhead, bench_distill
+from madkit.bench.distill import (
+    AGAIN,
+    ALL,
+    EAGER,
+    MAD,
+    ONLINE,
+    PLAIN,
+    DistillBenchOptions,
+    _Bench,
+    _overhead,
+    bench_distill,
+)
 from madkit.bench.distill_data import MINI_SHAPES, MadeUpRegions, Shape, made_up_examples, write_cache
 from madkit.cache import TokenCache
 from madkit.cli.bench import app
@@ -56,8 +67,21 @@ def test_all_sides_take_turns():
     assert all(row["seconds"] > 0 for row in rows.values())
     assert all("overhead" in rows[name] for name in (MAD, ALL, ONLINE, EAGER))
     assert rows[ONLINE]["cached_is_faster"] > 0
-    assert document["reader"]["headroom"] > 0
+    asked = document["batch"]["examples"] / rows[MAD]["clock_s"]
+    assert document["reader"]["headroom"] == pytest.approx(document["reader"]["examples_per_s"] / asked, rel=0.01)
     assert document["batch"]["tokens"] == 3 * Shape("vcr", 18, 5).tokens
+
+
+def test_an_online_teacher_reads_the_texts_of_a_step_and_no_more(tmp_path):
+    torch.set_num_threads(1)
+    shape = MINI_SHAPES["vcr"]
+    bench = _Bench(DistillBenchOptions(shape="vcr", device="cpu", tiny=True), "cpu", tmp_path)
+    bench.close()
+    for name in (ONLINE, EAGER):
+        read = [len(text.ids) for text in bench.online[name]._ids]
+        # 15 words beside [CLS] and two [SEP]: five of the question, ten of each of four choices
+        assert read == [5, 10, 10, 10, 10] * 3
+        assert max(read) < shape.text
 
 
 def test_overhead_is_paired_with_an_interval():

@@ -194,7 +194,14 @@ def _lxmert_plan(files: FoundFiles, lists: Mapping[str, Path]) -> ImportPlan:
 
 def _lxmert_reader(paths: Sequence[Path], images: Mapping[str, Path]) -> Read:
     def read(advance: Advance) -> Iterator[Example]:
+        seen: dict[str, Path] = {}
         for path in paths:
-            yield from iter_lxmert_vqa(path, images, advance=advance)
+            for example in iter_lxmert_vqa(path, images, advance=advance):
+                if seen.setdefault(example.id, path) is not path:
+                    raise DataError(
+                        f"{path}: 'question_id' {example.id} stands in {seen[example.id].name} too.",
+                        hint="give each part of LXMERT's lists once: nominival.json and minival.json share no question",
+                    )
+                yield example
 
     return read

@@ -231,6 +231,13 @@ def test_lxmerts_lists(tmp_path: Path) -> None:
     assert any("not the official evaluation" in note for note in data.manifest["notes"])
 
 
+def test_a_question_in_both_halves_of_val2014_is_refused(tmp_path: Path) -> None:
+    root = lxmert(tmp_path / "lxmert")
+    shutil.copy(root / "nominival.json", root / "minival.json")
+    with pytest.raises(DataError, match=r"minival\.json: 'question_id' 200000 stands in nominival\.json too"):
+        imported(tmp_path, root, dev_cut=0.3)
+
+
 def test_lists_of_the_same_names_but_other_content_are_none(tmp_path: Path) -> None:
     root = lxmert(tmp_path / "lxmert")
     (root / "train.json").write_text('{"questions": 3}')
