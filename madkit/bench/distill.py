@@ -34,6 +34,7 @@ from madkit.distill.batches.micro_batch import Batch, BatchMaker
 from madkit.distill.batches.order import Indices
 from madkit.distill.loop.ahead import Ahead
 from madkit.distill.objective.objective import Objective
+from madkit.distill.teacher.bank_room import Room
 from madkit.distill.teacher.criterion import make_criterion
 from madkit.distill.teacher.side import TeacherSide
 from madkit.extract.options import resolve_device
@@ -176,7 +177,7 @@ class _Bench:
         self.makers[PLAIN] = self.makers[AGAIN] = BatchMaker(self.set, 1000)
         self.sides = {}
         for name, config in settings.items():
-            side = self.sides[name] = TeacherSide(self.set, self.cache, config)
+            side = self.sides[name] = TeacherSide(self.set, self.cache, config, room=Room(device=self.device))
             criterion = make_criterion(config, self.student, side, 0)
             self.objectives[name] = Objective(self.student, criterion).to(self.device).train()
             self.makers[name] = BatchMaker(self.set, 1000, teacher=side, confidence=confidence)
@@ -250,7 +251,7 @@ class _Bench:
         online = self.online.get(name)
         objective = self.objectives[name]
         synchronise(self.device)
-        with Ahead(self.makers[name], on=self.cuda) as make:
+        with Ahead(self.makers[name], on=self.cuda, device=self.device) as make:
             make.announce([self.places[0]], 0)
             wall, cpu = time.perf_counter(), time.process_time()
             for step in range(steps):

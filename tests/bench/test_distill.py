@@ -9,6 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from madkit.bench import distill
 from madkit.bench.distill import (
     AGAIN,
     ALL,
@@ -27,10 +28,32 @@ from madkit.cli.bench import app
 from madkit.core.errors import UsageProblem
 from madkit.distill.batches.examples import ExampleSet
 from madkit.distill.batches.micro_batch import BatchMaker
+from madkit.distill.loop.ahead import Ahead
 from madkit.distill.teacher.side import TeacherSide
 from madkit.mad.config import MADConfig
 from madkit.mad.targets import TeacherTargets
 from madkit.students.start import new_student
+
+
+def test_batches_come_to_the_device_as_in_a_run(monkeypatch, tmp_path):
+    """On a GPU a run holds the teacher's regions there, and copies the next batch while a step is computed."""
+    seen = set()
+
+    def teacher(*args, room, **more):
+        seen.add(("bank", room.device))
+        return TeacherSide(*args, room=room, **more)
+
+    def ahead(make, *, on, device):
+        seen.add(("batches", device))
+        return Ahead(make, on=on, device=device)
+
+    monkeypatch.setattr(distill, "TeacherSide", teacher)
+    monkeypatch.setattr(distill, "Ahead", ahead)
+    torch.set_num_threads(1)
+    bench = _Bench(DistillBenchOptions(shape="vqa", tiny=True), "cpu:0", tmp_path)
+    bench._turn(PLAIN, 1)
+    bench.close()
+    assert seen == {("bank", "cpu:0"), ("batches", "cpu:0")}
 
 
 @pytest.mark.parametrize("shape", sorted(MINI_SHAPES))
