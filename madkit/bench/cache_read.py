@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from madkit.bench.disk_reads import disk_seconds
-from madkit.bench.machine import busy, cached_bytes, forget_cached, machine_facts
+from madkit.bench.machine import STAYED, busy, cached_bytes, forget_cached, machine_facts
 from madkit.cache import TokenCache
 from madkit.cache.layout import DEFAULT_SHARD_MB, image_layout, text_layout
 from madkit.cache.plan import PARTS, StorePlan
@@ -41,7 +41,6 @@ AGAIN = "np.take again"
 AT_ONCE = "zarr-python at once"
 _ZARR_WAYS = {ZARR: "item by item", AT_ONCE: "oindex"}
 IMAGE_BYTES = 400_000_000  # of the made-up store, unless told otherwise
-_STAYED = 0.01  # of the files' pages in memory, from which on a batch is not cold
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +323,7 @@ def _cold(
             if not all(forget_cached(path) for path in files):
                 return None
             stayed = cached_bytes(files)
-            if stayed is None or stayed > _STAYED * total + 2**20:
+            if stayed is None or stayed > STAYED * total + 2**20:
                 return None
             read = sides[name]()
             started, spent = time.perf_counter(), time.process_time()

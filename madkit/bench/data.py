@@ -75,7 +75,8 @@ def bench_data(options: DataBenchOptions) -> dict[str, Any]:
     }
     with _scratch(options.keep) as scratch:
         files = options.keep or scratch
-        need_space(scratch, _needed(options, files))
+        hint = "ask for less (--questions, --tsv-gb), or use another disk: --keep DIR"
+        need_space(scratch, _needed(options, files), hint=hint)
         each = 3 * options.repeats
         runs = (1 + each if options.questions else 0) + (5 + each if options.tsv_gb else 0)
         with progress("Measuring", runs, "runs") as bar:

@@ -15,7 +15,7 @@ from madkit.bench.extract_inputs import FLICKR, PictureTask, write_pictures
 from madkit.bench.fresh_process import Watch, measure
 from madkit.bench.machine import machine_facts, need_space
 from madkit.core.console import info
-from madkit.core.errors import UsageProblem
+from madkit.core.errors import RunError, UsageProblem
 
 SCHEMA = 1
 MOST = 1.10
@@ -49,16 +49,20 @@ def bench_memory(sizes: Sequence[int], *, pixels: tuple[int, int] | None = None)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="madkit-bench-", ignore_cleanup_errors=True) as name:
         scratch = Path(name)
-        need_space(scratch, sum(sizes) * _BYTES)
+        hint = "ask for less (--memory-images), or set TMPDIR to a folder on another disk"
+        need_space(scratch, sum(sizes) * _BYTES, hint=hint)
         info(f"Writing {sizes[-1]:,} JPEG files of {pixels[0]} x {pixels[1]}.")
         write_pictures(scratch / "images", sizes[-1], pixels, distinct=_DISTINCT)
         for size in sizes:
-            done = measure(
-                f"{__name__}:extract_pictures",
-                pictures=scratch / "images",
-                images=size,
-                workspace=scratch / f"of-{size}",
-            )
+            try:
+                done = measure(
+                    f"{__name__}:extract_pictures",
+                    pictures=scratch / "images",
+                    images=size,
+                    workspace=scratch / f"of-{size}",
+                )
+            except RunError as error:
+                raise RunError(error.message, hint="try smaller numbers: --memory-images 500,5000") from None
             whole = done.laps["extract"]
             rows.append(
                 {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -30,7 +31,6 @@ from madkit.teachers.interface import Teacher
 from madkit.teachers.mixed import as_mixed
 
 Encode = Callable[[Tensor], Tensor]
-PEER_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,47 +149,71 @@ def _normaliser(source: Source) -> Callable[[Tensor, torch.dtype], Tensor]:
 
 
 class OpenClipLoop:
-    """JPEG files to .npy files: open_clip's own transform with Pillow, batches of 32, one process."""
+    """JPEG files to .npy files: open_clip's own transform with Pillow, one process.
+
+    With `threads`, so many of them make the next batch of pixels while a batch is encoded, as a `DataLoader` does with
+    processes: Pillow leaves the interpreter to others while it decodes and resizes.
+    """
 
     name = "open_clip loop"
     mixed = False
 
-    def __init__(self, source: Source, device: str, dtype: torch.dtype) -> None:
+    def __init__(self, source: Source, device: str, dtype: torch.dtype, *, batch: int, threads: int = 0) -> None:
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
         settings = dict(source.preprocessing)
         self._transform: Any = image_transform_v2(PreprocessCfg(**settings), is_train=False)
         self._visual = as_open_clip(source, device=device, dtype=dtype)
-        self.dtype, self._device = dtype, device
+        self.dtype, self._device, self._batch = dtype, device, batch
+        self._threads = threads
+        if threads:
+            self.name = f"{self.name}, threads"
 
     @torch.inference_mode()
     def run(self, paths: Sequence[Path], folder: Path) -> None:
         """Encode all files."""
         visual = self._visual
-        for number, batch in enumerate(_batches(paths)):
-            pixels = torch.stack([self._transform(Image.open(path)) for path in batch])
+        for number, pixels in enumerate(self._pixels(paths)):
             pooled, tokens = visual(pixels.to(self._device, self.dtype))
             if visual.proj is not None:
                 tokens = tokens @ visual.proj
             _save(folder, number, tokens, pooled)
 
+    def _pixels(self, paths: Sequence[Path]) -> Iterator[Tensor]:
+        if not self._threads:
+            for batch in _batches(paths, self._batch):
+                yield torch.stack([self._one(path) for path in batch])
+            return
+        with ThreadPoolExecutor(self._threads) as pool:
+            ahead: list[Future[Tensor]] = []
+            for batch in _batches(paths, self._batch):
+                coming = [pool.submit(self._one, path) for path in batch]
+                if ahead:
+                    yield torch.stack([one.result() for one in ahead])
+                ahead = coming
+            yield torch.stack([one.result() for one in ahead])
+
+    def _one(self, path: Path) -> Tensor:
+        pixels: Tensor = self._transform(Image.open(path))
+        return pixels
+
 
 class TransformersLoop:
-    """JPEG files to .npy files: the library's image processor with Pillow, batches of 32, one process."""
+    """JPEG files to .npy files: the library's image processor with Pillow, one process."""
 
     name = "transformers loop"
     mixed = False
 
-    def __init__(self, source: Source, device: str, dtype: torch.dtype) -> None:
+    def __init__(self, source: Source, device: str, dtype: torch.dtype, *, batch: int) -> None:
         self._processor = image_processor(source)
         self._model = as_transformers(source, device=device, dtype=dtype)
-        self.dtype, self._device = dtype, device
+        self.dtype, self._device, self._batch = dtype, device, batch
 
     @torch.inference_mode()
     def run(self, paths: Sequence[Path], folder: Path) -> None:
         """Encode all files."""
         model = self._model
-        for number, batch in enumerate(_batches(paths)):
+        for number, batch in enumerate(_batches(paths, self._batch)):
             inputs = self._processor(images=[Image.open(path) for path in batch], return_tensors="pt")
             found = model(pixel_values=inputs["pixel_values"].to(self._device, self.dtype))
             tokens = model.visual_projection(model.vision_model.post_layernorm(found.last_hidden_state[:, 1:]))
@@ -229,7 +253,10 @@ def stored_tokens(folder: Path, rows: int) -> npt.NDArray[Any]:
     """Return the tokens [rows, P, D] of the first images, from a store or from .npy files."""
     files = sorted(folder.glob("tokens-*.npy"))
     if files:
-        return np.concatenate([np.load(file) for file in files[: -(-rows // PEER_BATCH)]])[:rows]
+        found = [np.load(files[0])]
+        while sum(map(len, found)) < rows:
+            found.append(np.load(files[len(found)]))
+        return np.concatenate(found)[:rows]
     with TokenCache.open(next(iter(sorted(folder.glob("**/manifest.json")))).parent) as cache:
         return cache.images.tokens(np.arange(rows))
 
@@ -247,9 +274,9 @@ def reference(source: Source, images: Tensor) -> npt.NDArray[np.float64]:
     return tokens
 
 
-def _batches(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
-    for start in range(0, len(paths), PEER_BATCH):
-        yield paths[start : start + PEER_BATCH]
+def _batches(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
+    for start in range(0, len(paths), size):
+        yield paths[start : start + size]
 
 
 def _save(folder: Path, number: int, tokens: Tensor, pooled: Tensor) -> None:

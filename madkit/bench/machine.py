@@ -14,6 +14,7 @@ from madkit.core.errors import RunError
 
 _BUSY = 0.75  # running processes per core from which on timings mean little
 _SPARE_BYTES = 100_000_000  # of disk, left alone
+STAYED = 0.01  # of a file's pages in memory, from which on reading it is not cold
 
 
 def machine_facts() -> dict[str, Any]:
@@ -54,13 +55,13 @@ def available_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def need_space(folder: Path, needed: int) -> None:
-    """Raise RunError where a folder's disk has no room for so many bytes."""
+def need_space(folder: Path, needed: int, *, hint: str) -> None:
+    """Raise RunError, with what to do about it, where a folder's disk has no room for so many bytes."""
     free = shutil.disk_usage(folder).free
     if needed + _SPARE_BYTES > free:
         raise RunError(
             f"The files need {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free.",
-            hint="ask for less (--questions, --tsv-gb), or use another disk: --keep DIR",
+            hint=hint,
         )
 
 
@@ -75,6 +76,14 @@ def forget_cached(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def drop_cached(path: Path) -> bool:
+    """As `forget_cached`, and whether the pages really went: those of a file that lies in memory (tmpfs) never do."""
+    if not forget_cached(path):
+        return False
+    stayed = cached_bytes([path])
+    return stayed is not None and stayed <= STAYED * path.stat().st_size + 2**20
 
 
 def cached_bytes(paths: Iterable[Path]) -> int | None:

@@ -35,8 +35,7 @@ from madkit.teachers.load import load_teacher
 from madkit.teachers.mixed import MIXED
 
 SCHEMA = 1
-_BATCH = {"cpu": 64, "cuda": 256}
-_HF_BATCH = 64
+_BATCH = {"cpu": 64, "cuda": 768}  # texts of a loop: on a GPU as many tokens, with padding, as madkit reads at a time
 _COMPARED = 16
 _MOST_OTHER = 0.01
 _BFLOAT16, _FLOAT16, _FLOAT32 = torch.bfloat16, torch.float16, torch.float32
@@ -112,7 +111,7 @@ def bench_text(options: TextBenchOptions | None = None) -> dict[str, Any]:
         folder = Path(name)
         write_roberta(folder, words, TINY_ROBERTA if options.tiny else ROBERTA)
         ours = _madkit(lambda: load_teacher(f"hf:{folder}", device=device, dtype=own_dtype), budget)
-        loops = [transformers_texts(folder, device, dtype, batch=_HF_BATCH) for dtype in _dtypes(cuda)]
+        loops = [transformers_texts(folder, device, dtype, batch=_BATCH.get(kind, 64)) for dtype in _dtypes(cuda)]
         document["roberta"] = _compare([*loops, *ours], texts, device, options.repeats, "RoBERTa texts", None)
     warn_of_noise(document, document["clip"], document["roberta"])
     return document

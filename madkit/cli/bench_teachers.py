@@ -125,7 +125,7 @@ def _print_extract(document: Mapping[str, Any]) -> None:
     )
     _say(f"End to end, madkit reaches {end['of_compute']:.2f}x of its speed in compute only.")
     for dtype, ratio in end["same_dtype"].items():
-        _say(f"End to end, both in {dtype}: {ratio:.2f}x the speed of the open_clip loop.")
+        _say(f"End to end, both in {dtype}: {ratio:.2f}x the speed of the faster open_clip loop.")
     _say(_noise(document["compute"], end))
     _print_warnings(document)
 

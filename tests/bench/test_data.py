@@ -17,6 +17,7 @@ from madkit.bench import data as module
 from madkit.bench import fresh_process, peers
 from madkit.bench.data import DataBenchOptions, bench_data
 from madkit.bench.fresh_process import Measured, call
+from madkit.bench.machine import drop_cached
 from madkit.bench.vqa_files import write_vqa_files
 from madkit.cli.main import main
 from madkit.core.errors import RunError, UsageProblem
@@ -142,6 +143,18 @@ def test_content_that_does_not_agree_is_an_error(here: Path, monkeypatch: pytest
     with pytest.raises(RunError, match="the soft scores do not agree"):
         bench_data(DataBenchOptions(1000, 0, None, 1))
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no file system in memory")
+def test_a_file_that_lies_in_memory_is_never_called_cold() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        path = Path(folder) / "file"
+        path.write_bytes(bytes(2_000_000))
+        assert not drop_cached(path)
+
+
+def test_the_peer_of_questions_waits_for_no_module_that_it_does_not_use() -> None:
+    assert not hasattr(peers, "np")  # its clock runs while modules are imported
 
 
 def test_the_peer_reads_what_madkit_imports(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from madkit.bench.text_inputs import common_words, made_up_texts
 from madkit.bench.text_sides import Read
 from madkit.cli.main import main
 from madkit.core.errors import RunError, UsageProblem
+from madkit.extract.options import TEXT_BATCH_TOKENS
 
 TINY = TextBenchOptions(tiny=True, repeats=1, device="cpu")
 
@@ -23,6 +24,11 @@ TINY = TextBenchOptions(tiny=True, repeats=1, device="cpu")
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
     return bench_text(TINY)
+
+
+def test_on_a_gpu_the_loops_have_batches_as_large_as_madkits() -> None:
+    budget = TEXT_BATCH_TOKENS["cuda"]
+    assert 0.8 * budget <= text._BATCH["cuda"] * 77 <= budget
 
 
 def test_every_side_is_measured_and_ratios_are_those_of_the_numbers(document: dict[str, Any]) -> None:
