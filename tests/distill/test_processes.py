@@ -21,15 +21,31 @@ def launched(processes: int, workspace, student: Path, *more: str) -> list[str]:
         "optim.steps=16", "optim.batch_size=6", "optim.dropout=0", "optim.micro_tokens=400", "eval.limit=8",
         "eval.every=8", "checkpoint.every=4", "optim.ema=0.9",
     ]  # fmt: skip
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    many = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    many = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
     return [
         sys.executable, *(many if processes > 1 else []), "-m", "madkit", "distill", "--task", "vcr", "--shots", "20",
         "--arm", "mad", "--student", str(student), "--seed", "4", "--threads", "1",
         "--workspace", str(workspace.root), *[part for pair in settings for part in ("--set", pair)], *more,
     ]  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def machines(workspaces, student: Path, *more: str) -> list[subprocess.Popen[str]]:
+    """The same run on several machines with a process each, all of them this one."""
+    port = free_port()
+    started = []
+    for number, workspace in enumerate(workspaces):
+        several = [f"--nnodes={len(workspaces)}", f"--node_rank={number}", "--nproc_per_node=1",
+                   "--master_addr=127.0.0.1", f"--master_port={port}"]  # fmt: skip
+        python, *rest = launched(1, workspace, student, *more)
+        command = [python, "-m", "torch.distributed.run", *several, *rest]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    return started
 
 
 def run(command: list[str]) -> None:
@@ -127,3 +143,42 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(workspace, student
     (folder,) = workspace.runs.glob("mini-vcr/*/checkpoints")
     saved = max(int(path.name[-6:]) for path in folder.glob("step-*"))
     assert saved == journal(workspace)[-1]["step"]
+
+
+@pytest.mark.slow
+def test_two_machines_that_share_a_folder_train_one_run(workspace, benchmark, student, tmp_path):
+    alone = fresh(workspace, benchmark, tmp_path / "alone")
+    run(launched(1, alone, student))
+    both = machines([workspace, workspace], student)
+    said = [process.communicate(timeout=900) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert ["development split" in out for out, _ in said] == [True, False]  # one machine speaks
+    shared, whole = journal(workspace), journal(alone)
+    assert [row["ids"] for row in shared] == [row["ids"] for row in whole]
+    assert [row["loss"] for row in shared] == pytest.approx([row["loss"] for row in whole], abs=1e-5)
+    (manifest,) = workspace.runs.glob("mini-vcr/*/manifest.json")
+    assert read_json(manifest)["processes"] == 2
+
+
+@pytest.mark.slow
+def test_two_machines_without_a_common_folder_do_not_go_on_apart(workspace, benchmark, student, tmp_path):
+    """The second has no checkpoint: it would begin anew where the first goes on."""
+    other = fresh(workspace, benchmark, tmp_path / "other")
+    long = ["--set", "optim.steps=400"]
+    both = machines([workspace, other], student, *long)
+    deadline = time.monotonic() + 400
+    while both[0].poll() is None and time.monotonic() < deadline:
+        if list(workspace.runs.glob("mini-vcr/*/checkpoints/step-*")):
+            break
+        time.sleep(0.01)
+    assert both[0].poll() is None
+    for process in both:
+        launcher = psutil.Process(process.pid)
+        for one in (launcher, *launcher.children(recursive=True)):
+            one.kill()
+        process.communicate()
+    both = machines([workspace, other], student, *long)
+    said = [process.communicate(timeout=400)[1] for process in both]
+    assert 0 not in [process.returncode for process in both]
+    assert "go on from different steps" in said[0]
+    assert "--workspace" in said[0]
