@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from madkit.core.archives import open_binary
 from madkit.core.errors import DataError
-from madkit.tasks.formats.source_lines import Advance, Place, kind_of
+from madkit.tasks.formats.source_lines import HALF, Advance, Place, kind_of, whole_characters
 
 CHUNK = 1 << 20  # bytes read at once
 LARGEST = 1 << 26  # characters of one entry; beyond it, a quotation mark is missing somewhere
@@ -230,6 +230,8 @@ class _Window:
                 left = len(self._text) - end
                 # a number goes on where the window was cut
                 if self._ended or (left and (self._text[end] in _AFTER_VALUE or left > _MARGIN)):
+                    if self._has_escape(end) and not whole_characters(value):
+                        self.place().fail(f"a text holds {HALF}")
                     self._at = end
                     return value
             if len(self._text) - self._at > LARGEST:
@@ -237,6 +239,10 @@ class _Window:
                     f"one value has more than {LARGEST >> 20} million characters, so a quotation mark is missing"
                 )
             self._more()
+
+    def _has_escape(self, end: int) -> bool:
+        r"""Whether the value that ends there may hold half of a surrogate pair, all of which begin with \ud."""
+        return self._text.find("\\ud", self._at, end) >= 0 or self._text.find("\\uD", self._at, end) >= 0
 
     def _look_again(self, error: json.JSONDecodeError) -> None:
         """Raise for a real error, return for one that more text may mend."""

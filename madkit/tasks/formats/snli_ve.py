@@ -139,7 +139,7 @@ def _lines(
     path: Path, *, counts: MutableMapping[str, int] | None, labelled: bool, advance: Advance | None
 ) -> Iterator[Pair]:
     ids = UniqueIds("pairID")
-    for place, row in iter_json_lines(path, advance):
+    for place, row in iter_json_lines(path, advance, whole=True):
         pair_id = need_string(row, "pairID", place)
         ids.add(pair_id, place)
         left_out = why_left_out(pair_id, row.get("gold_label"))

@@ -52,10 +52,23 @@ def many_small_objects() -> Iterator[None]:
             gc.enable()
 
 
-def iter_json_lines(path: Path, advance: Advance | None = None) -> Iterator[tuple[Place, Row]]:
+HALF = "half of a surrogate pair, which is no character"
+
+
+def whole_characters(value: Any) -> bool:
+    r"""Whether a JSON value can be stored as UTF-8: "\ud83d" without its other half can be read, and not written."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def iter_json_lines(path: Path, advance: Advance | None = None, *, whole: bool = False) -> Iterator[tuple[Place, Row]]:
     """Yield every non-blank line of a UTF-8 JSONL file as (place, object), reading the file as a stream.
 
-    The file may lie in a zip (see `madkit.core.archives`). `advance` receives the bytes of every line.
+    The file may lie in a zip (see `madkit.core.archives`). `advance` receives the bytes of every line. With `whole` a
+    text with half of a surrogate pair is an error; a caller that names the key by itself leaves it out.
 
     Raises NotFoundError for a missing file, DataError for text that is not UTF-8, for a line that is no JSON object
     (the last one is called truncated when the file ends inside it), and for a file without any line.
@@ -87,6 +100,9 @@ def iter_json_lines(path: Path, advance: Advance | None = None) -> Iterator[tupl
                 place.fail("the JSON is nested too deeply")
             if not isinstance(row, dict):
                 place.fail(f"a JSON object is needed, found {kind_of(row)}")
+            if whole and (b"\\ud" in raw or b"\\uD" in raw) and not whole_characters(row):
+                key = next((key for key, value in row.items() if not whole_characters(value)), "a key")
+                place.fail(f"'{key}' holds {HALF}")
             empty = False
             yield place, row
     if empty:

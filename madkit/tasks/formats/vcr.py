@@ -75,7 +75,7 @@ def iter_vcr(
     ids = UniqueIds("annot_id")
     metadata = MetadataFiles(images, required=require_metadata, allow_missing_images=allow_missing_images)
     image_files: dict[Path, Place] = {}
-    for place, row in iter_json_lines(annotations, advance):
+    for place, row in iter_json_lines(annotations, advance, whole=True):
         examples = examples_of_row(row, place, metadata, conditioned=conditioned)
         if labelled and any(example.label is None for example in examples):
             key = "answer_label" if examples[0].label is None else "rationale_label"

@@ -91,11 +91,18 @@ def test_labels_are_the_names_in_alphabetical_order(tmp_path: Path) -> None:
         ({"pairID": "0.jpg#0r1"}, "line 2: 'pairID' '0.jpg#0r1' was used before, on line 1"),
         ({"Flickr30K_ID": ..., "captionID": ...}, "line 2: no image id"),
         ({"form": 3}, "line 2: 'form' must be a string"),
+        ({"sentence2": "A man \ud83d walks."}, "line 2: 'sentence2' holds half of a surrogate pair"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
     with pytest.raises(DataError, match=problem):
         read_snli_ve(write(tmp_path, {}, change), tmp_path)
+
+
+def test_characters_beyond_the_first_plane_are_read_as_they_are(tmp_path: Path) -> None:
+    path = write(tmp_path, {"sentence2": "A man \U0001f600 walks."})
+    assert "\\ud83d" in path.read_text()  # json writes it as a pair
+    assert read_snli_ve(path, tmp_path)[0].context[0].text == "A man \U0001f600 walks."
 
 
 def test_missing_images_are_counted_once_each(tmp_path: Path) -> None:
@@ -160,6 +167,7 @@ def test_a_json_list(tmp_path: Path) -> None:
         ({"label": "yes"}, r"pairs\[1\]: 'label' must be one of"),
         ({"sentence": ""}, r"pairs\[1\]: 'sentence' is empty"),
         ({"image": None}, r"pairs\[1\]: 'image' must be a non-empty string, found null"),
+        ({"sentence": "A \udc00 cat."}, r"pairs\[1\]: a text holds half of a surrogate pair"),
     ],
 )
 def test_a_broken_entry_is_named(tmp_path: Path, entry: dict[str, Any], problem: str) -> None:
