@@ -184,14 +184,19 @@ class OpenClipLoop:
             for batch in _batches(paths, self._batch):
                 yield torch.stack([self._one(path) for path in batch])
             return
-        with ThreadPoolExecutor(self._threads) as pool:
-            ahead: list[Future[Tensor]] = []
-            for batch in _batches(paths, self._batch):
-                coming = [pool.submit(self._one, path) for path in batch]
-                if ahead:
-                    yield torch.stack([one.result() for one in ahead])
-                ahead = coming
-            yield torch.stack([one.result() for one in ahead])
+        threads = torch.get_num_threads()
+        try:
+            # one for each of their operations, as a `DataLoader` has it: or sixteen would start sixteen each
+            with ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                ahead: list[Future[Tensor]] = []
+                for batch in _batches(paths, self._batch):
+                    coming = [pool.submit(self._one, path) for path in batch]
+                    if ahead:
+                        yield torch.stack([one.result() for one in ahead])
+                    ahead = coming
+                yield torch.stack([one.result() for one in ahead])
+        finally:
+            torch.set_num_threads(threads)  # of threads that are yet to come
 
     def _one(self, path: Path) -> Tensor:
         pixels: Tensor = self._transform(Image.open(path))

@@ -133,6 +133,34 @@ def test_a_loop_that_stores_other_tokens_is_refused(monkeypatch: pytest.MonkeyPa
         bench_extract(TINY)
 
 
+class _Counted(extract_sides.OpenClipLoop):
+    """Notes how many threads PyTorch would take where an image is made ready."""
+
+    def _one(self, path: Path) -> torch.Tensor:
+        self.seen = getattr(self, "seen", set()) | {torch.get_num_threads()}
+        return super()._one(path)
+
+
+def test_the_loop_with_threads_reads_the_same_and_its_threads_start_none(tmp_path: Path) -> None:
+    paths = write_pictures(tmp_path / "images", 5, (64, 48))
+    found = source("tiny")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        told = []
+        for threads in (0, 2):
+            loop = _Counted(found, "cpu", torch.float32, batch=2, threads=threads)
+            extract_sides.empty(tmp_path / loop.name)
+            loop.run(paths, tmp_path / loop.name)
+            told.append((loop.name, loop.seen, torch.get_num_threads()))
+        assert told == [("open_clip loop", {2}, 2), ("open_clip loop, threads", {1}, 2)]
+        plain, ahead = (extract_sides.stored_tokens(tmp_path / name, 5) for name, _, _ in told)
+        assert plain.shape[0] == 5
+        assert np.array_equal(plain, ahead)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.usefixtures("at_once")
 def test_an_encoder_that_transformers_has_not_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(*arguments: Any, **named: Any) -> Any:
