@@ -163,8 +163,10 @@ def images_root(files: FoundFiles, annotations: Iterable[Path], archive: str) ->
             names[row["metadata_fn"]] = names[row["img_fn"]] = None
     for name in names:
         folder = files.folder_of(name)
-        if folder is not None:
+        if folder is not None and exists(folder / name):
             return folder
+    if files.without_images:  # metadata that are there had been found: theirs are the boxes
+        return files.images or files.root
     shown = next(iter(names), "metadata_fn")
     raise NotFoundError(
         f"Nothing below {files.images or files.root} holds the file {shown}, which the annotations name.",

@@ -230,6 +230,17 @@ def test_without_images_there_are_no_boxes_and_it_is_said(tmp_path: Path) -> Non
     assert said == [f"{official}.jsonl: {count}" for official, count in splits.items()]
 
 
+def test_without_images_the_metadata_that_are_there_give_the_boxes(tmp_path: Path) -> None:
+    folder = write(tmp_path / "files", vcr(tmp_path), zipped=False)
+    for path in folder.glob("vcr1images/*/*.jpg"):
+        path.unlink()
+    (folder / "vcr1images" / "lsmdc_1_A" / "train0.json").unlink()  # that of the very first line
+    data = imported(tmp_path, folder, options=ImportOptions(dev_cut=0.3, without_images=True)).data
+    assert data is not None
+    assert all(example.boxes for example in data.examples("test"))
+    assert any(note.startswith("train.jsonl: 2 questions are about images without") for note in data.manifest["notes"])
+
+
 # GD-VCR
 
 
