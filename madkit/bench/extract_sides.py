@@ -165,7 +165,7 @@ class OpenClipLoop:
         self._transform: Any = image_transform_v2(PreprocessCfg(**settings), is_train=False)
         self._visual = as_open_clip(source, device=device, dtype=dtype)
         self.dtype, self._device, self._batch = dtype, device, batch
-        self._threads = threads
+        self.threads = threads
         if threads:
             self.name = f"{self.name}, threads"
 
@@ -180,14 +180,14 @@ class OpenClipLoop:
             _save(folder, number, tokens, pooled)
 
     def _pixels(self, paths: Sequence[Path]) -> Iterator[Tensor]:
-        if not self._threads:
+        if not self.threads:
             for batch in _batches(paths, self._batch):
                 yield torch.stack([self._one(path) for path in batch])
             return
         threads = torch.get_num_threads()
         try:
             # one for each of their operations, as a `DataLoader` has it: or sixteen would start sixteen each
-            with ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 ahead: list[Future[Tensor]] = []
                 for batch in _batches(paths, self._batch):
                     coming = [pool.submit(self._one, path) for path in batch]
@@ -208,6 +208,7 @@ class TransformersLoop:
 
     name = "transformers loop"
     mixed = False
+    threads = 0
 
     def __init__(self, source: Source, device: str, dtype: torch.dtype, *, batch: int) -> None:
         self._processor = image_processor(source)
