@@ -12,6 +12,8 @@ from madkit.core.files import write_text_atomic
 from madkit.distill.settings.arms import ORDER
 
 Row = Mapping[str, Any]
+AS_LONG = "finetune-long"
+SHOTS = ("1pct", "5pct", "full")
 TASKS = {"mini-snli-ve": "mini-SNLI-VE, accuracy", "mini-vqa": "mini-VQA, accuracy", "mini-vcr": "mini-VCR, Q->AR"}
 
 
@@ -20,14 +22,16 @@ def fill_page(results: Path, page: Path) -> None:
 
     Raises DataError for a marker of no known table or without an end.
     """
-    rows = [row for row in read(results / "study.jsonl") if row.get("kind") == "row" and row["headline"]]
+    known = read(results / "study.jsonl")
+    rows = [row for row in known if row.get("kind") == "row" and row["headline"]]
     tables = {
+        "updates": updates_table(row for row in known if row.get("kind") == f"against {AS_LONG}"),
         "tuning": tuning_table(read(results / "tuning.jsonl")),
         "variants": variant_table(read(results / "variants.jsonl")),
         "adaptation": adaptation_table(read(results / "adaptation.jsonl")),
         "knowledge": knowledge_table(read(results / "knowledge.jsonl")),
     }
-    for shots in ("1pct", "5pct", "full"):
+    for shots in SHOTS:
         here = [row for row in rows if row["shots"] == shots]
         tables[f"test {shots}"] = score_table(row for row in here if row["suite"] == "test")
         tables[f"shift {shots}"] = shift_table(row for row in here if row["suite"] != "test")
@@ -84,6 +88,25 @@ def shift_table(rows: Iterable[Row]) -> str:
             for label in labels
         ]
         lines.append(f"| {source}, {suite} | " + " | ".join(columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def updates_table(rows: Iterable[Row]) -> str:
+    """Paired differences to a fine-tuning of as many updates, where there is one."""
+    cells: dict[tuple[str, str, str], dict[str, Row]] = {}
+    for row in rows:
+        cells.setdefault((row["shots"], row["source"], row["suite"]), {})[row["label"]] = row
+    cells = {place: by_label for place, by_label in cells.items() if AS_LONG in by_label and len(by_label) > 1}
+    if not cells:
+        return "Not measured yet.\n"
+    labels = [AS_LONG, *ordered({label for by_label in cells.values() for label in by_label} - {AS_LONG})]
+    lines = ["| labels | task, suite | " + " | ".join(labels) + " |", "|---|---|" + "---|" * len(labels)]
+    for shots, source, suite in sorted(
+        cells, key=lambda key: (SHOTS.index(key[0]), list(TASKS).index(key[1]), key[2] != "test", key[2])
+    ):
+        by_label = cells[shots, source, suite]
+        columns = [score(by_label[AS_LONG]), *(difference(by_label[x]) if x in by_label else "" for x in labels[1:])]
+        lines.append(f"| {shots} | {source}, {suite} | " + " | ".join(columns) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -152,6 +152,24 @@ def test_tables_tell_what_is_shown_from_what_is_not(tmp_path):
         tables.fill_page(tmp_path, page)
 
 
+def test_arms_of_two_phases_stand_beside_as_many_updates():
+    sure = {"mean": 4.0, "low": 2.0, "high": 6.0, "p_holm": 0.01}
+    rows = [
+        result("mini-vqa", "affinity", "test-concepts", 38.0, sure),
+        result("mini-vqa", "finetune-long", "test-concepts", 34.0, None),
+        result("mini-vqa", "affinity", "test", 38.0, sure),
+        result("mini-vqa", "finetune-long", "test", 34.5, None),
+        {**result("mini-vqa", "finetune-long", "test", 34.0, None), "shots": "5pct"},  # nobody to be held against it
+        result("mini-vcr", "affinity", "test", 38.0, None),  # nobody to hold it against
+    ]
+    table = tables.updates_table(rows).splitlines()[2:]
+    assert table == [
+        "| 1pct | mini-vqa, test | 34.5 (n=5) | **+4.0 [+2.0, +6.0]** * |",
+        "| 1pct | mini-vqa, test-concepts | 34.0 (n=5) | **+4.0 [+2.0, +6.0]** * |",
+    ]
+    assert tables.updates_table([]) == "Not measured yet.\n"
+
+
 def test_adaptations_are_counted_where_they_were_kept():
     untouched = {"task": "vqa", "shots": "1pct", "seed": 0, "kept_step": 0, "before": {"accuracy": 0.5},
                  "after": {"accuracy": 0.5}}  # fmt: skip
