@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 from unittest.mock import patch
@@ -20,10 +21,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+import madkit
 from madkit.mad.example_means import _column
 from madkit.mad.terms import _at_the_first
 from madkit.teachers.interface import Teacher, TextOutput, VisionOutput
 from madkit.teachers.preprocess import _channels
+
+PACKAGE = Path(madkit.__file__).parent
 
 
 class _HostIsReal(TorchDispatchMode):
@@ -107,9 +111,9 @@ def _reader() -> str:
     """The innermost function of madkit that is being computed."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        _, found, rest = frame.f_code.co_filename.rpartition("/madkit/")
-        if found:
-            return f"madkit/{rest} {frame.f_code.co_qualname}"
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(PACKAGE):  # whatever the folder around it is called
+            return f"madkit/{path.relative_to(PACKAGE).as_posix()} {frame.f_code.co_qualname}"
         frame = frame.f_back
     return "elsewhere"
 
