@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from madkit.distill.loop import ahead
@@ -49,8 +50,11 @@ def training_on_pretended_cuda(reads: set[str]) -> Iterator[None]:
         patch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * 10**10, 8 * 10**10))
         patch.setattr(torch.cuda, "set_device", lambda device: None)
         patch.setattr(ahead, "ThreadPoolExecutor", _AtOnce)
-        with pretended_cuda(reads):
-            yield
+        try:
+            with pretended_cuda(reads):
+                yield
+        finally:  # what comes after in this process computes on the CPU
+            AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def cuda_accelerator(precision: Any) -> Accelerator:

@@ -10,6 +10,7 @@ import torch
 
 from madkit.core.files import read_jsonl
 from madkit.distill import stage
+from madkit.distill.loop.loop import make_accelerator
 from madkit.distill.loop.training_state import TrainingState
 from madkit.distill.pool import pre_phase
 from madkit.students.load import load_student, save_student
@@ -73,6 +74,7 @@ def test_steps_there(
     rows, reads = train(monkeypatch, workspace, student, task="vcr", arm=arm, overrides=overrides)
     assert len(rows) == 2
     assert reads <= SETTING_UP | LOOKING
+    assert make_accelerator("fp32").device.type == "cpu"  # nothing of it stays for what comes after
 
 
 @pytest.mark.slow
