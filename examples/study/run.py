@@ -13,7 +13,8 @@ labelled subset, extracts with those that the development split finds better tha
 docs/results/adaptation.jsonl; arms that take an adapted teacher find it by themselves. `tune` appends to
 docs/results/tuning.jsonl, `variants` to docs/results/variants.jsonl, `evaluate` writes docs/results/study.jsonl, and
 `table` fills the tables of docs/results.md from these files alone. `--tasks`, `--shots` and `--arms` limit a call to a
-part of the grid.
+part of the grid. A workspace need not hold the whole study: `evaluate` replaces the rows of a task and number of labels
+of which it has every run that stands there, and leaves the others (joined.py).
 """
 
 from __future__ import annotations
@@ -258,6 +259,8 @@ def arms_of(grid: Mapping[str, Any], arm: str) -> Iterator[tuple[str, dict[str, 
 
 def evaluate_all(grid: Mapping[str, Any], workspace: Workspace, path: Path) -> None:
     """Evaluate the runs of the study and write the rows of the results documents to `path`."""
+    from joined import joined  # beside this file
+
     from madkit.distill.settings.arms import arm_names, load_arm
 
     seeds = sorted({seed for seeds in grid["shots"].values() for seed in seeds})
@@ -275,11 +278,13 @@ def evaluate_all(grid: Mapping[str, Any], workspace: Workspace, path: Path) -> N
         "created": document["created"],
         "metric_version": document["metric_version"],
     }
-    lines = [json.dumps({"kind": "about", **about})]
-    lines += [json.dumps({"kind": "row", **row}) for row in document["rows"]]
-    lines += [json.dumps({"kind": f"against {AS_LONG}", **row}) for row in beside["rows"] if row["headline"]]
+    rows = [{"kind": "row", **row} for row in document["rows"]]
+    rows += [{"kind": f"against {AS_LONG}", **row} for row in beside["rows"] if row["headline"]]
+    lines, told = joined(read(path), about, rows)
+    for line in told:
+        print(line)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(path, "\n".join(lines) + "\n")
+    write_text_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def results_of(workspace: Workspace, name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:

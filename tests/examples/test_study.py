@@ -29,7 +29,7 @@ def module(name: str) -> ModuleType:
     return found
 
 
-run, tables, knowledge = module("run"), module("tables"), module("knowledge")
+run, tables, knowledge, joined = module("run"), module("tables"), module("knowledge"), module("joined")
 
 
 def grid() -> dict[str, Any]:
@@ -237,3 +237,50 @@ def test_what_students_know_is_told_by_layer(tmp_path):
         "| mad, seed 0 | 0.46 / 0.46 | 0.30 / 0.30 | 40.0 / 41.0 |",
     ]
     assert tables.knowledge_table([]) == "Not measured yet.\n"
+
+
+def about(created: str = "today", version: int = 2, **more: Any) -> dict[str, Any]:
+    return {"created": created, "metric_version": version, **more}
+
+
+def cell_row(source: str, shots: str, label: str, mean: float = 50.0, **more: Any) -> dict[str, Any]:
+    return {"kind": "row", "source": source, "shots": shots, "label": label, "mean": mean, "seeds": [0, 1],
+            "revision": "r1", **more}  # fmt: skip
+
+
+def test_cells_of_several_machines_make_one_study():
+    before = [{"kind": "about", **about("before")}, cell_row("mini-vqa", "1pct", "finetune", 30.0),
+              cell_row("mini-vqa", "full", "finetune", 40.0),
+              cell_row("mini-vqa", "full", "finetune", 41.0, kind="against finetune-long")]  # fmt: skip
+    now = [cell_row("mini-vqa", "full", label, 60.0) for label in ("finetune", "mad")]
+    lines, told = joined.joined(before, about(), now)
+    assert [(line["shots"], line["label"], line["mean"]) for line in lines if line["kind"] != "about"] == [
+        ("1pct", "finetune", 30.0), ("full", "finetune", 60.0), ("full", "mad", 60.0)]  # fmt: skip
+    assert [(line["created"], line["cells"]) for line in lines if line["kind"] == "about"] == [
+        ("before", [["mini-vqa", "1pct"]]), ("today", [["mini-vqa", "full"]])]  # fmt: skip
+    assert told == ["mini-vqa at 1pct was measured elsewhere and stays."]
+    again, _ = joined.joined(lines, about("tomorrow"), [])
+    assert again == lines
+
+
+def test_a_cell_with_fewer_runs_takes_no_place():
+    before = [{"kind": "about", **about("before")}, *(cell_row("mini-vqa", "1pct", arm) for arm in ("finetune", "mad"))]
+    for now in (
+        [cell_row("mini-vqa", "1pct", "finetune", 60.0)],
+        [cell_row("mini-vqa", "1pct", arm, 60.0, seeds=[0]) for arm in ("finetune", "mad")],
+    ):
+        lines, told = joined.joined(before, about(), now)
+        assert [line["mean"] for line in lines if line["kind"] == "row"] == [50.0, 50.0]
+        assert [line["created"] for line in lines if line["kind"] == "about"] == ["before"]
+        assert "mad (seed 1)" in told[0]
+
+
+def test_rows_of_another_revision_or_scoring_are_not_laid_beside_each_other():
+    before = [{"kind": "about", **about("before")}, cell_row("mini-vqa", "1pct", "finetune")]
+    now = [cell_row("mini-vqa", "full", "finetune")]
+    with pytest.raises(DataError, match="scored by version 2 of the metrics, these by version 3"):
+        joined.joined(before, about(version=3), now)
+    with pytest.raises(DataError, match="mini-vqa is at revision r2 here, and at r1"):
+        joined.joined(before, about(), [{**now[0], "revision": "r2"}])
+    lines, _ = joined.joined(before, about(version=3), [cell_row("mini-vqa", "1pct", "finetune", revision="r2")])
+    assert len(lines) == 2, "nothing of the old stays"
