@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import madkit
 
@@ -97,7 +101,7 @@ def imports(path: Path, *, whole: bool) -> Iterator[tuple[str, int]]:
             continue
         if isinstance(node, ast.Import):
             yield from ((name.name, node.lineno) for name in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and not node.level:
             yield node.module or "", node.lineno
             if node.module == "madkit":
                 yield from ((f"madkit.{name.name}", node.lineno) for name in node.names)
@@ -150,6 +154,25 @@ def test_heavy_imports_wait_for_a_function_body(room: str) -> None:
         if name.split(".")[0] in HEAVY
     ]
     assert not wrong, "\n".join(wrong)
+
+
+# Where a distribution's name is not that of what it brings.
+BROUGHT_BY = {"PIL": "pillow", "open_clip": "open-clip-torch", "yaml": "pyyaml"}
+
+
+def test_everything_imported_is_declared() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(one for name, more in extras.items() if name != "test" for one in more)]
+    declared = {canonicalize_name(Requirement(one).name) for one in wanted}
+    missing = {
+        f"{path.relative_to(PACKAGE)}:{line} imports {name}"
+        for path in MODULES
+        for name, line in imports(path, whole=True)
+        if (top := name.split(".")[0]) not in {*sys.stdlib_module_names, "madkit", ""}
+        and canonicalize_name(BROUGHT_BY.get(top, top)) not in declared
+    }
+    assert not missing, "\n".join(sorted(missing))
 
 
 def test_the_method_knows_tensors_and_no_networks() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import fsum
 from typing import Any, Literal
 
 from madkit.core.errors import UsageProblem
@@ -75,14 +76,14 @@ def vqa_accuracy(prediction: str, answers: Sequence[str | Mapping[str, Any]], ru
     if all(isinstance(original, str) for original in answers):
         equal = given.count(guess)
         others = {True: min(1.0, (equal - 1) / 3), False: min(1.0, equal / 3)}
-        return sum(others[answer == guess] for answer in given) / len(given)
+        return fsum(others[answer == guess] for answer in given) / len(given)  # `sum` rounds as the Python does
     entries = [
         (answer, position) if isinstance(original, str) else {**original, "answer": answer}
         for position, (answer, original) in enumerate(zip(given, answers, strict=True))
     ]
     matching = [entry for entry, answer in zip(entries, given, strict=True) if answer == guess]
     scores = [min(1.0, sum(other != entry for other in matching) / 3) for entry in entries]
-    return sum(scores) / len(scores)
+    return fsum(scores) / len(scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def summarize_vqa(items: Iterable[VqaItem], *, rule: VqaRule = "current", digits
         raise UsageProblem("There are no predictions to score.")
 
     def percent(values: Sequence[float]) -> float:
-        return round(100 * sum(values) / len(values), digits)
+        return round(100 * fsum(values) / len(values), digits)
 
     return VqaSummary(
         overall=percent(list(scores.values())),

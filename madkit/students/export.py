@@ -8,6 +8,7 @@ outputs mean lies in it too, in the extra file `student.json`.
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def export_student(source: str | Path, path: Path) -> Exported:
                 made = open_onnx(temporary, NAMES)
             else:
                 torch.export.save(program, temporary, extra_files={FACTS: json.dumps(facts)})
-                made = torch.export.load(temporary).module()
+                made = read_program(temporary).module()
         except OSError as error:
             raise RunError(f"{path} cannot be written ({error}).", hint="free some space and run it again") from None
         except Exception as error:  # the exporter raises many kinds
@@ -137,9 +138,17 @@ def read_facts(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(onnx_metadata(path)[FACTS])
         return found
     extra = {FACTS: ""}
-    torch.export.load(path, extra_files=extra)
+    read_program(path, extra)
     facts: dict[str, Any] = json.loads(extra[FACTS])
     return facts
+
+
+def read_program(path: Path, extra: dict[str, Any] | None = None) -> torch.export.ExportedProgram:
+    """The program in a `.pt2` file; the texts beside it fill `extra`. Raises what `torch.export.load` raises."""
+    with warnings.catch_warnings():
+        # torch 2.11 reads weights from bytes that nobody writes to, and warns that one must not.
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.export.load(path, extra_files=extra)
 
 
 def _difference(student: Student, plain: PlainStudent, made: Any, *shape: int) -> float:

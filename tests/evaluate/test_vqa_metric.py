@@ -178,7 +178,7 @@ def by_the_description(prediction: str, answers: list[dict[str, object]]) -> flo
 def test_strings_score_as_the_officials_entries(prediction: str, answers: list[str]) -> None:
     entries = [{"answer": answer, "answer_confidence": "yes", "answer_id": n} for n, answer in enumerate(answers, 1)]
     want = by_the_description(prediction, [dict(entry) for entry in entries])
-    assert vqa_accuracy(prediction, answers) == vqa_accuracy(prediction, entries) == want
+    assert vqa_accuracy(prediction, answers) == vqa_accuracy(prediction, entries) == pytest.approx(want, abs=1e-12)
     assert vqa_accuracy(prediction, answers, "pre2021") == vqa_accuracy(prediction, entries, "pre2021")
 
 
