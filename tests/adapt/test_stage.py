@@ -282,12 +282,12 @@ def test_a_list_of_questions_is_the_subset(workspace: Any, tiny_teacher: Path, t
 def test_other_weights_are_refused(workspace: Any, tiny_teacher: Path, tmp_path: Path) -> None:
     import shutil
 
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load, save_file
 
     result = run(workspace, tiny_teacher, "heads")
     other = tmp_path / "other"
     shutil.copytree(tiny_teacher, other)
-    tensors = load_file(other / "model.safetensors")
+    tensors = load((other / "model.safetensors").read_bytes())
     save_file({**tensors, "visual.proj": tensors["visual.proj"] + 1}, other / "model.safetensors")
     with pytest.raises(DataError, match=r"was made from other vision weights than these of") as caught:
         load_teacher(f"local:{other}", adapter=result.path)

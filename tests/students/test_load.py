@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
 
 from madkit.core.errors import DataError, NotFoundError, RunError, UsageProblem
 from madkit.regions import Regions
@@ -84,7 +85,7 @@ def test_weights_of_another_size_are_refused(copy: Path) -> None:
 
 
 def test_missing_weights_are_named(copy: Path) -> None:
-    state = load_file(copy / "model.safetensors")
+    state = load_tensors((copy / "model.safetensors").read_bytes())
     state.pop("encoder.pooler.dense.weight")
     save_file(state, copy / "model.safetensors")
     with pytest.raises(DataError, match=r"1 missing \(first: encoder.pooler.dense.weight\)"):

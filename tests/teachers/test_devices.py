@@ -62,7 +62,7 @@ def test_the_pretended_device_refuses_a_tensor_of_the_host() -> None:
         there, here = torch.zeros(2, device="cuda"), torch.zeros(2)
         assert (there + here.to("cuda")).device.type == "cuda"
         assert int((here + 1).sum()) == 2
-        with pytest.raises(RuntimeError, match="same device|different devices"):  # torch's words change
+        with pytest.raises(RuntimeError, match=r"same device|different devices"):  # torch's words change
             there + here
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from madkit.core.errors import ConfigError
@@ -138,7 +138,7 @@ def test_it_is_not_chosen_for_weights_that_do_not_bear_it(
     """Attention a hundred times as sharp turns the least rounding into other tokens."""
     folder = tmp_path / "sharp"
     shutil.copytree(wide_teacher, folder)
-    weights = load_file(folder / "model.safetensors")
+    weights = load((folder / "model.safetensors").read_bytes())
     for name, value in weights.items():
         if name.endswith("attn.in_proj_weight"):
             value[: 2 * 256] *= 30
