@@ -50,7 +50,9 @@ class MappedFile:
 
     def __init__(self, descriptor: int) -> None:
         facts = os.fstat(descriptor)
-        self.data: npt.NDArray[np.uint8] = np.asarray(_Pages(descriptor, facts.st_size))
+        self.data: npt.NDArray[np.uint8] = (
+            np.asarray(_Pages(descriptor, facts.st_size)) if facts.st_size else np.empty(0, np.uint8)
+        )  # nothing cannot be mapped
         self._start = self.data.ctypes.data
         self.tells = _LINUX and os.geteuid() in (0, facts.st_uid)
 
@@ -82,18 +84,16 @@ class MappedFile:
 
 
 class _Pages:
-    """Owner of a map, as NumPy wants it."""
+    """Owner of a map of at least one byte, as NumPy wants it."""
 
     def __init__(self, descriptor: int, size: int) -> None:
         self._size = size
         self._start: int | None = None
-        address = 0
-        if size:
-            address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
-            if address == _FAILED:
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number))
-            self._start = address
+        address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+        if address == _FAILED:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        self._start = address
         self.__array_interface__: dict[str, Any] = {
             "version": 3,
             "typestr": "|u1",
