@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from types import TracebackType
 from typing import Any
 
 from madkit.core.errors import DataError, MadkitError, NotFoundError, RunError
+
+_LOCK_POLL_S = 0.05
 
 
 def write_bytes_atomic(path: Path, data: bytes | bytearray | memoryview) -> None:
@@ -209,6 +212,7 @@ class FileLock:
         error: class of the failure when another process holds it, or the file system has no locks.
         what: what is locked, for the message ("the cache ...").
         busy: class of the failure when another process holds it, where that is told apart: it can be waited for.
+        patience_s: how long to wait for another process's work that is as good as one's own and soon done.
     """
 
     def __init__(
@@ -218,8 +222,10 @@ class FileLock:
         error: type[MadkitError] = RunError,
         what: str | None = None,
         busy: type[MadkitError] | None = None,
+        patience_s: float = 0.0,
     ) -> None:
         self.path = path
+        self.patience_s = patience_s
         self.error = error
         self.busy = busy or error
         self.what = what or str(path.parent)
@@ -235,8 +241,9 @@ class FileLock:
         self.release()
 
     def acquire(self) -> None:
-        """Take the lock at once or raise ``error``, naming the holder."""
+        """Take the lock, at once or within the patience, or raise ``error``, naming the holder."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + self.patience_s
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
@@ -253,6 +260,9 @@ class FileLock:
                     ) from None
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise
+                if time.monotonic() < deadline:
+                    time.sleep(_LOCK_POLL_S)
+                    continue
                 raise self.busy(
                     f"{self.what} is in use by {holder or 'another process'}.",
                     hint="wait for it to end, or stop it, and run the command again.",

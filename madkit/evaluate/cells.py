@@ -161,16 +161,9 @@ def is_answered(cell: Cell, student: str, data: TaskData | None, scorer: Scorer)
 
 def _append(run: Run, row: Mapping[str, Any]) -> None:
     """Append a row to `results.jsonl`, waiting for others who do: suites of one run can be answered at once."""
-    deadline = time.monotonic() + ROWS_PATIENCE_S
-    while True:
-        try:
-            with FileLock(run.path / ".results.lock", what=f"results.jsonl of {run.path.name}"):
-                append_jsonl(run.path / "results.jsonl", row)
-            return
-        except RunError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
+    lock = FileLock(run.path / ".results.lock", what=f"results.jsonl of {run.path.name}", patience_s=ROWS_PATIENCE_S)
+    with lock:
+        append_jsonl(run.path / "results.jsonl", row)
 
 
 def _told(scores: Mapping[str, Scores], row: Mapping[str, Any]) -> dict[str, Scores]:

@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 
-from madkit.core.console import info
-from madkit.core.errors import RunError, UsageProblem
-from madkit.core.files import FileLock, digest_of, read_json, sha256_file, write_json_atomic
+from madkit.core.errors import UsageProblem
+from madkit.core.files import digest_of, read_json, sha256_file
 from madkit.students.checkpoints import read_folder_state
 from madkit.students.families import FAMILIES, Family, Weights, family_of
-from madkit.students.load import CONFIG, WEIGHTS, save_student, student_folder
-from madkit.students.start import Beginning, assemble
+from madkit.students.load import CONFIG, WEIGHTS, student_folder
+from madkit.students.start import Beginning, assemble, made_once
 from madkit.students.student import StudentIdentity
 from madkit.students.tokenizer import StudentTokenizer
 
@@ -86,15 +85,4 @@ def counterpart_folder(root: Path, source: str | Path, dim: int) -> Path:
     folder = student_folder(source)
     key = digest_of([sha256_file(folder / WEIGHTS), sha256_file(folder / CONFIG), dim])[:8]
     path = root / f"{folder.name.replace('_', '-')}-clip-vil-{key}"
-    if (path / CONFIG).is_file():
-        return path
-    with FileLock(root / f".{path.name}.lock", error=RunError, what=f"the student {path.name}"):
-        if not (path / CONFIG).is_file():
-            made = counterpart(source, dim)
-            info(made.line())
-            save_student(made.student, path, with_head=False)
-            write_json_atomic(path / "beginning.json", {
-                "source": made.source, "family": made.student.identity.family, "taken": len(made.taken),
-                "drawn": list(made.drawn), "left": list(made.left),
-            })  # fmt: skip
-    return path
+    return made_once(path, lambda: counterpart(source, dim))

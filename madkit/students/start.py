@@ -4,7 +4,7 @@ of its own family, another student's folder, or drawn at random. What a source l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from madkit.students.tokenizer import StudentTokenizer
 
 RANDOM = "random"
 MINI_INIT = "mini-uniter"
+PATIENCE_S = 600.0  # of the runs of a sweep that begin with the same student, while one of them makes it
 _SMALL = ("config.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 _NO_HEAD = HeadSpec("multiple-choice")  # stands in for a head where only the encoder is wanted
 # (in config.json of a text checkpoint, of a student): what has to be equal
@@ -145,20 +146,25 @@ def starting_folder(root: Path, name: str, *, init: str | Path | None, region_di
     Raises as `new_student`.
     """
     found = full_name(name)
-    family = family_of((parse_name(found) or ("", ""))[0])
     digest = "" if init is None or str(init) == RANDOM else weights_digest(init_folder(init))
     key = digest_of([found, str(init) if not digest else "", digest, region_dim])[:8]
     folder = root / f"{found}-{key}"
-    if (folder / CONFIG).is_file():
+    return made_once(folder, lambda: new_student(found, init=init, region_dim=region_dim))
+
+
+def made_once(folder: Path, make: Callable[[], Beginning]) -> Path:
+    """`folder`, with the student in it that `make` gives: who comes first makes it, whoever comes meanwhile waits."""
+    if (folder / CONFIG).is_file():  # written last
         return folder
-    with FileLock(root / f".{folder.name}.lock", error=RunError, what=f"the student {folder.name}"):
+    lock = folder.with_name(f".{folder.name}.lock")
+    with FileLock(lock, error=RunError, what=f"the student {folder.name}", patience_s=PATIENCE_S):
         if not (folder / CONFIG).is_file():
-            made = new_student(found, init=init, region_dim=region_dim)
+            made = make()
             info(made.line())
             save_student(made.student, folder, with_head=False)
             write_json_atomic(folder / "beginning.json", {
-                "source": made.source, "family": family.name, "taken": len(made.taken), "drawn": list(made.drawn),
-                "left": list(made.left),
+                "source": made.source, "family": made.student.identity.family, "taken": len(made.taken),
+                "drawn": list(made.drawn), "left": list(made.left),
             })  # fmt: skip
     return folder
 

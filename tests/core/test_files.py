@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -195,6 +196,23 @@ def test_a_held_lock_names_its_holder_and_a_killed_holder_loses_it(tmp_path: Pat
     with FileLock(path):
         assert f"process {os.getpid()} on " in path.read_text()
     assert not path.exists()
+
+
+def test_a_lock_with_patience_waits_for_its_holder(tmp_path: Path) -> None:
+    held = FileLock(tmp_path / ".lock")
+    held.acquire()
+    began = time.monotonic()
+    release = threading.Timer(0.3, held.release)
+    release.start()
+    with FileLock(tmp_path / ".lock", patience_s=60):
+        assert time.monotonic() - began >= 0.3
+    release.join()
+    held.acquire()
+    began = time.monotonic()
+    with pytest.raises(RunError, match="is in use"):
+        FileLock(tmp_path / ".lock", patience_s=0.2).acquire()
+    assert time.monotonic() - began >= 0.2
+    held.release()
 
 
 def test_a_lock_excludes_this_process_too_and_is_given_back(tmp_path: Path) -> None:

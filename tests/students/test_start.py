@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load, save_file
 
 from madkit.core.errors import DataError, NotFoundError, UsageProblem
+from madkit.students import start
 from madkit.students.families import FAMILIES, family_of, full_name, parse_name, size_names
 from madkit.students.heads import HeadSpec
 from madkit.students.load import load_student, save_student
-from madkit.students.start import check_start, new_student, starting_folder
+from madkit.students.start import Beginning, check_start, new_student, starting_folder
 
 
 def test_names_of_students() -> None:
@@ -171,3 +177,26 @@ def test_checkpoints_of_something_else(bert_folder, tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(NotFoundError, match="has no tokenizer"):
         new_student("mini-uniter", init=folder)
+
+
+def test_two_who_begin_with_the_same_student_get_the_one_that_the_first_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Beginning] = []
+    begun = threading.Event()
+
+    def slowly(*arguments: Any, **settings: Any) -> Beginning:
+        begun.set()
+        time.sleep(0.3)
+        made.append(new_student(*arguments, **settings))
+        return made[-1]
+
+    monkeypatch.setattr(start, "new_student", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        ask = partial(starting_folder, tmp_path / "students", "mini-uniter", init="random", region_dim=10)
+        first = pool.submit(ask)
+        assert begun.wait(60)
+        folders = [ask(), first.result()]
+    assert folders[0] == folders[1]
+    assert len(made) == 1
+    assert [path.name for path in (tmp_path / "students").iterdir()] == [folders[0].name]

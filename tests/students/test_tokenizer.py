@@ -64,7 +64,7 @@ def test_byte_pairs_are_those_of_transformers(tmp_path: Path, file: str) -> None
     vocabulary = json.loads((tmp_path / "vocab.json").read_text())
     merges = [tuple(line.split(" ")) for line in (tmp_path / "merges.txt").read_text().splitlines()[1:]]
     wanted = RobertaTokenizerFast(vocab=vocabulary, merges=merges)
-    if wanted("dogs", add_special_tokens=False)["input_ids"] != trained.encode("dogs").ids:
+    if wanted("the dogs running?", add_special_tokens=False)["input_ids"] != trained.encode("the dogs running?").ids:
         pytest.skip("transformers before 5.17 leaves the merges of such a tokenizer out")
     if file == "tokenizer.json":
         wanted.backend_tokenizer.save(str(tmp_path / file))

@@ -45,10 +45,11 @@ class Noting(GeneralTracker):
 
 
 @pytest.fixture(autouse=True)
-def noting(monkeypatch):
+def noting():
     Noting.told.clear()
-    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "noting", Noting)  # `register_tracker_class` is new in Accelerate 1.15
-    return Noting.told
+    LOGGER_TYPE_TO_CLASS["noting"] = Noting  # `register_tracker_class` is new in Accelerate 1.15
+    yield Noting.told
+    LOGGER_TYPE_TO_CLASS.pop("noting")
 
 
 def tracked(folder, names=("noting",), **more):
