@@ -6,17 +6,19 @@ nothing at all for work that ends within its first second. Of several processes 
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from madkit.core.launcher import rank
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from rich.console import Console, RenderableType
     from rich.progress import Progress as RichProgress
@@ -34,6 +36,25 @@ def info(message: str) -> None:
 def warn(message: str) -> None:
     """Print one warning line on stderr."""
     _say(f"Warning: {message}")
+
+
+@contextmanager
+def stdout_clear() -> Iterator[None]:
+    """Let nothing be printed on stdout, by C++ neither: Gloo of PyTorch 2.8 tells there who is connected."""
+    if sys.stdout is None:  # closed by whoever started us
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def progress(description: str, total: int | None, unit: str = "items") -> Progress:

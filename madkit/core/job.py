@@ -15,7 +15,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from madkit.core.console import warn
+from madkit.core.console import stdout_clear, warn
 from madkit.core.errors import MadkitError, RunError, StoppedResumable
 from madkit.core.launcher import launched, rank, world_size
 
@@ -61,9 +61,10 @@ class Job:
             import torch.distributed as dist
 
             self._own_group = not dist.is_initialized()  # a program may have one, on GPUs perhaps
-            if self._own_group:
-                dist.init_process_group("gloo", timeout=PATIENCE)
-            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+            with stdout_clear():
+                if self._own_group:
+                    dist.init_process_group("gloo", timeout=PATIENCE)
+                self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
         return self
 
     def __exit__(

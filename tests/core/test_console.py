@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 
 import pytest
@@ -92,6 +93,8 @@ def test_nested_bars_share_one_display_and_messages_stay_whole(monkeypatch: pyte
         with progress("Inner", 5, "steps") as inner:
             inner.advance(5)
             inner.update("loss 0.5")
+            assert console._Live.bar is not None
+            console._Live.bar.refresh()  # it is drawn ten times a second, and this is over sooner
             info(long)
         outer.advance()
         with pytest.raises(ZeroDivisionError), progress("Second", 5):
@@ -138,3 +141,19 @@ def test_one_of_a_thing_is_named_in_the_singular(
         "Evaluating: 1 run-suite, 0.0909/s",
         "Evaluating: 1 run-suite in 11 s",
     ]
+
+
+def test_what_a_library_prints_from_c_does_not_come_between_results() -> None:
+    script = (
+        "import os, sys\n"
+        "from madkit.core.console import stdout_clear\n"
+        "print('before')\n"
+        "with stdout_clear():\n"
+        "    print('python'); os.write(1, b'c\\n')\n"
+        "print('after')\n"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (told.stdout, told.stderr) == ("before\nafter\n", "")
+    script = "from madkit.core.console import stdout_clear\nwith stdout_clear(): print('python')"
+    closed = subprocess.run(["sh", "-c", '"$0" -c "$1" >&-', sys.executable, script], check=True)
+    assert closed.returncode == 0

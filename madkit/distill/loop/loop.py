@@ -8,7 +8,6 @@ anew for every step. A run that is killed and resumed therefore repeats itself b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
-from madkit.core.console import Progress, info
+from madkit.core.console import Progress, info, stdout_clear
 from madkit.core.errors import RunError
 from madkit.core.interrupts import StopSignals
 from madkit.core.launcher import job_hidden, launched, world_size
@@ -60,7 +59,7 @@ def make_accelerator(precision: Precision) -> Accelerator:
     ]
     # on CPUs alone Accelerate joins the processes of `torchrun` only where it is told that CPUs are meant
     several = not cuda and world_size() > 1
-    with nullcontext() if launched() else job_hidden():
+    with stdout_clear() if launched() else job_hidden():
         return Accelerator(mixed_precision=mixed, cpu=several, kwargs_handlers=handlers)
 
 
