@@ -169,7 +169,8 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._started = self._last_line = time.monotonic()
-        if _speaks() and sys.stderr.isatty():
+        # while a bar is shown, rich 14 has something in the place of stderr that says it is no terminal
+        if _speaks() and (_Live.bar is not None or sys.stderr.isatty()):
             self._bar = _Live.enter()
             unit = self.unit if self.total is None else _unit(self.total, self.unit)
             self._task = self._bar.add_task(self.description, total=self.total, unit=unit, note="")
