@@ -82,9 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def load_grid(path: Path) -> dict[str, Any]:
     """The grid, with its budget checked: as many candidates for every arm."""
     grid: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    sizes = {arm: len(candidates) for arm, candidates in grid["tuning"]["arms"].items()}
-    if len(set(sizes.values())) > 1:
-        raise SystemExit(f"{path}: the arms have different budgets: {sizes}")
+    for shots in ("", *grid["tuning"].get("instead", {})):
+        sizes = {arm: len(candidates) for arm, candidates in candidates_of(grid, shots).items()}
+        if len(set(sizes.values())) > 1:
+            raise SystemExit(f"{path}: the arms have different budgets: {sizes}")
     return grid
 
 
@@ -144,7 +145,7 @@ def tune(grid: Mapping[str, Any], workspace: Workspace, path: Path, processes: i
     known = {key_of(row) for row in read(path)}
     specs = []
     for task, shots in product(grid["tasks"], tuned_at(grid)):
-        for arm, candidates in grid["tuning"]["arms"].items():
+        for arm, candidates in candidates_of(grid, shots).items():
             for settings, seed in product(candidates if wanted(grid, arm) else (), grid["tuning"]["seeds"]):
                 row = {"task": task, "arm": arm, "shots": shots, "seed": seed, "settings": settings}
                 if key_of(row) not in known:
@@ -206,6 +207,12 @@ def tuned_at(grid: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(grid["tuning"]["at"][shots] for shots in grid["shots"]))
 
 
+def candidates_of(grid: Mapping[str, Any], shots: str) -> dict[str, list[dict[str, Any]]]:
+    """What each arm is tuned over where settings are chosen at `shots`."""
+    tuning = grid["tuning"]
+    return {**tuning["arms"], **tuning.get("instead", {}).get(shots, {})}
+
+
 def chosen(grid: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
     """(task, tuned at, arm) -> settings with the best mean score over the tuning seeds; of equals the grid's first.
 
@@ -215,7 +222,7 @@ def chosen(grid: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[t
     scores = {key_of(row): headline(row["dev"]) for row in rows}
     best: dict[tuple[str, str, str], dict[str, Any]] = {}
     for task, shots in product(grid["tasks"], tuned_at(grid)):
-        for arm, candidates in tuning["arms"].items():
+        for arm, candidates in candidates_of(grid, shots).items():
             means = []
             for settings in candidates:
                 row = {"task": task, "arm": arm, "shots": shots, "settings": settings}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 from madkit.core.errors import DataError
@@ -162,7 +163,7 @@ def tuning_table(rows: Sequence[Row]) -> str:
         groups.setdefault((row["task"], row["shots"], row["arm"]), {}).setdefault(settings, []).append(value)
     if not groups:
         return "Not measured yet.\n"
-    budget = max(len(candidates) for candidates in groups.values())
+    budget = mode(len(candidates) for candidates in groups.values())  # a list that was changed has more rows
     lines = ["| task | labels | arm | candidates, with the score on the development split |", "|---|---|---|---|"]
     for (task, shots, arm), candidates in groups.items():
         means = {settings: sum(values) / len(values) for settings, values in candidates.items()}

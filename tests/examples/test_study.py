@@ -43,7 +43,8 @@ def rows_of(grid: dict[str, Any], score: Any) -> list[dict[str, Any]]:
     return [
         {"task": task, "arm": arm, "shots": shots, "seed": seed, "settings": settings,
          "dev": {"accuracy": score(arm, place), "n": 10}}
-        for shots in run.tuned_at(grid) for task in grid["tasks"] for arm, candidates in tuning["arms"].items()
+        for shots in run.tuned_at(grid) for task in grid["tasks"]
+        for arm, candidates in run.candidates_of(grid, shots).items()
         for place, settings in enumerate(candidates) for seed in tuning["seeds"]
     ]  # fmt: skip
 
@@ -52,9 +53,10 @@ def test_the_grid_gives_every_arm_the_same_budget_and_settings_that_it_has():
     found = grid()
     named = {*found["tuning"]["arms"], *found["follow"]}
     assert named == set(arm_names())
-    for arm, candidates in found["tuning"]["arms"].items():
-        for settings in candidates:
-            load_arm(arm, settings)
+    for shots in ("1pct", "full"):
+        for arm, candidates in run.candidates_of(found, shots).items():
+            for settings in candidates:
+                load_arm(arm, settings)
     for arm, settings in found["controls"].items():
         assert load_arm(arm, settings).permute_teacher
 
@@ -64,6 +66,18 @@ def test_unequal_budgets_are_refused(tmp_path):
     path.write_text("tuning: {arms: {finetune: [{a: 1}], mad: [{a: 1}, {a: 2}]}}")
     with pytest.raises(SystemExit, match="different budgets"):
         run.load_grid(path)
+    path.write_text("tuning: {arms: {finetune: [{a: 1}], mad: [{a: 1}]}, instead: {full: {mad: [{a: 1}, {a: 2}]}}}")
+    with pytest.raises(SystemExit, match="different budgets"):
+        run.load_grid(path)
+
+
+def test_every_arm_can_choose_as_high_a_rate_as_plain_fine_tuning_with_all_labels():
+    found = grid()
+    highest = {
+        arm: max(settings["optim.learning_rate"] for settings in candidates)
+        for arm, candidates in run.candidates_of(found, "full").items()
+    }
+    assert len(set(highest.values())) == 1
 
 
 def test_tuning_seeds_are_in_no_table():
@@ -85,7 +99,7 @@ def test_all_labels_have_settings_of_their_own_and_few_share_theirs():
     rows = rows_of(found, lambda arm, place: 50.0)
     for row in rows:
         row["dev"]["accuracy"] += (
-            row["settings"] == found["tuning"]["arms"][row["arm"]][4 if row["shots"] == "full" else 1]
+            row["settings"] == run.candidates_of(found, row["shots"])[row["arm"]][4 if row["shots"] == "full" else 1]
         )
     rates = {
         (spec.shots, spec.overrides["optim.learning_rate"])
