@@ -20,9 +20,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from madkit.core.console import info
 from madkit.core.errors import DataError, MadkitError, NotFoundError, RunError
 
 _LOCK_POLL_S = 0.05
+_LOCK_QUIET_S = 2.0
 
 
 def write_bytes_atomic(path: Path, data: bytes | bytearray | memoryview) -> None:
@@ -212,7 +214,8 @@ class FileLock:
         error: class of the failure when another process holds it, or the file system has no locks.
         what: what is locked, for the message ("the cache ...").
         busy: class of the failure when another process holds it, where that is told apart: it can be waited for.
-        patience_s: how long to wait for another process's work that is as good as one's own and soon done.
+        patience_s: how long to wait for another process's work that is as good as one's own and soon done; a wait that
+            is noticed is told.
     """
 
     def __init__(
@@ -243,7 +246,7 @@ class FileLock:
     def acquire(self) -> None:
         """Take the lock, at once or within the patience, or raise ``error``, naming the holder."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + self.patience_s
+        began, told = time.monotonic(), False
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
@@ -260,7 +263,10 @@ class FileLock:
                     ) from None
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise
-                if time.monotonic() < deadline:
+                if (waited := time.monotonic() - began) < self.patience_s:
+                    if waited > _LOCK_QUIET_S and not told:
+                        info(f"Waiting: {self.what} is in use by {holder or 'another process'}.")
+                        told = True
                     time.sleep(_LOCK_POLL_S)
                     continue
                 raise self.busy(

@@ -198,7 +198,9 @@ def test_a_held_lock_names_its_holder_and_a_killed_holder_loses_it(tmp_path: Pat
     assert not path.exists()
 
 
-def test_a_lock_with_patience_waits_for_its_holder(tmp_path: Path) -> None:
+def test_a_lock_with_patience_waits_for_its_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     held = FileLock(tmp_path / ".lock")
     held.acquire()
     began = time.monotonic()
@@ -207,11 +209,14 @@ def test_a_lock_with_patience_waits_for_its_holder(tmp_path: Path) -> None:
     with FileLock(tmp_path / ".lock", patience_s=60):
         assert time.monotonic() - began >= 0.3
     release.join()
+    assert capsys.readouterr().err == ""  # nobody has noticed
+    monkeypatch.setattr(files, "_LOCK_QUIET_S", 0.1)
     held.acquire()
     began = time.monotonic()
     with pytest.raises(RunError, match="is in use"):
         FileLock(tmp_path / ".lock", patience_s=0.2).acquire()
     assert time.monotonic() - began >= 0.2
+    assert capsys.readouterr().err.count(f"Waiting: {tmp_path} is in use by process {os.getpid()} on ") == 1
     held.release()
 
 

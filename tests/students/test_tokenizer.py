@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
+from packaging.version import Version
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
-from transformers import BertTokenizerFast, RobertaTokenizerFast
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast, RobertaTokenizerFast
 
 from madkit.core.errors import DataError, NotFoundError
 from madkit.students.tokenizer import SPECIALS, StudentTokenizer
@@ -63,9 +65,13 @@ def test_byte_pairs_are_those_of_transformers(tmp_path: Path, file: str) -> None
     trained.model.save(str(tmp_path))
     vocabulary = json.loads((tmp_path / "vocab.json").read_text())
     merges = [tuple(line.split(" ")) for line in (tmp_path / "merges.txt").read_text().splitlines()[1:]]
-    wanted = RobertaTokenizerFast(vocab=vocabulary, merges=merges)
-    if wanted("the dogs running?", add_special_tokens=False)["input_ids"] != trained.encode("the dogs running?").ids:
-        pytest.skip("transformers before 5.17 leaves the merges of such a tokenizer out")
+    if Version(transformers.__version__) >= Version("5.17"):
+        wanted = RobertaTokenizerFast(vocab=vocabulary, merges=merges)
+    else:  # which left the merges out
+        wanted = PreTrainedTokenizerFast(
+            tokenizer_object=trained, cls_token="<s>", pad_token="<pad>", sep_token="</s>", unk_token="<unk>",
+            mask_token="<mask>",
+        )  # fmt: skip
     if file == "tokenizer.json":
         wanted.backend_tokenizer.save(str(tmp_path / file))
     made = StudentTokenizer.from_folder(tmp_path)
@@ -75,7 +81,7 @@ def test_byte_pairs_are_those_of_transformers(tmp_path: Path, file: str) -> None
     )  # fmt: skip
     for text in ["the dogs running?", " the  dog", "doesn't é 犬", "", "red"]:
         found = made.pieces(text)
-        assert list(found.ids) == wanted(text, add_special_tokens=False)["input_ids"]
+        assert list(found.ids) == wanted(text, add_special_tokens=False)["input_ids"] == trained.encode(text).ids
         for start, end in found.spans:
             assert not text[start:end].strip() or not text[start].isspace()
     masked = made.pieces("the [MASK] dog")
