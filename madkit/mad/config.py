@@ -68,10 +68,10 @@ class MADConfig(StrictModel):
     layer: int | tuple[int, ...] = Field(
         -1, description="student layer(s) to distil into: 0 is the embedding layer's output, -1 the last layer's"
     )
-    global_source: Literal["cls", "query", "mean"] = Field(
+    global_source: Literal["cls", "query", "mean", "token"] = Field(
         "cls",
-        description="student state that takes the global embeddings: [CLS], the sentence's query token ([SEP]), "
-        "or the mean of the text states",
+        description="student state that takes the global embeddings: [CLS], the sentence's query token ([SEP]), the "
+        "mean of the text states, or a distillation token that only reads and is dropped after training",
     )
 
     # Coefficients of the terms inside the token part
@@ -153,6 +153,11 @@ class MADConfig(StrictModel):
             weights["token_region"] = self.region_weight if self._keeps(self.k_region) else 0.0
             weights["token_tag"] = self.tag_weight if self.tag_targets and self._keeps(self.k_tag) else 0.0
         return {name: value for name, value in weights.items() if value > 0}
+
+    @property
+    def distillation_token(self) -> bool:
+        """Whether a token of its own takes the global embeddings."""
+        return self.global_source == "token" and not {"global_image", "global_text"}.isdisjoint(self.term_weights)
 
     @property
     def term_total(self) -> float:

@@ -48,6 +48,7 @@ class MADCriterion(nn.Module):
 
     It holds the projection heads, so they train with the student and stay out of what is exported. It knows nothing
     of the student's network: any module that gives hidden states with text positions first, then regions, will do.
+    Under ``global_source: token`` it also holds a distillation token, which the student has to read with.
     A loop that cuts its batches into parts sets `whole_batch`, so that weights have mean 1 over the batch and not over
     each part.
 
@@ -80,6 +81,8 @@ class MADCriterion(nn.Module):
             nn.ModuleDict({name: ProjectionHead(student_dim, width, config.head) for name, width in widths.items()})
             for _ in (config.layers if terms else ())
         )
+        # 0 is [CLS] itself (`madkit.students.encoder.add_readers`): the token begins as its twin and goes its own way
+        self.distillation_token = nn.Parameter(torch.zeros(student_dim)) if config.distillation_token else None
         sentence = config.affinity_weight > 0 and config.affinity_form in ("sentence", "both")
         word = config.affinity_weight > 0 and config.affinity_form in ("word", "both")
         absolute = config.affinity_kind == "absolute"
@@ -93,6 +96,10 @@ class MADCriterion(nn.Module):
             self.affinity["sentence"] = AffinityHead(student_dim, config.affinity_dim, absolute=absolute)
         if word:
             self.affinity["word"] = AffinityHead(student_dim, config.affinity_dim, absolute=absolute)
+
+    def distillation_tokens(self) -> Tensor | None:
+        """[1, H] for the student's forward pass (``global_source: token``), or None where it needs none."""
+        return None if self.distillation_token is None else self.distillation_token.unsqueeze(0)
 
     def forward(
         self,
@@ -112,6 +119,7 @@ class MADCriterion(nn.Module):
         student_confidence: Tensor | None = None,
         step: int = 0,
         progress: float | None = None,
+        distillation_states: Sequence[Tensor] = (),
     ) -> CriterionOutput:
         """The distillation loss of one batch of S = B * n_candidates sequences, candidates of one example in a row.
 
@@ -132,6 +140,7 @@ class MADCriterion(nn.Module):
             student_confidence: [B] c_S (needed for ``weighting: teacher-student``).
             step: training step, which random selection depends on.
             progress: share of training done, for the schedule; None: factor 1.
+            distillation_states: per layer [S, 1, H] of the distillation token, for ``global_source: token``.
 
         Raises:
             ConfigError: the configuration asks for something that the inputs do not give.
@@ -139,6 +148,7 @@ class MADCriterion(nn.Module):
         """
         config = self.config
         self._check(student_hidden, text_length, targets, text_mask, region_mask, n_candidates)
+        self._check_readers(student_hidden, distillation_states)
         if targets.chosen is None or len(self.affinity) > 0:  # what was chosen already needs no mask
             region_mask = region_mask & targets.region_mask[targets.image_index]
         factor = schedule_factor(config.schedule, progress, warmup=config.warmup, final=config.final)
@@ -168,8 +178,9 @@ class MADCriterion(nn.Module):
                 assert isinstance(heads, nn.ModuleDict)
                 hidden = student_hidden[layer]
                 value, found = token_loss(
-                    config, heads, hidden, rows, parts, sequence_weight, text_mask, self._term_weights
-                )
+                    config, heads, hidden, rows, parts, sequence_weight, text_mask, self._term_weights,
+                    None if self.distillation_token is None else distillation_states[layer][:, 0],
+                )  # fmt: skip
                 values.append(value / len(self.heads) if len(self.heads) > 1 else value)
                 suffix = "" if len(self.heads) == 1 else f"@{layer}"
                 terms.update({f"{name}{suffix}": term for name, term in found.items()})
@@ -309,6 +320,23 @@ class MADCriterion(nn.Module):
         needs_shared = affinity or (adaptive and shares_space(config, targets))
         if needs_shared and not (targets.shared_space and Dv == Dl):
             raise separate_spaces(affinity)
+
+    def _check_readers(self, hidden: Sequence[Tensor], states: Sequence[Tensor]) -> None:
+        if self.distillation_token is None:
+            return
+        if len(states) != len(hidden):
+            raise ConfigError(
+                "global_source: token needs the states of the distillation token at every layer of the student, "
+                f"{len(hidden)} with the embeddings, and got {len(states)}.",
+                hint="pass criterion.distillation_tokens() to the student and its distillation_states to the "
+                "criterion, or choose global_source: cls.",
+            )
+        expected = (hidden[-1].shape[0], 1, hidden[-1].shape[2])
+        if states[-1].shape != expected:
+            raise DataError(
+                f"The distillation criterion expected the distillation token's states as {expected}, and got "
+                f"{tuple(states[-1].shape)}."
+            )
 
 
 def _added(values: Sequence[Tensor]) -> Tensor:

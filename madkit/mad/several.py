@@ -58,6 +58,12 @@ class SeveralTeachers(nn.Module):
         assert isinstance(found, MADCriterion)
         return found
 
+    def distillation_tokens(self) -> Tensor | None:
+        """[K, H] of the criteria that have one, in the order of their names; None where none has."""
+        found = [self.criterion(name).distillation_tokens() for name in self.names]
+        tokens = [token for token in found if token is not None]
+        return torch.cat(tokens) if tokens else None
+
     def forward(
         self,
         student_hidden: Sequence[Tensor],
@@ -76,6 +82,7 @@ class SeveralTeachers(nn.Module):
         student_confidence: Tensor | None = None,
         step: int = 0,
         progress: float | None = None,
+        distillation_states: Sequence[Tensor] = (),
     ) -> CriterionOutput:
         """The summed distillation loss of one batch; the arguments are those of `MADCriterion.forward`, but for two.
 
@@ -95,6 +102,7 @@ class SeveralTeachers(nn.Module):
             student_confidence: [B] c_S.
             step: training step.
             progress: share of training done.
+            distillation_states: per layer [S, K, H] of the tokens of `distillation_tokens`.
 
         Returns:
             The weighted sum of the losses; terms under ``teacher/term``, each as its own criterion gives it (without
@@ -107,7 +115,11 @@ class SeveralTeachers(nn.Module):
         terms: dict[str, Tensor] = {}
         weights: Tensor | None = None
         total = 0.0
-        for name, weight, criterion in zip(self.names, self.weights, self.criteria, strict=True):
+        place = 0
+        for name, weight in zip(self.names, self.weights, strict=True):
+            criterion, own = self.criterion(name), list[Tensor]()
+            if criterion.distillation_token is not None:
+                own, place = [state[:, place : place + 1] for state in distillation_states], place + 1
             if weight == 0:
                 continue
             if name not in targets:
@@ -134,6 +146,7 @@ class SeveralTeachers(nn.Module):
                 student_confidence=student_confidence,
                 step=step,
                 progress=progress,
+                distillation_states=own,
             )
             loss = loss + (said.loss if weight == 1 else weight * said.loss)
             terms.update({f"{name}/{term}": value for term, value in said.terms.items()})

@@ -32,6 +32,7 @@ def token_loss(
     sequence_weight: Tensor,
     text_mask: Tensor,
     term_weights: Mapping[str, float],
+    reader: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum over sequences of weight * mean over kinds of the mean distance of their tokens.
 
@@ -44,6 +45,7 @@ def token_loss(
         sequence_weight: [N].
         text_mask: [S, T], for ``global_source: mean``.
         term_weights: `MADConfig.term_weights`, worked out once.
+        reader: [S, H] of the distillation token at the layer, for ``global_source: token``.
 
     Returns:
         The scalar, and per kind its share (weights included, coefficients not) without gradient.
@@ -68,8 +70,11 @@ def token_loss(
     predictions = []
     pieces = torch.split(states, [term.positions.numel() for term in terms])
     for term, head, piece in zip(terms, used, pieces, strict=True):
-        if config.global_source == "mean" and term.name.startswith("global"):
-            piece = _mean_state(hidden, text_mask).to(piece.dtype)[rows]
+        if term.name.startswith("global"):
+            if config.global_source == "mean":
+                piece = _mean_state(hidden, text_mask).to(piece.dtype)[rows]
+            elif reader is not None:
+                piece = reader.to(piece.dtype).index_select(0, rows)
         predictions.append(head(piece))
     with torch.autocast(hidden.device.type, enabled=False):
         coefficients = tuple(term_weights[term.name] for term in terms)

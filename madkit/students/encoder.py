@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -95,8 +96,12 @@ class Encoder(nn.Module):
         """Width of the hidden states."""
         return self.config.hidden_size
 
-    def forward(self, inputs: StudentInputs) -> Encoded:
-        """Pooled states [S, H] and hidden states, each [S, T + R, H]; positions of padding hold anything."""
+    def forward(self, inputs: StudentInputs, *, distillation_tokens: Tensor | None = None) -> Encoded:
+        """Pooled states [S, H] and hidden states, each [S, T + R, H]; positions of padding hold anything.
+
+        `distillation_tokens` [K, H] adds as many tokens to every sequence (`add_readers`), whose states [S, K, H] come
+        apart.
+        """
         raise NotImplementedError
 
 
@@ -115,6 +120,28 @@ class BertLayers(nn.Module):
             hidden = result[0] if isinstance(result, tuple) else result  # a tuple before transformers 5
             states.append(hidden)
         return tuple(states)
+
+
+def add_readers(hidden: Tensor, mask: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sequences [S, N, H] with K distillation tokens behind them, and their mask [S, N + K], True on real tokens.
+
+    A distillation token begins as the embedding of [CLS] plus its own row of `offsets` [K, H]. It is masked like
+    padding: it attends to all real tokens, and nothing attends to it. So every other state is what it is without it,
+    and a student that learned with such tokens answers without them as it did with them. (DeiT's distillation token,
+    https://arxiv.org/abs/2012.12877, is attended to, and stays.)
+    """
+    if offsets is None:
+        return hidden, mask
+    readers = (hidden[:, :1] + offsets).to(hidden.dtype)
+    return torch.cat([hidden, readers], dim=1), torch.cat([mask, mask.new_zeros(readers.shape[:2])], dim=1)
+
+
+def encoded(pooled: Tensor, states: Sequence[Tensor], length: int, offsets: Tensor | None) -> Encoded:
+    """`states` [S, N, H] cut to their first `length` positions; the last ones apart, if `add_readers` added them."""
+    apart = () if offsets is None else tuple(state[:, -len(offsets) :] for state in states)
+    if states[0].shape[1] > length:
+        states = [state[:, :length] for state in states]
+    return Encoded(pooled, tuple(states), apart)
 
 
 def init_bert(module: nn.Module) -> None:

@@ -47,6 +47,7 @@ class Encoded(NamedTuple):
 
     pooled: Tensor  # [S, H]
     states: tuple[Tensor, ...]  # lowest first: [S, T + R, H], text positions first
+    distillation_states: tuple[Tensor, ...] = ()  # of as many layers: [S, K, H] of the distillation tokens, if any
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class StudentOutput:
     text_length: int  # T
     region_mask: Tensor  # [S, R] bool
     pair_logits: Tensor | None = None  # [B, C, 2] of a binary head: wrong, right
+    distillation_states: tuple[Tensor, ...] = ()  # of every layer: [S, K, H] of the distillation tokens, if any
 
     def text_states(self, layer: int = -1) -> Tensor:
         """[S, T, H] of a layer; the inputs' `text_mask` says which are real."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import LxmertConfig as HfLxmertConfig
 from transformers.models.lxmert.modeling_lxmert import LxmertEmbeddings, LxmertEncoder, LxmertPooler
 
-from madkit.students.encoder import Encoder, init_bert, widen_types
+from madkit.students.encoder import Encoder, add_readers, init_bert, widen_types
 from madkit.students.families import Family, State, Weights, WeightSource
 from madkit.students.heads import TaskHead
 from madkit.students.interface import Encoded, StudentInputs
@@ -89,14 +89,16 @@ class LxmertModel(Encoder):
         self.pooler = LxmertPooler(theirs)
         self.apply(init_bert)
 
-    def forward(self, inputs: StudentInputs) -> Encoded:
+    def forward(self, inputs: StudentInputs, *, distillation_tokens: Tensor | None = None) -> Encoded:
         """Pooled states [S, H], and hidden states of every level, each [S, T + R, H]."""
         index = inputs.image_index
         text = self.embeddings(inputs.input_ids, inputs.token_type_ids)
         seen = self.encoder.visn_fc(
             inputs.region_features, location_features(inputs.region_boxes, self.config.location_dim)
         )
-        text_mask, region_mask = _additive(inputs.text_mask, text), _additive(inputs.region_mask, text)
+        T = text.shape[1]
+        text, real = add_readers(text, inputs.text_mask, distillation_tokens)  # they stand in the text's stream
+        text_mask, region_mask = _additive(real, text), _additive(inputs.region_mask, text)
         texts, regions = [text], [seen]
         for layer in self.encoder.layer:
             text = layer(text, text_mask)[0]
@@ -106,13 +108,15 @@ class LxmertModel(Encoder):
             regions.append(seen)
         seen, region_mask = seen[index], region_mask[index]
         states = [
-            torch.cat([one, regions[_beside(level, len(texts) - 1, len(regions) - 1)][index]], dim=1)
+            torch.cat([one[:, :T], regions[_beside(level, len(texts) - 1, len(regions) - 1)][index]], dim=1)
             for level, one in enumerate(texts)
         ]
         for layer in self.encoder.x_layers:
             text, seen = layer(text, text_mask, seen, region_mask)[:2]
-            states.append(torch.cat([text, seen], dim=1))
-        return Encoded(self.pooler(text), tuple(states))
+            texts.append(text)
+            states.append(torch.cat([text[:, :T], seen], dim=1))
+        apart = () if distillation_tokens is None else tuple(one[:, T:] for one in texts)
+        return Encoded(self.pooler(text), tuple(states), apart)
 
 
 def _beside(level: int, levels: int, others: int) -> int:

@@ -74,17 +74,21 @@ class Student(nn.Module):
         """An example as this family writes it, shortened where it is too long."""
         return encode_example(example, self.tokenizer, self.max_text_length, self.family.text)
 
-    def forward(self, inputs: StudentInputs) -> StudentOutput:
-        """Logits, and hidden states of every layer. Raises DataError for inputs of another student."""
+    def forward(self, inputs: StudentInputs, distillation_tokens: Tensor | None = None) -> StudentOutput:
+        """Logits, and hidden states of every layer. Raises DataError for inputs of another student.
+
+        `distillation_tokens` [K, H] are a criterion's; they change nothing of the rest (`encoder.add_readers`).
+        """
         self._check(inputs)
-        encoded: Encoded = self.encoder(inputs)
+        encoded: Encoded = self.encoder(inputs, distillation_tokens=distillation_tokens)
         logits = self._outputs(encoded, inputs)
         spec, pairs = self.head.spec, None
         if spec.kind == "multiple-choice":
             pairs = logits.view(-1, inputs.n_candidates, 2) if spec.binary else None
             logits = logits.view(-1, inputs.n_candidates) if pairs is None else pairs[..., 1]
         mask = inputs.region_mask[inputs.image_index]
-        return StudentOutput(logits, encoded.states, inputs.input_ids.shape[1], mask, pairs)
+        length = inputs.input_ids.shape[1]
+        return StudentOutput(logits, encoded.states, length, mask, pairs, encoded.distillation_states)
 
     def _outputs(self, encoded: Encoded, inputs: StudentInputs) -> Tensor:
         """The head's outputs [S, K], in single precision where the encoder runs under autocast.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertPooler
 
 from madkit.students.checkpoints import plain_names
-from madkit.students.encoder import BertLayers, Encoder, bert_config, init_bert, widen_types
+from madkit.students.encoder import BertLayers, Encoder, add_readers, bert_config, encoded, init_bert, widen_types
 from madkit.students.families import Family, Official, State, WeightSource
 from madkit.students.heads import TaskHead
 from madkit.students.inputs import UNITER_TEXT
@@ -106,15 +106,21 @@ class UniterModel(Encoder):
         embedded: Tensor = self.embeddings(inputs_embeds=words, token_type_ids=inputs.token_type_ids)
         return embedded
 
-    def forward(self, inputs: StudentInputs, masked_regions: Tensor | None = None) -> Encoded:
+    def forward(
+        self,
+        inputs: StudentInputs,
+        masked_regions: Tensor | None = None,
+        *,
+        distillation_tokens: Tensor | None = None,
+    ) -> Encoded:
         """Pooled states [S, H], and hidden states of embeddings and every layer, each [S, T + R, H]."""
         region_type = self.embeddings.token_type_embeddings.weight[REGION_TYPE]
         regions, seen = self.img_embeddings(inputs.region_features, inputs.region_boxes, region_type, masked_regions)
         text = self.embed_text(inputs, seen)
         hidden = torch.cat([text, regions[inputs.image_index]], dim=1)
         mask = torch.cat([inputs.text_mask, inputs.region_mask[inputs.image_index]], dim=1)
-        states = self.encoder(hidden, mask)
-        return Encoded(self.pooler(states[-1]), states)
+        states = self.encoder(*add_readers(hidden, mask, distillation_tokens))
+        return encoded(self.pooler(states[-1]), states, hidden.shape[1], distillation_tokens)
 
 
 def from_text(state: State, config: UniterConfig) -> State:

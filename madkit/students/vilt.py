@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import ViltConfig as HfViltConfig
 from transformers.models.vilt.modeling_vilt import ViltEmbeddings, ViltEncoder, ViltPooler
 
-from madkit.students.encoder import Encoder, init_bert, widen_types
+from madkit.students.encoder import Encoder, add_readers, encoded, init_bert, widen_types
 from madkit.students.families import Family, State, Weights, WeightSource
 from madkit.students.heads import TaskHead
 from madkit.students.interface import Encoded, StudentInputs
@@ -100,7 +100,7 @@ class ViltModel(Encoder):
         for table in (self.embeddings.cls_token, self.embeddings.position_embeddings):
             nn.init.normal_(table, std=0.02)
 
-    def forward(self, inputs: StudentInputs) -> Encoded:
+    def forward(self, inputs: StudentInputs, *, distillation_tokens: Tensor | None = None) -> Encoded:
         """Pooled states [S, H], and hidden states of embeddings and every layer, each [S, T + R, H]."""
         T, R = inputs.input_ids.shape[1], inputs.region_features.shape[1]
         kinds = self.embeddings.token_type_embeddings.weight
@@ -109,13 +109,14 @@ class ViltModel(Encoder):
         hidden = torch.cat([text, image], dim=1)
         one = inputs.text_mask.new_ones(text.shape[0], 1)  # the picture's class token
         real = torch.cat([inputs.text_mask, inputs.region_mask[inputs.image_index], one], dim=1)
+        hidden, real = add_readers(hidden, real, distillation_tokens)
         mask = (1.0 - real[:, None, None, :].to(hidden.dtype)) * torch.finfo(hidden.dtype).min
         states = [hidden]
         for layer in self.encoder.layer:
             hidden = layer(hidden, mask)[0]
             states.append(hidden)
         states[-1] = self.layernorm(hidden)
-        return Encoded(self.pooler(states[-1]), tuple(state[:, : T + R] for state in states))
+        return encoded(self.pooler(states[-1]), states, T + R, distillation_tokens)
 
     def _see(self, inputs: StudentInputs) -> Tensor:
         """Patches and, last, the class token: [B, R + 1, H], once for each image."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertPooler
 
-from madkit.students.encoder import BertLayers, Encoder, bert_config, init_bert, widen_types
+from madkit.students.encoder import BertLayers, Encoder, add_readers, bert_config, encoded, init_bert, widen_types
 from madkit.students.families import Family, State, Weights, WeightSource
 from madkit.students.heads import HeadSpec, LinearHead, MaskStateHead, StudentHead
 from madkit.students.interface import Encoded, StudentInputs
@@ -95,11 +95,11 @@ class VisualBertModel(Encoder):
         tables.visual_token_type_embeddings.weight.data.copy_(tables.token_type_embeddings.weight.data)
         tables.visual_position_embeddings.weight.data.copy_(tables.position_embeddings.weight.data)
 
-    def forward(self, inputs: StudentInputs) -> Encoded:
+    def forward(self, inputs: StudentInputs, *, distillation_tokens: Tensor | None = None) -> Encoded:
         """Pooled states [S, H], and hidden states of embeddings and every layer, each [S, T + R, H]."""
         mask = torch.cat([inputs.text_mask, inputs.region_mask[inputs.image_index]], dim=1)
-        states = self.encoder(self.embeddings(inputs), mask)
-        return Encoded(self.pooler(states[-1]), states)
+        states = self.encoder(*add_readers(self.embeddings(inputs), mask, distillation_tokens))
+        return encoded(self.pooler(states[-1]), states, mask.shape[1], distillation_tokens)
 
 
 def make_head(config: VisualBertConfig, spec: HeadSpec) -> StudentHead:

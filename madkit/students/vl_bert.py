@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertPooler, BertPredictionHeadTransform
 
-from madkit.students.encoder import BertLayers, Encoder, bert_config, init_bert, widen_types
+from madkit.students.encoder import BertLayers, Encoder, add_readers, bert_config, encoded, init_bert, widen_types
 from madkit.students.families import Family, State, WeightSource
 from madkit.students.heads import HeadSpec, LinearHead, StudentHead, mask_states
 from madkit.students.interface import Encoded, StudentInputs
@@ -108,14 +108,14 @@ class VlBertModel(Encoder):
         for norm in (self.visual_ln_text, self.visual_ln_object):
             nn.init.constant_(norm.weight, config.visual_gain)
 
-    def forward(self, inputs: StudentInputs) -> Encoded:
+    def forward(self, inputs: StudentInputs, *, distillation_tokens: Tensor | None = None) -> Encoded:
         """Pooled states [S, H], and hidden states of embeddings and every layer, each [S, T + R, H]."""
         T, R = inputs.input_ids.shape[1], inputs.region_features.shape[1]
         hidden = self.embed(inputs)
         ones = inputs.text_mask.new_ones(inputs.input_ids.shape[0], 2)  # the whole image and [END]
         mask = torch.cat([inputs.text_mask, inputs.region_mask[inputs.image_index], ones], dim=1)
-        states = self.encoder(hidden, mask)
-        return Encoded(self.pooler(states[-1]), tuple(state[:, : T + R] for state in states))
+        states = self.encoder(*add_readers(hidden, mask, distillation_tokens))
+        return encoded(self.pooler(states[-1]), states, T + R, distillation_tokens)
 
     def embed(self, inputs: StudentInputs) -> Tensor:
         """Embeddings [S, T + R + 2, H]: text, objects, the whole image, [END]."""

@@ -24,9 +24,11 @@ class Batch:
     hidden: tuple[torch.Tensor, ...]
     targets: TeacherTargets
     inputs: dict[str, Any] = field(default_factory=dict)
+    readers: tuple[torch.Tensor, ...] = ()  # of a distillation token, asked by `global_source: token` alone
 
     def run(self, criterion: MADCriterion, **changes: Any) -> CriterionOutput:
-        return criterion(self.hidden, self.inputs["text_mask"].shape[1], self.targets, **{**self.inputs, **changes})
+        given = {"distillation_states": self.readers, **self.inputs, **changes}
+        return criterion(self.hidden, self.inputs["text_mask"].shape[1], self.targets, **given)
 
     def change(self, **targets: Any) -> Batch:
         return replace(self, targets=replace(self.targets, **targets))
@@ -59,7 +61,7 @@ class Batch:
             "region_mask": F.pad(i["region_mask"], (0, regions)),
             "tag_regions": F.pad(i["tag_regions"], (0, text), value=-1),
         }
-        return Batch(tuple(widen(states) for states in self.hidden), targets, inputs)
+        return Batch(tuple(widen(states) for states in self.hidden), targets, inputs, self.readers)
 
     def permute(self, order: torch.Tensor) -> Batch:
         """Examples in another order (images stay where they are and are found by index)."""
@@ -80,7 +82,8 @@ class Batch:
             **{name: self.inputs[name][order] for name in per_example},
             **{name: self.inputs[name][sequences] for name in per_sequence},
         }
-        return Batch(tuple(states[sequences] for states in self.hidden), targets, inputs)
+        hidden, readers = (tuple(states[sequences] for states in one) for one in (self.hidden, self.readers))
+        return Batch(hidden, targets, inputs, readers)
 
     def halve(self) -> Batch:
         """Everything that floats, in float16."""
@@ -90,7 +93,8 @@ class Batch:
 
         names = ("text_tokens", "text_global", "regions", "image_global")
         targets = replace(self.targets, **{name: half(getattr(self.targets, name)) for name in names})
-        return Batch(tuple(half(states) for states in self.hidden), targets, self.inputs)
+        hidden, readers = (tuple(half(states) for states in one) for one in (self.hidden, self.readers))
+        return Batch(hidden, targets, self.inputs, readers)
 
 
 @pytest.fixture
@@ -133,7 +137,8 @@ def make_batch() -> Callable[..., Batch]:
             "student_confidence": torch.rand(B, generator=g).clamp_min(0.1),
         }
         hidden = tuple(torch.randn(S, T + R, H, generator=g) for _ in range(layers + 1))
-        return Batch(hidden, targets, inputs)
+        readers = tuple(torch.randn(S, 1, H, generator=g) for _ in hidden)
+        return Batch(hidden, targets, inputs, readers)
 
     return make
 

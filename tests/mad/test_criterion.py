@@ -26,6 +26,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "mad-random": {"tokens": "random", "k_text": 2, "k_region": 1},
     "kd-all": {"tokens": "all", "weighting": "uniform", "global_source": "mean"},
     "kd-global": {"tokens": "global", "weighting": "uniform", "global_source": "query"},
+    "kd-global-token": {"tokens": "global", "weighting": "uniform", "global_source": "token"},
+    "mad-token": {"global_source": "token", "layer": (1, -1), "head": "mlp"},
     "affinity": {"weight": 0, "affinity_weight": 1.0},
     "affinity-absolute": {
         "weight": 0,
@@ -99,7 +101,7 @@ def test_only_the_student_and_the_heads_learn(make_batch: Make, make_criterion: 
     criterion, batch = make_criterion(**ARMS[arm]), make_batch(C=C)
     teacher = ("text_tokens", "text_global", "regions", "image_global")
     batch = batch.change(**{name: getattr(batch.targets, name).requires_grad_() for name in teacher})
-    for states in batch.hidden:
+    for states in (*batch.hidden, *batch.readers):
         states.requires_grad_()
     confidence = batch.inputs["student_confidence"].requires_grad_()
     output = batch.run(criterion, progress=0.3)
@@ -110,11 +112,14 @@ def test_only_the_student_and_the_heads_learn(make_batch: Make, make_criterion: 
         assert getattr(batch.targets, name).grad is None
     assert confidence.grad is None
     for name, parameter in criterion.named_parameters():
+        if name == "distillation_token":  # learns through the student, which reads with it
+            assert any(states.grad is not None and states.grad.any() for states in batch.readers)
+            continue
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all()
         assert parameter.grad.any(), name
     reached = [states.grad for states in batch.hidden if states.grad is not None]
-    assert reached
+    assert reached or arm == "kd-global-token"
     for grad in reached:
         padding = torch.cat([~batch.inputs["text_mask"], ~batch.inputs["region_mask"]], 1)
         assert not grad[padding].any()
@@ -197,8 +202,8 @@ def test_no_step_waits_for_the_device(make_batch: Make, make_criterion: Make, ar
         names = ("text_tokens", "text_mask", "text_global", "regions", "region_mask", "image_global", "image_index")
         names += ("text_content", "example_key")
         targets = replace(batch.targets, **{name: mode.from_tensor(getattr(batch.targets, name)) for name in names})
-        hidden = tuple(mode.from_tensor(states) for states in batch.hidden)
-        output = criterion(hidden, fake["text_mask"].shape[1], targets, **fake)
+        hidden, readers = ([mode.from_tensor(one) for one in states] for states in (batch.hidden, batch.readers))
+        output = criterion(hidden, fake["text_mask"].shape[1], targets, distillation_states=readers, **fake)
     assert output.loss.shape == ()
     with pytest.raises(DataDependentOutputException):
         output.loss.item()
@@ -218,8 +223,8 @@ def test_nothing_of_it_stays_behind_when_it_goes_to_a_gpu(
         there = {name: value.to("cuda") if isinstance(value, torch.Tensor) else value
                  for name, value in batch.inputs.items()}  # fmt: skip
         targets = batch.targets.to("cuda")
-        hidden = tuple(states.to("cuda") for states in batch.hidden)
-        output = criterion(hidden, there["text_mask"].shape[1], targets, **there)
+        hidden, readers = ([one.to("cuda") for one in states] for states in (batch.hidden, batch.readers))
+        output = criterion(hidden, there["text_mask"].shape[1], targets, distillation_states=readers, **there)
     assert output.loss.device.type == "cuda"
     assert {value.device.type for value in output.terms.values() if isinstance(value, torch.Tensor)} <= {"cuda"}
 
@@ -240,6 +245,47 @@ def test_gold_candidate_is_the_default_and_all_are_taught_without_a_label(
     assert changed.run(everyone).loss.item() != batch.run(everyone).loss.item()
     unlabelled = batch.run(criterion, label=None).loss.item()
     assert unlabelled == pytest.approx(batch.run(everyone).loss.item(), abs=1e-7)
+
+
+@candidates
+@torch.no_grad()
+def test_a_distillation_token_takes_the_globals_and_nothing_else(
+    make_batch: Make, make_criterion: Make, C: int
+) -> None:
+    """With the state of [CLS] the loss is that of [CLS], term by term; what it holds else moves the global terms."""
+    batch, token = make_batch(C=C), make_criterion(global_source="token", weighting="uniform")
+    cls = make_criterion(weighting="uniform")
+    cls.load_state_dict(token.state_dict(), strict=False)  # the same heads
+    first = tuple(states[:, :1] for states in batch.hidden)
+    same, plain = batch.run(token, distillation_states=first), batch.run(cls)
+    assert same.loss.item() == plain.loss.item()
+    assert {name: term.item() for name, term in same.terms.items()} == {
+        name: term.item() for name, term in plain.terms.items()
+    }
+    other = batch.run(token)
+    moved = {name for name, term in other.terms.items() if term.item() != plain.terms[name].item()}
+    assert moved == {"global_image", "global_text"}
+    turned = replace(batch, hidden=tuple(states.clone() for states in batch.hidden))
+    turned.hidden[-1][:, 0] += 1.0  # [CLS] itself is left to the task
+    assert turned.run(token).loss.item() == other.loss.item()
+    assert turned.run(cls).loss.item() != plain.loss.item()
+
+
+def test_a_distillation_token_is_there_when_it_is_asked_for(make_batch: Make, make_criterion: Make) -> None:
+    asked, batch = make_criterion(global_source="token"), make_batch()
+    tokens = asked.distillation_tokens()
+    assert tokens is not None
+    assert tokens.shape == (1, 8)
+    assert not tokens.any()
+    nothing = make_criterion(global_source="token", global_image_weight=0, global_text_weight=0)
+    for without in (make_criterion(), nothing):
+        assert without.distillation_tokens() is None
+        assert "distillation_token" not in dict(without.named_parameters())
+        batch.run(without, distillation_states=())
+    with pytest.raises(ConfigError, match="states of the distillation token at every layer of the student, 4 "):
+        batch.run(asked, distillation_states=())
+    with pytest.raises(DataError, match=r"distillation token's states as \(4, 1, 8\), and got \(4, 2, 8\)"):
+        batch.run(asked, distillation_states=[state.expand(-1, 2, -1) for state in batch.readers])
 
 
 @torch.no_grad()

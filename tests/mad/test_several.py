@@ -133,6 +133,31 @@ def test_the_order_in_which_teachers_are_given_changes_no_bit(three: Any, arm: s
     assert list(SeveralTeachers(criteria).state_dict()) == list(turned.state_dict())
 
 
+@torch.no_grad()
+def test_every_teacher_has_a_distillation_token_of_its_own(three: Any) -> None:
+    """In the order of their names, whoever has none or weight 0 between them."""
+    batch, targets = three
+    settings = {"clip/b.32": {"global_source": "token"}, "dino": {}, "roberta": {"global_source": "token"}}
+    alone = {name: criterion_for(targets[name], n, **settings[name]) for n, name in enumerate(targets)}
+    for number, criterion in enumerate(alone.values()):
+        if criterion.distillation_token is not None:
+            criterion.distillation_token.fill_(number)
+    tokens = SeveralTeachers(alone).distillation_tokens()
+    assert tokens is not None
+    assert tokens[:, 0].tolist() == [0, 2]
+    assert SeveralTeachers({"dino": alone["dino"]}).distillation_tokens() is None
+    states = [torch.cat([readers, 2 * readers], 1) for readers in batch.readers]
+    own = {"clip/b.32": batch.readers, "dino": (), "roberta": [2 * readers for readers in batch.readers]}
+    said = {name: run(one, batch, targets[name], distillation_states=own[name]) for name, one in alone.items()}
+    for weight in (1.0, 0.0):
+        module = SeveralTeachers(alone, {"clip/b.32": weight})
+        both = run(module, batch, targets, distillation_states=states)
+        parts = [weight * said["clip/b.32"].loss, said["dino"].loss, said["roberta"].loss]
+        assert both.loss.item() == pytest.approx(sum(parts).item(), abs=1e-6)
+    with pytest.raises(ConfigError, match="states of the distillation token"):
+        run(SeveralTeachers(alone), batch, targets)
+
+
 @arms
 def test_gradient_reaches_every_head_and_no_teacher(three: Any, arm: str) -> None:
     batch, targets = three

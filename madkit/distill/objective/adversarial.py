@@ -55,7 +55,7 @@ class Adversary:
         While more follow the graph of the clean pass must be kept (`retain_graph`).
         """
         objective, config = self.objective, self.config
-        clean: StudentOutput = objective.student(batch.inputs)
+        clean = objective.answer(batch.inputs, objective.criterion)
         first: StepLoss | None = None
         if objective.criterion is not None:
             first = objective.distil(objective.criterion, clean, batch)

@@ -10,7 +10,7 @@ from madkit.distill.loop.contract import StepLoss
 from madkit.distill.settings.config import DistillConfig
 from madkit.distill.teacher.criterion import Criterion
 from madkit.students.heads import USUAL_FORMS, LossForms, gold_probability, task_loss
-from madkit.students.interface import StudentOutput
+from madkit.students.interface import StudentInputs, StudentOutput
 from madkit.students.student import Student
 
 
@@ -42,7 +42,7 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> StepLoss:
         """Mean over the micro-batch's examples of the loss, and its terms."""
-        out = self.student(batch.inputs)
+        out = self.answer(batch.inputs, self.criterion)
         terms: dict[str, Tensor] = {}
         loss = torch.zeros((), device=out.logits.device)
         if self.supervised:
@@ -54,6 +54,12 @@ class Objective(nn.Module):
             loss = loss + distilled.loss
             terms.update(distilled.terms)
         return StepLoss(loss, terms)
+
+    def answer(self, inputs: StudentInputs, criterion: Criterion | None) -> StudentOutput:
+        """The student's answer, read along by the distillation tokens of a criterion that has some."""
+        tokens = None if criterion is None else criterion.distillation_tokens()
+        out: StudentOutput = self.student(inputs) if tokens is None else self.student(inputs, tokens)
+        return out
 
     def task(self, out: StudentOutput, batch: Batch) -> Tensor:
         """Mean of the task loss over the micro-batch's examples."""
@@ -88,6 +94,7 @@ class Objective(nn.Module):
             student_confidence=student_confidence,
             step=batch.step,
             progress=batch.progress,
+            distillation_states=out.distillation_states,
         )
         return StepLoss(distilled.loss, distilled.terms)
 

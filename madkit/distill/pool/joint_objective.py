@@ -28,7 +28,6 @@ from madkit.distill.teacher.criterion import Criterion
 from madkit.mad.criterion import MADCriterion
 from madkit.mad.schedule import schedule_factor
 from madkit.students.heads import USUAL_FORMS, LossForms
-from madkit.students.interface import StudentOutput
 from madkit.students.student import Student
 
 PREFIX = "pool_"
@@ -160,13 +159,14 @@ class JointObjective(Objective):
         assert pool is not None
         progress = None if pool.progress is None else min(1.0, pool.progress / config.until)
         factor = schedule_factor(config.schedule, progress, warmup=config.warmup, final=config.final)
-        out: StudentOutput = self.student(pool.inputs)
+        criterion = self.criterion if self.pool_criterion is None else self.pool_criterion
+        distilled = criterion if self.distils else None
+        out = self.answer(pool.inputs, distilled)
         loss = torch.zeros((), device=out.logits.device)
         terms: dict[str, Tensor] = {}
-        criterion = self.criterion if self.pool_criterion is None else self.pool_criterion
-        if self.distils and criterion is not None:
-            with by_themselves(criterion):
-                found = self.distil(criterion, out, pool)
+        if distilled is not None:
+            with by_themselves(distilled):
+                found = self.distil(distilled, out, pool)
             loss = loss + factor * config.weight * found.loss
             terms |= {PREFIX + name: value for name, value in found.terms.items()}
         if batch.shares is not None and batch.counts is not None and config.soft_labels is not None:
