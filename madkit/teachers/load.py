@@ -26,10 +26,10 @@ CONFIG_KEYS = ("embed_dim", "vision_cfg", "text_cfg", "image_size", "mean", "std
 def load_teacher(
     name: str,
     *,
-    weights: Path | None = None,
-    device: str = "cpu",
+    weights: Path | str | None = None,
+    device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    adapter: Path | None = None,
+    adapter: Path | str | None = None,
 ) -> Teacher:
     """Load a frozen teacher.
 
@@ -52,10 +52,12 @@ def load_teacher(
         DataError: the weights are damaged or belong to another model.
         ConfigError: the model is of a kind that gives no readable tokens.
     """
+    weights = None if weights is None else Path(weights).expanduser()
+    device = str(device)
     if adapter is not None:
         from madkit.teachers.adapter import load_adapted
 
-        return load_adapted(name, adapter, weights=weights, device=device, dtype=dtype)
+        return load_adapted(name, Path(adapter).expanduser(), weights=weights, device=device, dtype=dtype)
     parsed = parse_teacher_name(name)
     if dtype is None:
         dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
