@@ -164,10 +164,14 @@ def tune(grid: Mapping[str, Any], workspace: Workspace, path: Path, processes: i
 def try_variants(grid: Mapping[str, Any], workspace: Workspace, path: Path, processes: int) -> None:
     """Train every variant that has no row in `path` yet, and append its score on the development split."""
     asked = grid["variants"]
-    names = {json.dumps([run["arm"], run["settings"]], sort_keys=True): name for name, run in asked["runs"].items()}
+    teachers = {name: run.get("teacher", grid["teacher"]) for name, run in asked["runs"].items()}
+    names = {
+        json.dumps([run["arm"], teachers[name], run["settings"]], sort_keys=True): name
+        for name, run in asked["runs"].items()
+    }
     known = {(row["task"], row["variant"], row["seed"]) for row in read(path)}
     specs = [
-        RunSpec(task, run["arm"], asked["shots"], seed, grid["student"], grid["teacher"], settings)
+        RunSpec(task, run["arm"], asked["shots"], seed, grid["student"], teachers[name], settings)
         for task in asked["tasks"]
         if task in grid["tasks"]
         for name, run in asked["runs"].items()
@@ -179,7 +183,7 @@ def try_variants(grid: Mapping[str, Any], workspace: Workspace, path: Path, proc
     def note(report: RunReport) -> None:
         spec = report.spec
         settings = {key: value for key, value in spec.overrides.items() if key != "pre_phase.seed"}
-        name = names[json.dumps([spec.arm, settings], sort_keys=True)]
+        name = names[json.dumps([spec.arm, spec.teacher, settings], sort_keys=True)]
         append(path, {"task": spec.task, "variant": name, "shots": spec.shots, "seed": spec.seed, "dev": report.dev})
 
     run_many(workspace, specs, processes=processes, threads_each=1, on_done=note)

@@ -15,6 +15,7 @@ import torch
 
 from madkit.core.errors import DataError
 from madkit.distill.settings.arms import arm_names, load_arm
+from madkit.distill.sweep.sweep import RunReport
 
 FOLDER = Path(__file__).parents[2] / "examples" / "study"
 
@@ -59,6 +60,30 @@ def test_the_grid_gives_every_arm_the_same_budget_and_settings_that_it_has():
                 load_arm(arm, settings)
     for arm, settings in found["controls"].items():
         assert load_arm(arm, settings).permute_teacher
+
+
+def test_variants_differ_from_each_other_and_are_noted_under_their_names(tmp_path, monkeypatch):
+    found = grid()
+    asked = found["variants"]["runs"]
+    for variant in asked.values():
+        load_arm(variant["arm"], variant["settings"])
+    made = []
+
+    def run_many(workspace: Any, specs: list[Any], *, processes: int, threads_each: int, on_done: Any) -> None:
+        made.extend(specs)
+        for number, spec in enumerate(specs):
+            on_done(RunReport(spec, tmp_path, False, {"accuracy": float(number)}))
+
+    monkeypatch.setattr(run, "run_many", run_many)
+    run.try_variants(found, None, tmp_path / "variants.jsonl", 1)
+    rows = run.read(tmp_path / "variants.jsonl")
+    cells = [(task, name, seed) for task in ("snli-ve", "vqa") for name in asked for seed in (100, 101)]
+    assert [(row["task"], row["variant"], row["seed"]) for row in rows] == cells
+    teachers = [spec.teacher for spec in made if spec.task == "vqa" and spec.seed == 100]
+    assert teachers == [variant.get("teacher", "mini") for variant in asked.values()]
+    made.clear()
+    run.try_variants(found, None, tmp_path / "variants.jsonl", 1)
+    assert made == []
 
 
 def test_unequal_budgets_are_refused(tmp_path):
