@@ -77,6 +77,13 @@ class MADCriterion(nn.Module):
             widths["token_text"] = text_dim
         if "token_region" in terms or "token_tag" in terms:
             widths["vision"] = vision_dim
+        unread = [name for name, width in widths.items() if width == 0]
+        if unread:
+            side = "texts" if "text" in unread[0] else "images"
+            raise ConfigError(
+                f"The teacher reads no {side} (its vectors have width 0), and the settings would have them taught.",
+                hint="leave out what it cannot teach: CachedTeacher.criterion, or madkit.mad.sides.teachable.",
+            )
         self.heads = nn.ModuleList(
             nn.ModuleDict({name: ProjectionHead(student_dim, width, config.head) for name, width in widths.items()})
             for _ in (config.layers if terms else ())

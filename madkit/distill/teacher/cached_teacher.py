@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from madkit.cache import ImageTokens, TextTokens, TokenCache
-from madkit.core.errors import DataError
+from madkit.core.errors import ConfigError, DataError
 from madkit.core.seeds import derive_seed
 from madkit.distill.teacher.region_targets import pool_boxes
 from madkit.distill.teacher.student_places import check_boxes, places_of_tokens, rows_of_images
 from madkit.mad.align import align_text
+from madkit.mad.config import MADConfig
+from madkit.mad.criterion import MADCriterion
 from madkit.mad.probe import cross_fit_probe, probe_features
 from madkit.mad.select import function_word_mask_of_spans
+from madkit.mad.sides import teachable
 from madkit.mad.targets import ChannelStats, TeacherTargets
 
 _KEPT_TEXTS = 65536
@@ -34,27 +37,49 @@ Texts = Sequence[str] | Sequence[Sequence[str]]
 class CachedTeacher:
     """What a frozen teacher says about a batch, read from its token cache. Safe to use from several threads.
 
+    A cache of images or of texts alone teaches its side: vectors of the other one have width 0, and `criterion` makes a
+    criterion without their terms.
+
     Args:
-        cache: an open cache of images and texts.
+        cache: an open cache.
         globals_only: read no tokens: every text token and region then is without a target. For ``tokens: global``, and
             for caches that were extracted with ``--tokens global``.
 
     Attributes:
         cache: as given.
-        vision_dim: Dv, width of the image vectors.
-        text_dim: Dl, width of the text vectors.
+        reads_images: whether the teacher reads images.
+        reads_texts: whether it reads texts.
+        vision_dim: Dv, width of the image vectors; 0 where it reads none.
+        text_dim: Dl, width of the text vectors; 0 where it reads none.
         shared_space: whether both can be compared by cosine.
-
-    Raises:
-        CacheError: the cache holds images or texts alone.
     """
 
     def __init__(self, cache: TokenCache, *, globals_only: bool = False) -> None:
         self.cache = cache
         self.globals_only = globals_only
-        self.vision_dim, self.text_dim = cache.images.dim, cache.texts.dim
-        self.shared_space = cache.shared_space
-        self._vision_stats, self._text_stats = _stats(cache.images), _stats(cache.texts)
+        self.reads_images, self.reads_texts = "images" in cache.parts, "texts" in cache.parts
+        self.vision_dim = cache.images.dim if self.reads_images else 0
+        self.text_dim = cache.texts.dim if self.reads_texts else 0
+        self.shared_space = cache.shared_space and self.reads_images and self.reads_texts
+        self._vision_stats = _stats(cache.images) if self.reads_images else (None, None)
+        self._text_stats = _stats(cache.texts) if self.reads_texts else (None, None)
+
+    def criterion(self, config: MADConfig, student_dim: int) -> MADCriterion:
+        """A criterion for students of width `student_dim`, of all that this teacher can teach of `config`.
+
+        Terms of a side that it does not read, and affinity where its sides share no space, are left out
+        (:func:`madkit.mad.sides.teachable`). Raises ConfigError where nothing is left.
+        """
+        left = teachable(
+            config, images=self.reads_images, texts=self.reads_texts, shared_space=self.shared_space
+        ).config
+        if left is None:
+            raise ConfigError(
+                f"The teacher '{self.cache.teacher}' can teach nothing of these settings: it reads "
+                f"{' and '.join(self.cache.parts)}{'' if self.shared_space else ', without a space of both'}.",
+                hint="switch on terms of what it reads, or take another teacher.",
+            )
+        return MADCriterion(left, student_dim, self.vision_dim, self.text_dim)
 
     def targets(
         self,
@@ -71,7 +96,7 @@ class CachedTeacher:
         """The targets of S sequences of T text tokens, over B images of R regions.
 
         Args:
-            images: B image ids.
+            images: B image ids; of a teacher that reads none they are merely counted.
             texts: S texts, or S sequences of texts (question and answer).
             spans: [S, T, 2] characters (start, end) of each student token, counted in the token's own text. Fast
                 tokenizers give them: see `token_spans`. An empty span is no text.
@@ -164,6 +189,8 @@ class CachedTeacher:
 
     def _image_globals(self, images: Sequence[str]) -> tuple[Tensor, NDArray[np.bool_], NDArray[np.int64]]:
         """v_0 [B, Dv], which images have values, and the rows of those in the cache."""
+        if not self.reads_images:
+            return torch.zeros(len(images), 0), np.ones(len(images), dtype=np.bool_), np.zeros(0, dtype=np.int64)
         store = self.cache.images
         known = store.present(images)
         rows = store.rows(images, absent="skip")
@@ -202,12 +229,16 @@ class CachedTeacher:
         Further: the place of each sequence's texts among the distinct ones [S, G] (-1 none), which of these have
         values, and the rows of those in the cache.
         """
-        store = self.cache.texts
         places: dict[str, int] = {}
         table = [[places.setdefault(text, len(places)) for text in texts] for texts in sequences]
         distinct = list(places)
         most = max((len(row) for row in table), default=0)
         index = torch.tensor([row + [-1] * (most - len(row)) for row in table], dtype=torch.long).view(len(table), most)
+        if not self.reads_texts:
+            everything, none = np.ones(len(distinct), dtype=np.bool_), np.zeros(0, dtype=np.int64)
+            said = torch.ones(len(sequences), dtype=torch.bool)
+            return torch.zeros(len(sequences), 0), said, distinct, index, everything, none
+        store = self.cache.texts
         known = store.present(distinct)
         rows = store.rows(distinct, absent="skip")
         vectors = torch.zeros(len(distinct), store.dim)

@@ -12,7 +12,8 @@ import torch
 
 from madkit import CachedTeacher, MADConfig, MADCriterion
 from madkit.cache import TokenCache, choose_cache
-from madkit.core.errors import CacheError, DataError
+from madkit.core.errors import CacheError, ConfigError, DataError
+from madkit.core.workspace import Workspace
 from madkit.distill.batches.answers import head_for
 from madkit.distill.batches.examples import ExampleSet
 from madkit.distill.settings.config import ConfidenceConfig
@@ -137,6 +138,62 @@ def test_a_student_without_regions_can_be_taught(plain):
     out = criterion(hidden, 2, targets, text_mask=mask, region_mask=torch.zeros(2, 0, dtype=torch.bool))
     out.loss.backward()
     assert hidden[0].grad[:, 1].abs().sum() > 0
+
+
+@pytest.fixture
+def one_sided(workspace, make_cache):
+    """Teachers of the same texts and images, each of which reads one kind; and some of both."""
+    data = open_task(workspace, "snli-ve", part="tiny")
+    examples = list({example.image.id: example for example in data.examples("dev")}.values())[:2]
+    home = Workspace.at(workspace.root / "one-sided")
+    apart = {"shared_space": False, "logit_scale": 1.0}
+    eye = make_cache(home, data, teacher="eye", parts=("images",), dim=24, **apart)
+    ear = make_cache(home, data, teacher="ear", parts=("texts",), dim=20, **apart)
+    with TokenCache.open(eye) as images, TokenCache.open(ear) as texts:
+        yield (
+            CachedTeacher(images),
+            CachedTeacher(texts),
+            [example.image.id for example in examples],
+            [example.texts()[0] for example in examples],
+        )
+
+
+def test_a_teacher_of_one_side_teaches_that_side(one_sided):
+    eye, ear, images, texts = one_sided
+    assert (eye.vision_dim, eye.text_dim, ear.vision_dim, ear.text_dim) == (24, 0, 0, 20)
+    boxes, mask = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]] * 2), torch.ones(2, 1, dtype=torch.bool)
+    hidden = (torch.randn(2, 3, 8, requires_grad=True),)
+    said = {}
+    for teacher in (eye, ear):
+        targets = teacher.targets(images=images, texts=texts, spans=whole_words(texts), boxes=boxes, region_mask=mask)
+        criterion = teacher.criterion(MADConfig(weighting="uniform", tokens="all", affinity_weight=1.0), 8)
+        out = criterion(hidden, 2, targets, text_mask=torch.ones(2, 2, dtype=torch.bool), region_mask=mask)
+        out.loss.backward()
+        said[teacher] = set(out.terms)
+        features = teacher.globals(images=images, texts=texts)
+        assert [part.shape[-1] for part in features] == [teacher.vision_dim, teacher.text_dim]
+    assert said == {eye: {"global_image", "token_region"}, ear: {"global_text", "token_text"}}
+    # an image alone says which answers are frequent, and is a confidence all the same
+    sure = ear.confidence(images=images, texts=texts, target=torch.tensor([0, 1]))
+    assert sure.shape == (2,)
+    # a teacher of texts alone asks for no image, and its targets are those of the texts
+    elsewhere = ear.targets(images=["no", "such"], texts=texts, spans=whole_words(texts))
+    assert torch.equal(elsewhere.text_tokens, targets.text_tokens)
+    assert torch.equal(elsewhere.text_global, ear.globals(images=images, texts=texts)[1])
+    with pytest.raises(CacheError, match="are not in the cache"):
+        ear.targets(images=images, texts=["never", "read"], spans=whole_words(["never", "read"]))
+    with pytest.raises(CacheError, match="are not in the cache"):
+        eye.targets(images=["no", "such"], texts=texts, spans=whole_words(texts))
+
+
+def test_what_a_teacher_cannot_teach_is_said(one_sided):
+    eye, ear, *_ = one_sided
+    with pytest.raises(ConfigError, match="'ear' can teach nothing of these settings: it reads texts, without a space"):
+        ear.criterion(MADConfig(weight=0.0, affinity_weight=1.0), 8)
+    with pytest.raises(ConfigError, match="reads no images"):
+        MADCriterion(MADConfig(), 8, ear.vision_dim, ear.text_dim)
+    with pytest.raises(ConfigError, match="reads no texts"):
+        MADCriterion(MADConfig(), 8, eye.vision_dim, eye.text_dim)
 
 
 def test_globals_alone_read_no_tokens(plain, monkeypatch):
