@@ -7,6 +7,7 @@ moved to this GPU keeps its parameters, which change their place, and gets other
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,10 +48,16 @@ class _HostIsReal(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = tree_leaves((args, kwargs))
+        if torch.is_inference_mode_enabled() and _is_composite(func):  # they come whole, moves and reads too
+            with self:
+                return func.decompose(*args, **kwargs)
         if self._reads is not None and (read := _read_back(func, given, kwargs)) is not None:
             self._reads.add(_reader())
             with unset_fake_temporarily():
                 return read()
+        if self._reads is not None and func is torch.ops.aten.index.Tensor and any(map(_is_mask, args[1])):
+            self._reads.add(_reader())  # the host waits for how many are meant: all of them
+            args = (args[0], [_all_of(each) if _is_mask(each) else each for each in args[1]])
         elsewhere = any(isinstance(each, torch.device) and each.type != "cpu" for each in given)
         if elsewhere or any(isinstance(each, FakeTensor) for each in given):
             return func(*tree_map(self._faked, args), **tree_map(self._faked, kwargs))
@@ -63,8 +70,8 @@ def pretended_cuda(reads: set[str] | None = None) -> Iterator[None]:
     """Let modules be moved to a GPU that is not there, and compute there.
 
     Args:
-        reads: gets who has waited for values of the GPU ("madkit/room/module.py function"), which then are zeros; None:
-            whoever waits for one is refused.
+        reads: gets who has waited for values of the GPU ("madkit/room/module.py function"), which then are zeros, and
+            true where a mask is asked; None: whoever waits for one is refused.
     """
     if Version(torch.__version__) < Version("2.11"):
         pytest.skip("fake tensors on a GPU want its driver before PyTorch 2.11")
@@ -97,13 +104,28 @@ def _forget_kept_tensors() -> None:
         keeps.cache_clear()
 
 
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, FakeTensor) and index.dtype == torch.bool and index.dim() == 1
+
+
+def _all_of(mask: Tensor) -> Tensor:
+    return torch.empty(len(mask), dtype=torch.long, device=mask.device)
+
+
+def _is_composite(func: Any) -> bool:
+    """Whether an operation is made of others alone."""
+    known = func.namespace != "prim"  # what a tensor is asked about itself
+    return known and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
 def _read_back(func: Any, given: list[Any], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
     """What the host gets where an operation brings values of the GPU to it."""
     tensor = next((each for each in given if isinstance(each, FakeTensor)), None)
     if tensor is None or tensor.device.type != "cuda":
         return None
     if func is torch.ops.aten._local_scalar_dense.default:
-        return lambda: torch.zeros((), dtype=tensor.dtype).item()
+        # what is asked is whether all is well
+        return lambda: True if tensor.dtype == torch.bool else torch.zeros((), dtype=tensor.dtype).item()
     device = kwargs.get("device")
     if func is torch.ops.aten._to_copy.default and device is not None and torch.device(device).type == "cpu":
         kind = kwargs.get("dtype") or tensor.dtype
@@ -117,7 +139,8 @@ def _reader() -> str:
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if path.is_relative_to(PACKAGE):  # whatever the folder around it is called
-            return f"madkit/{path.relative_to(PACKAGE).as_posix()} {frame.f_code.co_qualname}"
+            function = re.sub(r"\.<locals>\.<\w+comp>$", "", frame.f_code.co_qualname)  # no functions since Python 3.12
+            return f"madkit/{path.relative_to(PACKAGE).as_posix()} {function}"
         frame = frame.f_back
     return "elsewhere"
 

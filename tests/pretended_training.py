@@ -49,7 +49,9 @@ def training_on_pretended_cuda(reads: set[str]) -> Iterator[None]:
         patch.setattr(torch.cuda, "stream", nullcontext)
         patch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * 10**10, 8 * 10**10))
         patch.setattr(torch.cuda, "set_device", lambda device: None)
-        patch.setattr(ahead, "ThreadPoolExecutor", _AtOnce)
+        patch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+        patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+        patch.setattr(ahead, "ThreadPoolExecutor", AtOnce)
         try:
             with pretended_cuda(reads):
                 yield
@@ -76,14 +78,23 @@ class _Stream:
     def wait_event(self, event: Any) -> None:
         pass
 
+    def wait_stream(self, stream: Any) -> None:
+        pass
+
     def record(self, stream: Any = None) -> None:
         pass
 
+    def record_event(self) -> _Stream:
+        return self
 
-class _AtOnce:
+    def synchronize(self) -> None:
+        pass
+
+
+class AtOnce:
     """A pool whose work is done when it is handed in."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
     def submit(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
@@ -92,6 +103,12 @@ class _AtOnce:
         return done
 
     def shutdown(self, **_: Any) -> None:
+        pass
+
+    def __enter__(self) -> AtOnce:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         pass
 
 

@@ -112,7 +112,8 @@ def not_finite(teacher: Teacher) -> str | None:
             return "a picture's vectors are not finite"
     if teacher.text is not None:
         read = teacher.text.encode([PROBE_TEXT])
-        if not _finite(read.tokens[read.mask.to(read.tokens.device)]) or not _finite(read.global_):
+        padding = ~read.mask.to(read.tokens.device).unsqueeze(-1)  # may hold anything
+        if not _finite(read.tokens.masked_fill(padding, 0)) or not _finite(read.global_):
             return "a text's vectors are not finite"
     return None
 
