@@ -65,6 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             specs = [spec for spec, _ in study_runs(grid, chosen(grid, read(asked.results / "tuning.jsonl")))]
             run_many(workspace, specs, processes=asked.processes, threads_each=1)
         elif asked.stage == "evaluate":
+            from strays import refuse_strays  # beside this file
+
+            specs = [spec for spec, _ in study_runs(grid, chosen(grid, read(asked.results / "tuning.jsonl")))]
+            refuse_strays(workspace, specs, grid["shots"])
             evaluate_all(grid, workspace, asked.results / "study.jsonl")
         else:
             from tables import fill_page  # beside this file

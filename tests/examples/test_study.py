@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from madkit.core.errors import DataError
+from madkit.core.workspace import Workspace
 from madkit.distill.settings.arms import arm_names, load_arm
 from madkit.distill.sweep.sweep import RunReport
 
@@ -31,6 +33,7 @@ def module(name: str) -> ModuleType:
 
 
 run, tables, knowledge, joined = module("run"), module("tables"), module("knowledge"), module("joined")
+strays = module("strays")
 
 
 def grid() -> dict[str, Any]:
@@ -312,6 +315,32 @@ def test_a_cell_with_fewer_runs_takes_no_place():
         assert [line["mean"] for line in lines if line["kind"] == "row"] == [50.0, 50.0]
         assert [line["created"] for line in lines if line["kind"] == "about"] == ["before"]
         assert "mad (seed 1)" in told[0]
+
+
+def test_a_run_with_settings_that_are_not_chosen_is_in_no_table(tmp_path):
+    found = grid()
+    best = run.chosen(found, rows_of(found, lambda arm, place: 50.0 + place))
+    specs = [spec for spec, _ in run.study_runs(found, best)]
+    workspace = Workspace.at(tmp_path)
+
+    def write(name: str, spec: Any, **changes: Any) -> None:
+        config: dict[str, Any] = {"arm": spec.arm}
+        for key, value in {**spec.overrides, **changes}.items():
+            room, _, last = key.rpartition(".")
+            (config.setdefault(room, {}) if room else config)[last] = value
+        folder = workspace.runs / "mini" / name
+        folder.mkdir(parents=True)
+        told = {"task": spec.task, "arm": spec.arm, "shots": spec.shots, "seed": spec.seed}
+        (folder / "manifest.json").write_text(json.dumps({"kind": "run", "config": config, **told}))
+
+    for number, spec in enumerate(specs):
+        write(str(number), spec)
+    tuned = next(spec for spec in specs if spec.arm == "mad")
+    write("tuning", replace(tuned, seed=100), **{"optim.learning_rate": 1.0})
+    strays.refuse_strays(workspace, specs, found["shots"])
+    write("stray", tuned, **{"optim.learning_rate": 1.0})
+    with pytest.raises(DataError, match="stray was trained with settings that the grid does not choose"):
+        strays.refuse_strays(workspace, specs, found["shots"])
 
 
 def test_rows_of_another_revision_or_scoring_are_not_laid_beside_each_other():
