@@ -143,8 +143,8 @@ def with_teachers(config: DistillConfig, teachers: Teachers | None) -> DistillCo
 
 
 def check_phases(teachers: Teachers | None, config: DistillConfig) -> list[str]:
-    """What to say of several teachers that cannot teach all of a run. Raises ConfigError as `Teachers.told`."""
-    if teachers is None or teachers.one:
+    """What to say of teachers that cannot teach all of a run. Raises ConfigError as `Teachers.told`."""
+    if teachers is None:
         return []
     phases = {"mad": config.mad, "pre_phase": config.pre_phase.objective if config.pre_phase is not None else None}
     return teachers.told({name: phase for name, phase in phases.items() if phase is not None})

@@ -15,6 +15,7 @@ from madkit.core.errors import ConfigError, UsageProblem
 from madkit.core.registry import suggest
 from madkit.distill.settings.teacher_settings import TeacherSettings
 from madkit.distill.teacher.adaptation import AdaptedTeacher
+from madkit.distill.teacher.side import compares_modalities
 from madkit.mad.config import MADConfig
 from madkit.mad.criterion import separate_spaces
 from madkit.mad.sides import Teachable, teachable
@@ -26,7 +27,7 @@ class Teacher:
 
     Attributes:
         name: as the cache knows it; an adapted teacher goes by its adaptation's name.
-        cache: its cache, which may be of images or texts alone where there are several teachers.
+        cache: its cache, which may be of images or texts alone.
         settings: its weight, and where its `mad` differs.
         asked: another cache that its confidence comes from (`adaptation.asked_cache`); None: `cache`.
         adapted: what it has seen of the labels; None for a teacher as its publisher made it.
@@ -44,6 +45,11 @@ class Teacher:
         return self.settings.weight
 
     @property
+    def whole(self) -> bool:
+        """Whether it reads images and texts."""
+        return len(self.cache.parts) == 2
+
+    @property
     def sides(self) -> str:
         """What it reads, in a word or two."""
         return " and ".join(self.cache.parts)
@@ -59,13 +65,12 @@ class Teachers:
 
     Attributes:
         members: sorted by name.
-        one: whether there is one teacher, as an arm describes it: terms then go by their own names, and a cache without
-            images or without texts is refused.
+        one: whether there is one teacher of both modalities, as an arm describes it: terms then go by their own names.
     """
 
     def __init__(self, members: Iterable[Teacher]) -> None:
         self.members = tuple(sorted(members, key=lambda member: member.name))
-        self.one = len(self.members) == 1 and self.members[0].settings.plain
+        self.one = len(self.members) == 1 and self.members[0].whole and self.members[0].settings.plain
 
     def __iter__(self) -> Iterator[Teacher]:
         return iter(self.members)
@@ -153,11 +158,25 @@ class Teachers:
             phases: settings of each phase; the teachers' own apply to the one called "mad".
 
         Raises:
-            ConfigError: a teacher could teach nothing in any phase, or a phase would have no teacher.
+            ConfigError: a teacher could teach nothing in any phase, a phase would have no teacher, or one teacher
+                alone cannot compare what a phase compares.
         """
+        if self.one:  # what it cannot teach is an error, and said before anything is read
+            for config in phases.values():
+                if compares_modalities(config) and not self.members[0].cache.shared_space:
+                    raise separate_spaces(config.affinity_weight > 0)
+            return []
         said = []
         shares = {phase: self.shares(config, own=phase == "mad") for phase, config in phases.items()}
         for phase, config in phases.items():
+            if not shares[phase] and config.affinity_weight > 0 and len(self.members) == 1:
+                (member,) = self.members
+                if not member.whole:
+                    raise ConfigError(
+                        f"Affinity distillation compares texts with regions, and {member.name} reads {member.sides} "
+                        "alone.",
+                        hint="take a CLIP-like teacher, or an arm without affinity, such as mad or kd-global.",
+                    )
             if not shares[phase]:
                 raise separate_spaces(config.affinity_weight > 0)
         for member in self.members:
@@ -166,8 +185,7 @@ class Teachers:
                 for phase, config in phases.items()
             ]
             dropped = list(dict.fromkeys(name for one in found for name in one.dropped))
-            both = len(member.cache.parts) == 2
-            why = "its images and texts share no space" if both else f"it reads {member.sides} alone"
+            why = "its images and texts share no space" if member.whole else f"it reads {member.sides} alone"
             if phases and not any(member.name in names for names in shares.values()):
                 raise ConfigError(
                     f"The teacher {member.name} would teach nothing here: {why}, and this takes "

@@ -80,6 +80,40 @@ def test_three_teachers_of_different_sides(place, student, task, capsys):
     assert train(place, student, ["ear", "pair", "eye"], task=task).skipped  # the order does not matter
 
 
+@pytest.mark.parametrize("task", ["snli-ve", "vcr"])
+def test_one_teacher_of_one_side_teaches_that_side(place, student, task, capsys):
+    expected = {"ear": {"token_text", "global_text"}, "eye": {"token_region", "global_image"}}
+    for name, terms in expected.items():
+        result = train(place, student, name, task=task)
+        found = {term for row in steps_of(result) for term in row["terms"]} - {"task", f"{name}/token_tag"}
+        assert found == {f"{name}/{term}" for term in terms}
+        assert all(math.isfinite(row["loss"]) for row in steps_of(result))
+        side = "texts" if name == "ear" else "images"
+        assert f": it reads {side} alone." in capsys.readouterr().err
+        assert result.manifest["teacher"] == name
+        assert [one["name"] for one in result.manifest["teachers"]] == [name]
+        assert train(place, student, name, task=task).skipped
+
+
+@pytest.mark.parametrize("arm", ["affinity", "mad-affinity"])
+@pytest.mark.parametrize("name", ["ear", "eye"])
+def test_one_teacher_of_one_side_teaches_no_affinity(place, student, arm, name):
+    with pytest.raises(ConfigError, match=f"compares texts with regions, and {name} reads (texts|images) alone"):
+        train(place, student, name, arm=arm)
+    assert not list(place.root.glob("runs/*/pre-phase*/metrics.jsonl"))
+
+
+def test_two_spaces_are_told_before_anything_is_read(stores, student, place, make_cache, monkeypatch):
+    root = place.root / "apart"
+    root.mkdir()
+    (root / "data").symlink_to(place.data)
+    apart = Workspace.at(root)
+    make_cache(apart, open_task(apart, "snli-ve", part="tiny"), teacher="dino+bert", **APART)
+    monkeypatch.setattr("madkit.distill.stage.ExampleSet", None)
+    with pytest.raises(ConfigError, match="do not share a space"):
+        train(apart, student, "dino+bert", arm="affinity")
+
+
 def test_a_configuration_names_them_with_weights_and_settings(place, student, tmp_path):
     given = {"pair": 1, "eye": {"weight": 0.5, "mad": {"global_image_weight": 0, "k_region": 2}}}
     arm = tmp_path / "mine.yaml"
