@@ -17,7 +17,7 @@ from typing import Any
 from madkit.cache import TokenCache, choose_cache
 from madkit.cache.manage import StoreRow, describe, find_caches
 from madkit.cache.reader import adapter_name
-from madkit.core.errors import CacheError, MadkitError, NotFoundError, UsageProblem
+from madkit.core.errors import CacheError, ConfigError, MadkitError, NotFoundError, UsageProblem
 from madkit.core.files import digest_of, read_json
 from madkit.core.workspace import Workspace
 from madkit.distill.settings.config import Adaptation, DistillConfig
@@ -228,7 +228,10 @@ class _Choice:
         )
 
     def _none_fits(self) -> str:
-        """Why no adapted teacher is taken, with the command that would make one. Raises where one is required."""
+        """Why no adapted teacher is taken, with the command that would make one; empty where none can be.
+
+        Raises NotFoundError or ConfigError where one is required.
+        """
         made = self._made_here()
         if made is not None and made.get("untouched"):
             return f"The adaptation {made['name']} of these examples kept {made['teacher']} as it was."
@@ -237,12 +240,25 @@ class _Choice:
             command = f"madkit extract --adapter {made['name']} --task {self.task}"
         else:
             base = self.teacher or next((str(row.identity["teacher"]) for row in self.plain), "mini")
+            if self._of_one_side(base):
+                if self.adaptation == "required":
+                    raise ConfigError(
+                        f"The arm requires an adapted teacher, and {base} reads one of images and texts alone: an "
+                        "adaptation sets the one against the other.",
+                        hint="--set adaptation=if-there, or another teacher",
+                    )
+                return ""
             others = f" ({len(self.adapted)} on others)" if self.adapted else ""
             why = f"No teacher was adapted on this run's labelled examples{others}"
             command = f"madkit adapt --teacher {base} --task {self.task} --shots {self.shots} --seed {self.seed}"
         if self.adaptation == "required":
             raise NotFoundError(f"{why}, and the arm requires one.", hint=command)
         return f"{why}, so it is taken as it is; to change that: {command}"
+
+    def _of_one_side(self, teacher: str) -> bool:
+        """Whether all caches of a teacher lack images, or lack texts."""
+        mine = [row for row in self.plain if row.identity.get("teacher") == teacher]
+        return bool(mine) and not any(all(row.identity.get(side) for side in SIDES) for row in mine)
 
     def _kept(self) -> AdaptedTeacher | None:
         made = self._made_here() if self.adaptation in ("if-there", "required") else None

@@ -89,10 +89,17 @@ def test_one_teacher_of_one_side_teaches_that_side(place, student, task, capsys)
         assert found == {f"{name}/{term}" for term in terms}
         assert all(math.isfinite(row["loss"]) for row in steps_of(result))
         side = "texts" if name == "ear" else "images"
-        assert f": it reads {side} alone." in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f": it reads {side} alone." in said
+        assert "madkit adapt" not in said  # which sets images against texts
         assert result.manifest["teacher"] == name
         assert [one["name"] for one in result.manifest["teachers"]] == [name]
         assert train(place, student, name, task=task).skipped
+
+
+def test_one_teacher_of_one_side_is_not_adapted(place, student):
+    with pytest.raises(ConfigError, match="requires an adapted teacher, and ear reads one of images and texts alone"):
+        train(place, student, "ear", adaptation="required")
 
 
 @pytest.mark.parametrize("arm", ["affinity", "mad-affinity"])
