@@ -160,8 +160,8 @@ def choose_cache(workspace: Workspace, task_data: DataOfTask, teacher: str | Non
         if teacher is None and seeing and reading and not set(seeing) & set(reading):
             raise CacheError(
                 f"The workspace has {len(of_data)} caches of one side alone for {source}: {names}.",
-                hint=f"let one of them teach or several, --teacher {seeing[0]} --teacher {reading[0]}; or make a teacher "
-                f"of both: madkit extract --teacher {seeing[0]}+{reading[0]} --task {task}",
+                hint=f"let one of them teach, or several: --teacher {seeing[0]} --teacher {reading[0]}; or make a "
+                f"teacher of both: madkit extract --teacher {seeing[0]}+{reading[0]} --task {task}",
             )
         raise CacheError(
             f"The workspace has {len(of_data)} caches for {source}: {names}.",
