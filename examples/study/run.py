@@ -179,7 +179,7 @@ def try_variants(grid: Mapping[str, Any], workspace: Workspace, path: Path, proc
         for task in asked["tasks"]
         if task in grid["tasks"]
         for name, run in asked["runs"].items()
-        for seed in asked["seeds"]
+        for seed in run.get("seeds", asked["seeds"])
         if (task, name, seed) not in known
         for settings in [seeded(grid, run["arm"], run["settings"], seed)]
     ]

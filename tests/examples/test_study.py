@@ -80,7 +80,12 @@ def test_variants_differ_from_each_other_and_are_noted_under_their_names(tmp_pat
     monkeypatch.setattr(run, "run_many", run_many)
     run.try_variants(found, None, tmp_path / "variants.jsonl", 1)
     rows = run.read(tmp_path / "variants.jsonl")
-    cells = [(task, name, seed) for task in ("snli-ve", "vqa") for name in asked for seed in (100, 101)]
+    cells = [
+        (task, name, seed)
+        for task in ("snli-ve", "vqa")
+        for name, variant in asked.items()
+        for seed in variant.get("seeds", (100, 101))
+    ]
     assert [(row["task"], row["variant"], row["seed"]) for row in rows] == cells
     teachers = [spec.teacher for spec in made if spec.task == "vqa" and spec.seed == 100]
     assert teachers == [variant.get("teacher", "mini") for variant in asked.values()]
