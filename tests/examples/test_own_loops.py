@@ -95,10 +95,11 @@ def test_the_page_shows_what_an_example_prints(name):
 def test_what_the_page_types_in_python_is_there(capsys):
     page = (EXAMPLES.parent / "docs" / "library.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    names, loop, confidence, below = blocks
+    names, loop, several, confidence, below = blocks
     exec(names, {})
-    ast.parse(loop)
-    ast.parse(confidence)
+    for block in (loop, several, confidence):
+        ast.parse(block)
+    exec("".join(line for line in several.splitlines(keepends=True) if line.startswith("from ")), {})
     exec(below, {})
     printed = capsys.readouterr().out
     assert "0.5714, 0.4286" in printed

@@ -67,7 +67,7 @@ def test_without_regions_it_is_bert() -> None:
     batch = inputs([9, 6], [1, 1])
     batch = replace(batch, region_mask=torch.zeros_like(batch.region_mask))
     with torch.no_grad():
-        pooled, states = model(batch)
+        pooled, states = model(batch)[:2]
         theirs = bert(batch.input_ids, batch.text_mask, batch.token_type_ids, output_hidden_states=True)
     assert torch.allclose(pooled, theirs.pooler_output, atol=1e-5)
     for mine, his in zip(states, theirs.hidden_states, strict=True):
@@ -78,8 +78,8 @@ def test_without_regions_it_is_bert() -> None:
 def test_padding_changes_nothing() -> None:
     model = build()
     with torch.no_grad():
-        pooled, states = model(inputs([9, 6], [3, 2]))
-        padded, more = model(inputs([9, 6], [3, 2], pad_text=4, pad_regions=3))
+        pooled, states = model(inputs([9, 6], [3, 2]))[:2]
+        padded, more = model(inputs([9, 6], [3, 2], pad_text=4, pad_regions=3))[:2]
     assert torch.allclose(pooled, padded, atol=1e-5)
     assert torch.allclose(states[-1][0, 9:12], more[-1][0, 13:16], atol=1e-5)
 
@@ -89,7 +89,7 @@ def test_a_sequence_alone_equals_itself_in_a_batch() -> None:
     model = build()
     both = inputs([9, 6], [3, 2])
     with torch.no_grad():
-        pooled, _ = model(both)
+        pooled, _ = model(both)[:2]
         for row, (n, r) in enumerate(zip([9, 6], [3, 2], strict=True)):
             alone = StudentInputs(
                 both.input_ids[row : row + 1, :n], both.token_type_ids[row : row + 1, :n],
@@ -137,7 +137,7 @@ def test_padded_sequences_equal_compacted_ones() -> None:
     model = build()
     batch = inputs([9, 6, 4], [3, 2, 5], pad_text=2, pad_regions=1)
     with torch.no_grad():
-        pooled, states = model(batch)
+        pooled, states = model(batch)[:2]
         wanted, rows = compacted(model, batch)
     assert torch.allclose(pooled, wanted, atol=1e-5)
     real = torch.cat([batch.text_mask, batch.region_mask], dim=1)
