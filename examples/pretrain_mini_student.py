@@ -175,7 +175,8 @@ class Pretraining(nn.Module):
         chosen[0::2] = False  # the text that is matched stays whole
         masked_ids = ids.masked_fill(chosen, tokenizer.mask_id)
         values = {name: getattr(inputs, name) for name in StudentInputs.__dataclass_fields__}
-        pooled, states = self.encoder(StudentInputs(**{**values, "input_ids": masked_ids}))[:2]
+        encoded = self.encoder(StudentInputs(**{**values, "input_ids": masked_ids}))
+        pooled, states = encoded.pooled, encoded.states
         length = ids.shape[1]
         state = states[-1]
         logits = (

@@ -15,7 +15,6 @@ from madkit.distill.teacher.criterion import Criterion, make_criterion
 from madkit.distill.teacher.side import TeacherSide
 from madkit.distill.teacher.teachers import Teachers
 from madkit.mad.config import MADConfig
-from madkit.mad.criterion import separate_spaces
 from madkit.mad.probe import probe_features
 from madkit.mad.several import SeveralTeachers
 from madkit.mad.targets import TeacherTargets
@@ -133,7 +132,7 @@ def side_of(
         return TeacherSide(examples, cache, config, threads=threads, permute_seed=permute_seed, also=also, room=room)
     shares = teachers.shares(config, own=own)
     if not shares:
-        raise separate_spaces(config.affinity_weight > 0)
+        raise teachers.none_can(config)
     return TeacherSides(examples, teachers, shares, threads=threads, permute_seed=permute_seed, room=room)
 
 

@@ -151,6 +151,22 @@ class Teachers:
                 shares[member.name] = found.config
         return shares
 
+    def none_can(self, config: MADConfig) -> ConfigError:
+        """The error where nobody of the teachers can teach anything of a phase's settings."""
+        affinity = config.affinity_weight > 0
+        if len(self.members) > 1 or self.members[0].whole:
+            return separate_spaces(affinity)
+        (member,) = self.members
+        if affinity:
+            return ConfigError(
+                f"Affinity distillation compares texts with regions, and {member.name} reads {member.sides} alone.",
+                hint="take a CLIP-like teacher, or an arm without affinity, such as mad or kd-global.",
+            )
+        return ConfigError(
+            f"{member.name} reads {member.sides} alone, and no term of these settings is about {member.sides}.",
+            hint="set a weight of theirs above 0, or take another teacher.",
+        )
+
     def told(self, phases: Mapping[str, MADConfig]) -> list[str]:
         """What to say of teachers that cannot teach everything, a sentence each.
 
@@ -169,16 +185,8 @@ class Teachers:
         said = []
         shares = {phase: self.shares(config, own=phase == "mad") for phase, config in phases.items()}
         for phase, config in phases.items():
-            if not shares[phase] and config.affinity_weight > 0 and len(self.members) == 1:
-                (member,) = self.members
-                if not member.whole:
-                    raise ConfigError(
-                        f"Affinity distillation compares texts with regions, and {member.name} reads {member.sides} "
-                        "alone.",
-                        hint="take a CLIP-like teacher, or an arm without affinity, such as mad or kd-global.",
-                    )
             if not shares[phase]:
-                raise separate_spaces(config.affinity_weight > 0)
+                raise self.none_can(config)
         for member in self.members:
             found = [
                 member.can(member.settings.applied(config) if phase == "mad" else config)

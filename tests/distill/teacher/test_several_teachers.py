@@ -110,6 +110,15 @@ def test_one_teacher_of_one_side_teaches_no_affinity(place, student, arm, name):
     assert not list(place.root.glob("runs/*/pre-phase*/metrics.jsonl"))
 
 
+def test_settings_without_a_term_for_the_one_side_are_refused(place, student):
+    without = {"mad.text_weight": 0, "mad.global_text_weight": 0}
+    with pytest.raises(ConfigError, match="ear reads texts alone, and no term of these settings is about texts"):
+        train(place, student, "ear", **without)
+    on_the_pool = {"pool.objective.weight": 0, "pool.objective.affinity_weight": 1, "pool.batch_size": 4}
+    with pytest.raises(ConfigError, match="compares texts with regions, and ear reads texts alone"):
+        train(place, student, "ear", **on_the_pool, **{"pool.objective.weighting": "uniform"})
+
+
 def test_two_spaces_are_told_before_anything_is_read(stores, student, place, make_cache, monkeypatch):
     root = place.root / "apart"
     root.mkdir()
