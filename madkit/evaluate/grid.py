@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 RUN_SCHEMA = 1
 ARM_ORDER = (
     "finetune", "finetune-long", "kd-global", "kd-all", "mad", "mad-no-selection", "mad-no-confidence",
-    "mad-no-adaptation", "affinity", "affinity-absolute", "mad-affinity", "soft-labels", "clip-vil",
+    "mad-no-adaptation", "affinity", "affinity-absolute", "mad-affinity", "mad-affinity-labelled", "soft-labels",
+    "clip-vil",
 )  # fmt: skip
 _TRAIN_AGAIN = "remove the folder and train again"
 PERMUTED = "-permuted"  # at the end of an arm's name: its control

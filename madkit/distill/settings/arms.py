@@ -21,7 +21,8 @@ PERMUTED = "-permuted"  # at the end of an arm's name: its control, as run folde
 # Baselines, naive distillation, the method and its ablations, what goes beyond it, the teacher as the student's eyes.
 ORDER = (
     "finetune", "finetune-long", "kd-global", "kd-all", "mad", "mad-no-selection", "mad-no-confidence",
-    "mad-no-adaptation", "affinity", "affinity-absolute", "mad-affinity", "soft-labels", "clip-vil",
+    "mad-no-adaptation", "affinity", "affinity-absolute", "mad-affinity", "mad-affinity-labelled", "soft-labels",
+    "clip-vil",
 )  # fmt: skip
 
 

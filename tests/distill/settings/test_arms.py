@@ -34,7 +34,7 @@ def test_a_shipped_arm_is_called_as_its_file(name):
     assert config.description
     assert config.needs_cache == ("finetune" not in name)
     assert config.distils == (config.needs_cache and name != "clip-vil")
-    assert (config.pre_phase is not None) == ("affinity" in name)
+    assert (config.pre_phase is not None) == ("affinity" in name and not name.endswith("-labelled"))
     assert (config.mad is not None) == name.startswith(("kd", "mad"))
 
 
@@ -110,6 +110,10 @@ def test_combined_arms_are_made_of_the_single_ones():
     both, mad, affinity = load_arm("mad-affinity"), load_arm("mad"), load_arm("affinity")
     assert (both.mad, both.pre_phase) == (mad.mad, affinity.pre_phase)
     assert both.optim == mad.optim == affinity.optim == load_arm("finetune").optim
+    beside = load_arm("mad-affinity-labelled")
+    assert mad.mad is not None
+    assert beside.mad == mad.mad.model_copy(update={"affinity_weight": 1.0, "affinity_form": "both"})
+    assert (beside.pre_phase, beside.pool, beside.optim) == (None, None, mad.optim)
 
 
 def test_the_help_names_every_arm():
