@@ -45,8 +45,8 @@ def distill(
             "--arm",
             metavar="ARM",
             help="finetune, finetune-long, kd-global, kd-all, mad, mad-no-selection, mad-no-confidence, "
-            "mad-no-adaptation, affinity, affinity-absolute, mad-affinity, mad-affinity-labelled, soft-labels or clip-vil "
-            "(madkit config show ARM), or a YAML file.",
+            "mad-no-adaptation, affinity, affinity-absolute, mad-affinity, mad-affinity-labelled, soft-labels or "
+            "clip-vil (madkit config show ARM), or a YAML file.",
             show_default="mad",
         ),
     ] = None,

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from madkit.core.environment import usable_cpus
+from madkit.core.free_memory import free_memory
 from madkit.doctor.findings import Finding, failed, passed, warned
 
 GROUP = "machine"
@@ -139,15 +141,15 @@ def _quota() -> float | None:
 def _memory() -> Finding:
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        total, free = (int(lines[key].split()[0]) / 2**20 for key in ("MemTotal", "MemAvailable"))
+        total = int(lines["MemTotal"].split()[0]) / 2**20
     except (OSError, KeyError, ValueError):
         return passed(GROUP, "memory", "unknown")
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text()) / 2**30
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text()) / 2**30
-        total, free = min(total, limit), min(free, limit - used)
-    except (OSError, ValueError):
-        pass
+    with suppress(OSError, ValueError):  # no control group, or none that sets a limit
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()) / 2**30)
+    found = free_memory()
+    if found is None:
+        return passed(GROUP, "memory", f"{total:,.1f} GiB")
+    free = found / 2**30
     said = f"{free:,.1f} of {total:,.1f} GiB free"
     if free < LITTLE_MEMORY_GIB:
         return warned(GROUP, "memory", said, "end other programs, or use fewer --workers and a smaller batch")

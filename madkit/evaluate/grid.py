@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from madkit.evaluate.protocol import Protocol
 
 RUN_SCHEMA = 1
+IN_DOMAIN = "test"  # the suite that shifts are set against, in every data set
 ARM_ORDER = (
     "finetune", "finetune-long", "kd-global", "kd-all", "mad", "mad-no-selection", "mad-no-confidence",
     "mad-no-adaptation", "affinity", "affinity-absolute", "mad-affinity", "mad-affinity-labelled", "soft-labels",
@@ -235,31 +236,38 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     for run in sorted(runs, key=lambda run: run.path.name):
         experiments[run.experiment][run.seed] = run
     groups = [tuple(by_seed[seed] for seed in sorted(by_seed)) for by_seed in experiments.values()]
-    cells: dict[tuple[str, ...], list[tuple[Run, ...]]] = defaultdict(list)
+    arms: dict[tuple[str, ...], list[tuple[Run, ...]]] = defaultdict(list)
     for members in groups:
         first = members[0]
-        cells[*first.table, first.student, first.shots, first.arm].append(members)
-    labelled = [Group(members, label) for cell in cells.values() for members, label in _labels(cell)]
+        arms[*first.table, first.student, first.arm].append(members)
+    labelled = [Group(members, label) for arm in arms.values() for members, label in _labels(arm)]
     return sorted(labelled, key=_order)
 
 
-def _labels(cell: Sequence[tuple[Run, ...]]) -> list[tuple[tuple[Run, ...], str]]:
-    """Name the experiments of one cell by their notes, and by the settings in which they differ, two at most."""
-    arm = cell[0][0].arm
-    plain = [f"{arm} ({members[0].note})" if members[0].note else arm for members in cell]
-    if len(set(plain)) == len(cell):
-        return list(zip(cell, plain, strict=True))
-    settings = [{**members[0].config, "teacher": members[0].teacher} for members in cell]
+def _labels(arm: Sequence[tuple[Run, ...]]) -> list[tuple[tuple[Run, ...], str]]:
+    """Name the experiments of one arm by their notes, and where those do not tell them apart by settings, two at most.
+
+    Only settings count in which experiments with equally many labels differ. So arms whose settings were chosen for
+    each number of labels keep their plain name, and one experiment has one name at every number of labels: a curve.
+    """
+    plain = [f"{members[0].arm} ({members[0].note})" if members[0].note else members[0].arm for members in arm]
+    settings = [{**members[0].config, "teacher": members[0].teacher} for members in arm]
+    levels: dict[str, list[int]] = defaultdict(list)
+    for place, members in enumerate(arm):
+        levels[members[0].shots].append(place)
+    alike = [places for places in levels.values() if len({plain[place] for place in places}) < len(places)]
+    if not alike:
+        return list(zip(arm, plain, strict=True))
     keys = sorted({key for one in settings for key in one})
-    differing = [key for key in keys if len({repr(one.get(key)) for one in settings}) > 1]
+    differing = [key for key in keys if any(len({repr(settings[at].get(key)) for at in here}) > 1 for here in alike)]
     if "teacher" in differing:  # says the same in better words
         differing = [key for key in differing if key != "cache_key"]
     names = []
-    for one, members, name in zip(settings, cell, plain, strict=True):
+    for one, name in zip(settings, plain, strict=True):
         shown = ", ".join(f"{key.rpartition('.')[2]}={one.get(key, LATER.get(key))}" for key in differing[:2])
-        more = f" #{members[0].experiment[:4]}" if len(differing) > 2 else ""
-        names.append(f"{name} [{shown}{more}]")
-    return list(zip(cell, names, strict=True))
+        apart = digest_of([one.get(key) for key in differing])
+        names.append(f"{name} [{shown}{f' #{apart[:4]}' if len(differing) > 2 else ''}]")
+    return list(zip(arm, names, strict=True))
 
 
 def _order(group: Group) -> tuple[object, ...]:
@@ -306,7 +314,7 @@ def find_baseline(group: Group, groups: Sequence[Group], arm: str) -> Group | No
 
 
 def suites_of(group: Group, scores: Iterable[tuple[Run, str]]) -> list[str]:
-    """The suites on which some run of the group has scores, in the order of the data."""
+    """The suites on which some run of the group has scores, in the order of `scores`."""
     return list(dict.fromkeys(suite for run, suite in scores if run in group.runs))
 
 

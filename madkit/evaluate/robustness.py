@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from madkit.evaluate.grid import find_baseline, shots_order, suites_of
+from madkit.evaluate.grid import IN_DOMAIN, find_baseline, shots_order, suites_of
 from madkit.evaluate.results import Robustness
 from madkit.evaluate.statistics import mean_interval
 
@@ -69,7 +69,8 @@ def fit_line(in_domain: Sequence[float], shifted: Sequence[float], shots: Sequen
         return None
     fit = stats.linregress(x, y)
     names = tuple(sorted(set(shots), key=shots_order))
-    r2 = float(fit.rvalue) ** 2
+    # where every shifted score is the same, there is no variance to explain, and scipy's correlation is NaN
+    r2 = 0.0 if np.ptp(y) == 0 else float(fit.rvalue) ** 2
     return Line(float(fit.slope), float(fit.intercept), len(x), names, r2, min(in_domain), max(in_domain))
 
 
@@ -80,54 +81,46 @@ def build_robustness(
     made: list[Robustness] = []
     for group in groups:
         suites = suites_of(group, scores)
-        in_domain = _in_domain(group, groups, scores)
-        if in_domain not in suites:
+        if IN_DOMAIN not in suites:
             continue
         for suite in suites:
             metric = next(iter(next(scores[run, suite] for run in group.runs if (run, suite) in scores)))
-            if suite == in_domain or metric not in spec_of(group.first).metrics:
+            if suite == IN_DOMAIN or metric not in spec_of(group.first).metrics:
                 continue
-            ours = _pairs(group, scores, in_domain, suite, metric)
+            ours = _pairs(group, scores, suite, metric)
             if ours:
                 against = find_baseline(group, groups, baseline)
-                theirs = _pairs(against, scores, in_domain, suite, metric) if against is not None else {}
-                line = _line_of(group, groups, scores, in_domain, suite, metric, baseline)
-                made.append(_row(group, suite, in_domain, metric, baseline, ours, theirs, line))
+                theirs = _pairs(against, scores, suite, metric) if against is not None else {}
+                line = _line_of(group, groups, scores, suite, metric, baseline)
+                made.append(_row(group, suite, metric, baseline, ours, theirs, line))
     return made
 
 
-def _in_domain(group: Group, groups: Sequence[Group], scores: ScoreTable) -> str:
-    """The first suite of the data: some run of the same data has it, if not one of this group."""
-    same = [run for other in groups if other.first.table == group.first.table for run in other.runs]
-    return next((suite for run, suite in scores if run in same), "")
-
-
-def _pairs(group: Group, scores: ScoreTable, in_domain: str, suite: str, metric: str) -> dict[int, tuple[float, float]]:
+def _pairs(group: Group, scores: ScoreTable, suite: str, metric: str) -> dict[int, tuple[float, float]]:
     """In-domain and shifted score, percent, by seed."""
     found = {}
     for run in group.runs:
-        here, there = scores.get((run, in_domain), {}), scores.get((run, suite), {})
+        here, there = scores.get((run, IN_DOMAIN), {}), scores.get((run, suite), {})
         if metric in here and metric in there:
             found[run.seed] = (here[metric].percent, there[metric].percent)
     return found
 
 
 def _line_of(
-    group: Group, groups: Sequence[Group], scores: ScoreTable, in_domain: str, suite: str, metric: str, baseline: str
+    group: Group, groups: Sequence[Group], scores: ScoreTable, suite: str, metric: str, baseline: str
 ) -> Line | None:
     here = group.first
     points: list[tuple[float, float, str]] = []
     for other in groups:
         there = other.first
         if there.arm == baseline and (there.table, there.student) == (here.table, here.student):
-            points += [(*pair, there.shots) for pair in _pairs(other, scores, in_domain, suite, metric).values()]
+            points += [(*pair, there.shots) for pair in _pairs(other, scores, suite, metric).values()]
     return fit_line(*zip(*points, strict=True)) if points else None
 
 
 def _row(
     group: Group,
     suite: str,
-    in_domain: str,
     metric: str,
     baseline: str,
     ours: Mapping[int, tuple[float, float]],
@@ -143,7 +136,7 @@ def _row(
     return Robustness(
         **group.about(),
         suite=suite,
-        in_domain=in_domain,
+        in_domain=IN_DOMAIN,
         metric=metric,
         baseline=baseline,
         seeds=tuple(ours),

@@ -24,7 +24,7 @@ from madkit.evaluate.cells import Cell, Scorer, result_rows, score_cell
 from madkit.evaluate.cells import predictions_path as predictions_path
 from madkit.evaluate.contents import about_run, sources_of
 from madkit.evaluate.contents import student_digest as student_digest
-from madkit.evaluate.grid import Group, Problem, Run, find_baseline, find_runs, group_runs, suites_of
+from madkit.evaluate.grid import IN_DOMAIN, Group, Problem, Run, find_baseline, find_runs, group_runs, suites_of
 from madkit.evaluate.kinds import Kinds, kinds_of
 from madkit.evaluate.metrics import METRIC_VERSION, Scores
 from madkit.evaluate.missing import missing_cells
@@ -100,7 +100,7 @@ def evaluate(
     """
     plan = plan_of(workspace, protocol)
     scores, broken = _score_all(workspace, plan, scorer or StudentScorer(device, precision), vqa_rule, failed or {})
-    scores, odd = _of_one_suite(scores)
+    scores, odd = _of_one_suite(_by_suite(scores, plan.data))
     problems = [*plan.problems, *broken, *odd, *_other_revisions(plan, scores)]
     _tell_of_precisions(scores)
 
@@ -269,6 +269,24 @@ def _other_revisions(plan: Plan, scores: Mapping[tuple[Run, str], object]) -> li
                 )
                 break
     return problems
+
+
+def _by_suite(
+    scores: Mapping[tuple[Run, str], Mapping[str, Scores]], data: Mapping[tuple[str, str], TaskData | None]
+) -> dict[tuple[Run, str], Mapping[str, Scores]]:
+    """The cells suite by suite: in-domain first, then as the data lists them, then by name.
+
+    Everything that tells of suites follows this order. So it must not hang on which cells failed, on the order in which
+    a protocol names suites, nor on that in which they were answered.
+    """
+
+    def place(cell: tuple[Run, str]) -> tuple[bool, int, str]:
+        run, suite = cell
+        held = data.get(run.table)
+        known = held.suites() if held is not None else []
+        return suite != IN_DOMAIN, known.index(suite) if suite in known else len(known), suite
+
+    return {cell: scores[cell] for cell in sorted(scores, key=place)}
 
 
 def _of_one_suite(

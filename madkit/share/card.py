@@ -66,7 +66,7 @@ def front_matter(facts: Facts) -> Any:
             dataset_split=score.suite,
             dataset_revision=run.revision,
             metric_type="accuracy",
-            metric_name=score.metric,
+            metric_name=_metric(score, facts.scores),
             metric_value=round(score.percent, 2),
         )
         for score in facts.scores
@@ -132,7 +132,8 @@ def _results(facts: Facts) -> list[str]:
     over_seeds = any(score.mean is not None for score in facts.scores)
     head = ["suite", "metric", f"seed {facts.run.seed}", "examples"] + (["mean over seeds", "95 %"] * over_seeds)
     lines = [f"| {' | '.join(head)} |", "|---|---|--:|--:|" + "--:|:-:|" * over_seeds]
-    lines += [f"| {' | '.join(_row(score, over_seeds))} |" for score in facts.scores]
+    rows = [_row(score, _metric(score, facts.scores), over_seeds) for score in facts.scores]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
     said = [
         "Per cent." + (f" Chance is {facts.spec.chance:.1f} % of {facts.spec.metric}." if facts.spec.chance else "")
     ]
@@ -149,9 +150,15 @@ def _results(facts: Facts) -> list[str]:
     return ["\n".join(lines), " ".join(said)]
 
 
-def _row(score: Score, over_seeds: bool) -> list[str]:
+def _metric(score: Score, scores: Sequence[Score]) -> str:
+    """The metric's name, with the rule of VQA's accuracy where the card holds scores by more than one."""
+    several = len({one.vqa_rule for one in scores}) > 1
+    return f"{score.metric}, rule {score.vqa_rule}" if several and score.vqa_rule else score.metric
+
+
+def _row(score: Score, metric: str, over_seeds: bool) -> list[str]:
     suite = "test (in-domain)" if score.suite == "test" else score.suite
-    row = [_cell(suite), _cell(score.metric), f"{score.percent:.2f}", f"{score.n_examples:,}"]
+    row = [_cell(suite), _cell(metric), f"{score.percent:.2f}", f"{score.n_examples:,}"]
     if not over_seeds:
         return row
     if score.mean is None:

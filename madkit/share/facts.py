@@ -81,11 +81,15 @@ def public_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
             kept[key] = public_name(str(manifest[key]))
     kept["config"] = _cleaned(manifest.get("config") or {})
     if manifest.get("adapted"):
-        base = public_name(str(manifest["adapted"].get("base", "")))
-        kept["adapted"] = {**_cleaned(manifest["adapted"]), "base": base}
+        kept["adapted"] = _adapted(manifest["adapted"])
     if manifest.get("teachers"):  # several at once
         kept["teachers"] = [
-            {**_cleaned(one), "name": public_name(one["name"]), "cache": public_name(one["cache"])}
+            {
+                **_cleaned(one),
+                "name": public_name(one["name"]),
+                "cache": public_name(one["cache"]),
+                "adapted": _adapted(one["adapted"]) if one.get("adapted") else None,
+            }
             for one in manifest["teachers"]
         ]
         told = kept["config"].get("teachers", {})
@@ -93,6 +97,12 @@ def public_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
     environment = manifest.get("environment") or {}
     kept["environment"] = {key: environment.get(key) for key in _VERSIONS if key in environment}
     return kept
+
+
+def _adapted(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of an adapted teacher, its names cleaned."""
+    names = {key: public_name(str(facts[key])) for key in ("name", "base") if facts.get(key) is not None}
+    return {**_cleaned(facts), **names}
 
 
 def public_name(name: str) -> str:

@@ -70,6 +70,29 @@ def test_other_settings_are_another_experiment_and_the_label_says_which(made_up)
     assert sorted(group.label for group in groups_of(made_up)) == ["mad [weight=0.3]", "mad [weight=1.0]"]
 
 
+def test_one_experiment_has_one_name_at_every_number_of_labels(made_up):
+    """A second setting at one number of labels names the first one everywhere: its points make one curve."""
+    for shots, weight in (("1pct", 0.3), ("1pct", 1.0), ("full", 0.3)):
+        made_up.add_run("mad", 0, shots=shots, tag=f"{shots}{weight}", config={"mad": {"weight": weight}})
+    labels = [(group.first.shots, group.label) for group in groups_of(made_up)]
+    assert labels == [("1pct", "mad [weight=0.3]"), ("1pct", "mad [weight=1.0]"), ("full", "mad [weight=0.3]")]
+
+
+def test_settings_chosen_for_each_number_of_labels_leave_the_arm_its_name(made_up):
+    for shots, rate in (("1pct", 1e-4), ("full", 8e-4)):
+        made_up.add_run("mad", 0, shots=shots, config={"optim": {"learning_rate": rate}})
+    assert [group.label for group in groups_of(made_up)] == ["mad", "mad"]
+
+
+def test_experiments_that_differ_in_much_are_told_apart_by_all_of_it(made_up):
+    for shots, seed, layer in (("1pct", 0, 1), ("1pct", 0, 2), ("full", 0, 1)):
+        settings = {"weight": layer / 10, "head": f"head {layer}", "layer": layer}
+        made_up.add_run("mad", seed, shots=shots, tag=f"{shots}{layer}", config={"mad": settings})
+    first, second, full = (group.label for group in groups_of(made_up))
+    assert first.startswith("mad [head=head 1, layer=1 #")
+    assert (full, len({first, second})) == (first, 2)
+
+
 def test_the_baseline_is_the_one_whose_settings_agree_most(made_up):
     made_up.add_run("finetune", 0, tag="slow", config={"optim": {"learning_rate": 1e-5, "steps": 10}})
     made_up.add_run("finetune", 0, tag="fast", config={"optim": {"learning_rate": 1e-3, "steps": 10}})

@@ -6,6 +6,7 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from madkit.evaluate.robustness import fit_line
+from madkit.evaluate.stage import evaluate
 
 
 def on_the_line(in_domain, slope=0.8, intercept=-0.4):
@@ -42,6 +43,50 @@ def test_seeds_alone_make_no_line(in_domain, shots):
 def test_scores_at_the_ends_of_the_scale_stay_finite():
     line = fit_line([0.0, 50.0, 100.0], [0.0, 40.0, 100.0], ["1pct", "5pct", "full"])
     assert np.isfinite([line.slope, line.intercept, line.foretells(100.0), line.foretells(0.0)]).all()
+
+
+def test_equal_scores_under_the_shift_are_a_level_line_that_explains_nothing():
+    """A baseline that answers one class under a shift: scipy's correlation is NaN there, which no report may hold."""
+    line = fit_line([40.0, 50.0, 60.0], [33.0, 33.0, 33.0], ["1pct", "5pct", "full"])
+    assert (line.slope, line.r2) == (0.0, 0.0)
+    assert line.foretells(55.0) == pytest.approx(33.0)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_is_in_domain_does_not_hang_on_which_cells_there_are(made_up, tmp_path, gone):
+    """One cell failed, the protocol names the shifted suite first, or the answers to it are older."""
+    made_up.add_data("snli-ve", "mini-snli-ve", n=120, names=("test", "test-rendering"))
+    for arm in ("finetune", "affinity"):
+        for seed in range(2):
+            made_up.add_run(arm, seed)
+    protocol = tmp_path / "mine.yaml"
+    protocol.write_text("suites: [test-rendering]\n")
+    assert made_up.evaluate(str(protocol)).robustness == ()
+    protocol.write_text("suites: [test-rendering, test]\n")
+    results = made_up.evaluate(str(protocol))
+    if gone:
+        made_up.data.clear()
+        results = made_up.evaluate()
+    assert results.sources[0].suites == ("test", "test-rendering")
+    assert [(row.in_domain, row.suite) for row in results.robustness] == [("test", "test-rendering")] * 2
+
+
+def test_a_failed_cell_leaves_the_in_domain_suite_first(made_up):
+    made_up.add_data("snli-ve", "mini-snli-ve", n=120)
+    for arm in ("finetune", "affinity"):
+        for seed in range(2):
+            made_up.add_run(arm, seed)
+    usual = made_up.scorer
+
+    def scorer(student, examples, regions, spec):
+        if "finetune" in str(student) and "-s0" in str(student) and "rendering" not in examples[0].id:
+            raise RuntimeError("out of memory")
+        return usual(student, examples, regions, spec)
+
+    results = evaluate(made_up.workspace, "full", scorer=scorer)
+    assert len(results.problems) == 1
+    assert results.sources[0].suites[0] == "test"
+    assert {row.in_domain for row in results.robustness} == {"test"}
 
 
 def test_gaps_and_effective_robustness_stand_in_the_results(made_up):

@@ -99,6 +99,16 @@ def test_the_last_score_of_a_suite_counts(run: SharedRun, tmp_path: Path) -> Non
     assert "30.00" not in text
 
 
+def test_scores_by_two_rules_say_by_which(run: SharedRun, tmp_path: Path) -> None:
+    run.score(percent=53.5, vqa_rule="current")
+    run.score(percent=20.75, vqa_rule="pre2021")
+    card = card_of(run, tmp_path / "out")
+    assert "| test (in-domain) | accuracy, rule current | 53.50 |" in card.text
+    assert "| test (in-domain) | accuracy, rule pre2021 | 20.75 |" in card.text
+    named = {one.metric_name: one.metric_value for one in card.data.eval_results}
+    assert named == {"accuracy, rule current": 53.5, "accuracy, rule pre2021": 20.75}
+
+
 def test_a_mini_result_is_named_as_such_and_a_real_one_is_not(run: SharedRun, tmp_path: Path) -> None:
     run.score()
     assert "must not be quoted as such" in card_of(run, tmp_path / "mini").text

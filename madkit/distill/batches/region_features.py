@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from madkit.core.console import info
-from madkit.distill.batches.free_memory import memory_share
+from madkit.core.free_memory import memory_share
 from madkit.regions import RegionReader, Regions
 
 SHARE_OF_MEMORY = 0.4

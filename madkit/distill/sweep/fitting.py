@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from madkit.distill.batches.free_memory import free_memory
+from madkit.core.free_memory import free_memory
 
 # A training process with torch, transformers and the embedded benchmark, measured at its peak: 1.1 GB. The rest is for
 # features that are read into memory where they fit (`region_features`).

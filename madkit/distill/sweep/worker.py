@@ -22,7 +22,7 @@ from madkit.core.workspace import Workspace
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Train one run; expected failures become an answer with "error", a run that another trains one with "busy"."""
-    from madkit.distill.batches.free_memory import share_memory
+    from madkit.core.free_memory import share_memory
     from madkit.distill.runs.folder import RunBusy
     from madkit.distill.stage import distill
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from madkit.core.console import info
-from madkit.distill.batches.free_memory import memory_share
+from madkit.core.free_memory import memory_share
 
 Held = Literal["auto", "memory", "stream"]
 SHARE_OF_MEMORY = 0.4

@@ -15,7 +15,8 @@ _SPECIAL = {
 _CAPTION = (
     r"Mean over seeds in percent with the 95\,\% interval of Student's $t$ over the seeds; differences in points on "
     r"the same seeds and questions, with the 95\,\% interval for new seeds and new images; $^\dagger$: $p \ge 0.05$ "
-    r"after Holm's correction over the comparisons of this table; one seed ($n=1$) has neither interval nor test."
+    r"after Holm's correction over the comparisons of this table by the same metric; one seed ($n=1$) has neither "
+    r"interval nor test."
 )
 
 

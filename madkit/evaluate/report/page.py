@@ -149,15 +149,7 @@ def _palette(results: Results, gallery: Sequence[GalleryItem]) -> dict[str, int]
     # an arm that lacks the first number of labels comes later in the rows, and stands where it would
     labels |= dict.fromkeys(row.label for row in sorted(results.rows, key=lambda row: (arm_order(row.arm), row.label)))
     labels |= dict.fromkeys(arm for item in gallery for arm in item.answers)
-    palette: dict[str, int] = {}
-    others = 0
-    for label in labels:
-        if label == baseline or not palette:
-            palette[label] = 0
-        else:
-            palette[label] = 1 + others % (_MOST_ARMS - 1)
-            others += 1
-    return palette
+    return {label: 1 + (place - 1) % (_MOST_ARMS - 1) if place else 0 for place, label in enumerate(labels)}
 
 
 def _chip(kind: int) -> Markup:

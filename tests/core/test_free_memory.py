@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from madkit.distill.batches import free_memory as memory
-from madkit.distill.batches.free_memory import free_memory, memory_share, share_memory
+from madkit.core import free_memory as memory
+from madkit.core.free_memory import free_memory, memory_share, share_memory
 
 GB = 10**9
 
