@@ -40,7 +40,7 @@ class TokenCache:
         self.parts = tuple(part for part in ("images", "texts") if part in manifest)
         self._images: ImageTokens | None = None
         self._texts: TextTokens | None = None
-        command = extract_command(self.identity)
+        command = extract_command(self.identity, same=True)
         gone = {
             part: {int(item["row"]): str(item["error"]) for item in manifest.get("absent", {}).get(part, ())}
             for part in self.parts
@@ -78,7 +78,8 @@ class TokenCache:
         if bad:
             raise CacheError(
                 f"The cache {folder} is damaged: {bad[0]}" + (f" and {len(bad) - 1} more." if len(bad) > 1 else "."),
-                hint=f"{extract_command(manifest['identity'])} redoes what is missing, or {verify_hint(folder)}",
+                hint=f"{extract_command(manifest['identity'], same=True)} redoes what is missing, or "
+                f"{verify_hint(folder)}",
             )
         return cls(folder, manifest, check=check)
 
@@ -181,7 +182,7 @@ def again_command(place: Place) -> str:
         plan = read_document(place, PLAN)
         if isinstance(place, Path):
             journalled_units(place)
-        return f"go on with it, which computes just what is missing: {extract_command(plan['identity'])}"
+        return f"go on with it, which computes just what is missing: {extract_command(plan['identity'], same=True)}"
     except (MadkitError, KeyError, TypeError):
         return f"remove it and extract again: madkit cache prune --store {place.name} --yes"
 
@@ -198,7 +199,7 @@ def _unfinished(place: Place, plan: Mapping[str, Any]) -> CacheError:
     total = sum(-(-int(plan[part]["n"]) // int(plan[part]["unit"])) for part in ("images", "texts") if part in plan)
     return CacheError(
         f"The cache {place} is unfinished ({done} of {total} shards).",
-        hint=f"go on with: {extract_command(plan['identity'])}",
+        hint=f"go on with: {extract_command(plan['identity'], same=True)}",
     )
 
 
@@ -222,8 +223,12 @@ def adapter_name(identity: Mapping[str, Any]) -> str | None:
     return next((str(side["adapter"]["name"]) for side in sides if "adapter" in side), None)
 
 
-def extract_command(identity: Mapping[str, Any]) -> str:
-    """Return the command that makes a store."""
+def extract_command(identity: Mapping[str, Any], *, same: bool = False) -> str:
+    """Return the command that makes a store: one of this kind, or the ``same`` one to the last digit.
+
+    What ``--compute-dtype`` and ``--decoder`` choose by themselves depends on the machine. So the command that goes on
+    with a store says what they chose; the weights behind ``--weights`` have no name that could be said.
+    """
     command = f"madkit extract --teacher {identity.get('teacher')} --task {identity.get('task')}"
     if (adapted := adapter_name(identity)) is not None:
         command += f" --adapter {adapted}"
@@ -231,4 +236,12 @@ def extract_command(identity: Mapping[str, Any]) -> str:
         command += f" --store-dtype {identity['dtype']}"
     if identity.get("selection", "all") != "all":
         command += f" --tokens {identity['selection']}"
+    if same:
+        if identity.get("compute_dtype"):
+            command += f" --compute-dtype {identity['compute_dtype']}"
+        seen = (identity.get("vision") or {}).get("preprocessing") or {}
+        if seen.get("decoder"):
+            command += f" --decoder {seen['decoder']}"
+        if seen.get("resize_mode") == "squash" and "resize_edge" not in seen and "crop" not in seen:
+            command += " --view whole"  # changes nothing for a teacher that squeezes images anyway
     return command

@@ -106,7 +106,8 @@ def check_caches(workspace: Workspace) -> list[Finding]:
             if is_held(path / LOCK, held):
                 found.append(passed(CACHES, path.name, "is being made just now"))
             else:
-                found.append(warned(CACHES, path.name, "its extraction is unfinished", extract_command(row.identity)))
+                mend = extract_command(row.identity, same=True)
+                found.append(warned(CACHES, path.name, "its extraction is unfinished", mend))
         else:
             found.append(
                 failed(CACHES, path.name, "it cannot be read", f"madkit cache prune --store {path.name} --yes")

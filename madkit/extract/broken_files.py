@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from madkit.core.archives import open_binary
-from madkit.core.errors import MadkitError
 
 THREADS = 16
 
@@ -29,6 +28,8 @@ def _wrong_with(path: Path) -> str:
             image.verify()
     except UnidentifiedImageError:  # whose message shows an object of Python
         return f"{path}: no format that Pillow knows"
-    except (MadkitError, OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damage of all kinds
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise what they like for damage: that of AVIF a RuntimeError
         return f"{path}: {error}"
     return ""

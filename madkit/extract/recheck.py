@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from madkit.cache.parts import ImageTokens, TextTokens
 from madkit.cache.reader import Place, TokenCache, extract_command
 from madkit.core.errors import CacheError
 from madkit.core.seeds import derive_seed
@@ -19,7 +22,7 @@ from madkit.extract.items import Items, collect_items, split_names
 from madkit.extract.planning import store_identity
 from madkit.tasks.data import find_dataset, open_task
 from madkit.teachers.adapter import adapter_of_store, adapters_folder
-from madkit.teachers.interface import TextTeacher, VisionTeacher
+from madkit.teachers.interface import Teacher
 
 COSINE_FLOOR = 0.999
 """Below this a stored token is not what the teacher gives: float16 storage alone keeps 0.99999 and better."""
@@ -58,12 +61,15 @@ def _summary(values: npt.NDArray[np.float64]) -> dict[str, Any]:
 def recheck(workspace: Workspace, path: Place, sample: int, *, weights: Path | None = None) -> Recheck:
     """Encode ``sample`` images and texts of a store again (chosen by its key, so always the same ones).
 
+    The teacher computes as it did for the store. An arithmetic of fewer digits than float32 gives other last digits on
+    another device: how far off it may be is measured here, on the sample, against float32.
+
     Raises:
         CacheError: data or teacher have changed since the store was made.
     """
     with TokenCache.open(path, check=True) as cache:
         adapter = adapter_of_store(adapters_folder(workspace), cache.identity)
-        teacher = load_as_stored({**cache.identity, "compute_dtype": "float32"}, weights=weights, adapter=adapter)
+        teacher = load_as_stored(cache.identity, weights=weights, adapter=adapter)
         data = find_dataset(workspace, str(cache.identity["source"]), str(cache.identity["revision"])) or open_task(
             workspace, str(cache.identity["task"]), build=False, part="auto"
         )
@@ -78,53 +84,80 @@ def recheck(workspace: Workspace, path: Place, sample: int, *, weights: Path | N
                 )
         items = collect_items(data, split_names(data, None if splits == "all" else splits), teacher)
         chosen = np.random.default_rng(derive_seed("recheck", cache.key))
-        images = _images(cache, teacher.vision, items, _sample(chosen, len(items.image_ids), sample))
-        texts = _texts(cache, teacher.text, items, _sample(chosen, len(items.texts), sample))
-        rounding = cache.manifest.get("rounding", {}).values()
-        floor = min([COSINE_FLOOR, *(facts["worst_cosine"] - 1e-3 for facts in rounding)])
-    return Recheck(images, texts, floor)
+        images = _sample(chosen, items.image_ids, sample, cache.images if "images" in cache.parts else None)
+        texts = _sample(chosen, items.texts, sample, cache.texts if "texts" in cache.parts else None)
+        fresh = _vectors(cache, teacher, items, images, texts)
+        least = [COSINE_FLOOR, *(facts["worst_cosine"] - 1e-3 for facts in cache.manifest.get("rounding", {}).values())]
+        if cache.identity["compute_dtype"] != "float32":
+            exactly = {**cache.identity, "compute_dtype": "float32"}
+            exact = _vectors(cache, load_as_stored(exactly, weights=weights, adapter=adapter), items, images, texts)
+            least.append(_floor_of_arithmetic(fresh, exact))
+        stored = _stored(cache, items, images, texts)
+    return Recheck(_cosines(fresh[0], stored[0]), _cosines(fresh[1], stored[1]), min(least))
 
 
-def _sample(chosen: np.random.Generator, n: int, sample: int) -> npt.NDArray[np.int64]:
-    return np.sort(chosen.choice(n, min(sample, n), replace=False)) if n else np.zeros(0, np.int64)
+def _sample(
+    chosen: np.random.Generator, ids: Sequence[str], sample: int, part: ImageTokens | TextTokens | None
+) -> npt.NDArray[np.int64]:
+    """Places in `ids` of some items that the store holds."""
+    rows = np.sort(chosen.choice(len(ids), min(sample, len(ids)), replace=False)) if ids else np.zeros(0, np.int64)
+    if part is None or not len(rows):
+        return np.zeros(0, np.int64)
+    kept: npt.NDArray[np.int64] = rows[part.present([ids[row] for row in rows])]
+    return kept
 
 
-def _images(
-    cache: TokenCache, vision: VisionTeacher | None, items: Items, rows: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    found = [np.zeros(0)]
-    if vision is None or not len(rows):
-        return found[0]
-    for row in rows[cache.images.present([items.image_ids[row] for row in rows])]:
-        seen = vision.encode(vision.load_image(items.image_paths[row])[None])
+def _vectors(
+    cache: TokenCache, teacher: Teacher, items: Items, images: npt.NDArray[np.int64], texts: npt.NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
+    """What a teacher gives for the chosen images and texts, float32 [N, D] each: the tokens that the store keeps."""
+    seen, read = [], []
+    if teacher.vision is not None:
+        for row in images:
+            view = teacher.vision.encode(teacher.vision.load_image(items.image_paths[row])[None])
+            if cache.images.has_tokens:
+                places = cache.images.positions(cache.images.rows([items.image_ids[row]]))[0]
+                seen.append(view.tokens[0].cpu()[torch.from_numpy(places.astype(np.int64))])
+            else:
+                seen.append(view.global_.cpu())
+    if teacher.text is not None:
+        for row in texts:
+            output = teacher.text.encode([items.texts[row]])
+            tokens = output.tokens[0][output.mask[0]] if cache.texts.has_tokens else output.global_
+            read.append(tokens.cpu())
+    return _joined(seen), _joined(read)
+
+
+def _stored(
+    cache: TokenCache, items: Items, images: npt.NDArray[np.int64], texts: npt.NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
+    """The same vectors as the store has them."""
+    seen, read = [], []
+    for row in images:
         at = cache.images.rows([items.image_ids[row]])
-        if cache.images.has_tokens:
-            places = torch.from_numpy(cache.images.positions(at)[0].astype(np.int64))
-            found.append(_cosines(seen.tokens[0].cpu()[places], torch.from_numpy(cache.images.tokens(at)[0])))
-        else:
-            found.append(_cosines(seen.global_, torch.from_numpy(cache.images.globals(at))))
-    return np.concatenate(found)
-
-
-def _texts(
-    cache: TokenCache, text: TextTeacher | None, items: Items, rows: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    found = [np.zeros(0)]
-    if text is None or not len(rows):
-        return found[0]
-    for row in rows[cache.texts.present([items.texts[row] for row in rows])]:
-        output = text.encode([items.texts[row]])
+        seen.append(cache.images.tokens(at)[0] if cache.images.has_tokens else cache.images.globals(at))
+    for row in texts:
         at = cache.texts.rows([items.texts[row]])
-        if cache.texts.has_tokens:
-            kept = cache.texts.tokens(at)
-            found.append(_cosines(output.tokens[0][output.mask[0]], torch.from_numpy(kept.tokens)))
-        else:
-            found.append(_cosines(output.global_, torch.from_numpy(cache.texts.globals(at))))
-    return np.concatenate(found)
+        read.append(cache.texts.tokens(at).tokens if cache.texts.has_tokens else cache.texts.globals(at))
+    return _joined([torch.from_numpy(one) for one in seen]), _joined([torch.from_numpy(one) for one in read])
 
 
-def _cosines(fresh: torch.Tensor, stored: torch.Tensor) -> npt.NDArray[np.float64]:
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.float() for part in parts]) if parts else torch.zeros(0, 1)
+
+
+def _floor_of_arithmetic(fresh: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor]) -> float:
+    """The cosine that two devices may be apart which both compute as the store was computed.
+
+    Each of them is off by as much as this one is, so that the angle between them is at most twice as wide; and one
+    minus a cosine grows with the square of the angle.
+    """
+    cosines = np.concatenate([_cosines(one, other) for one, other in zip(fresh, exact, strict=True)])
+    return 1.0 - 4.0 * (1.0 - float(cosines.min())) if len(cosines) else 1.0
+
+
+def _cosines(first: Tensor, second: Tensor) -> npt.NDArray[np.float64]:
     values: npt.NDArray[np.float64] = torch.nn.functional.cosine_similarity(
-        fresh.double().cpu(), stored.double(), dim=-1
+        first.double(), second.double(), dim=-1
     ).numpy()
     return values

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from madkit.core import archives
-from madkit.core.errors import ConfigError, DataError, NotFoundError
+from madkit.core.errors import ConfigError, DataError, MadkitError, NotFoundError
 from madkit.teachers.torchvision_decode import decode_like_pillow
 
 View = tuple[float, float, float, float]
@@ -126,7 +126,9 @@ class Preprocessing:
             raise DataError(f"The image {path} does not exist.") from None
         except UnidentifiedImageError:
             raise DataError(f"The image {path} cannot be read (no format that Pillow knows).") from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (MadkitError, MemoryError):
+            raise
+        except Exception as error:  # decoders raise what they like for damage: that of AVIF a RuntimeError
             raise DataError(f"The image {path} cannot be read ({error or type(error).__name__}).") from None
         return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous(), view
 
