@@ -18,6 +18,7 @@ from madkit.core.files import read_json
 from madkit.core.workspace import is_url
 
 _NEEDED: dict[str, type] = {"identity": dict, "files": dict, "key": str, "bytes": int}
+_OF_IDENTITY = ("teacher", "task", "source", "revision", "shared_space")
 
 Place = Path | RemoteStore
 """Where a store lies: a folder, or a URL."""
@@ -126,7 +127,7 @@ class TokenCache:
     @property
     def logit_scale(self) -> float:
         """Factor on cosines before a softmax, as the teacher learnt it."""
-        return float(self.identity["logit_scale"])
+        return float(self.identity.get("logit_scale", 1.0))
 
     def close(self) -> None:
         """Let go of open files."""
@@ -168,6 +169,8 @@ def checked_manifest(place: Place, manifest: Any) -> dict[str, Any]:
             hint="extract it again into another workspace, or remove the folder",
         )
     lacking = [name for name in _NEEDED if not isinstance(manifest.get(name), _NEEDED[name])]
+    if not lacking:
+        lacking = [f"identity.{name}" for name in _OF_IDENTITY if name not in manifest["identity"]]
     if lacking or not ({"images", "texts"} & manifest.keys()):
         raise CacheError(
             f"{place}/{MANIFEST} is damaged: it has no '{lacking[0] if lacking else 'images'}'.",

@@ -187,7 +187,7 @@ def load_as_stored(
         device: a torch device.
         adapter: folder of the adaptation run that the store was made with (``adapter_of_store``), if any.
     """
-    arithmetic = str(identity["compute_dtype"])
+    arithmetic = str(identity.get("compute_dtype", "float32"))
     teacher = load_computing(str(identity["teacher"]), arithmetic, weights=weights, device=device, adapter=adapter)
     stored = (identity.get("vision") or {}).get("preprocessing", {})
     if stored.get("resize_mode") == "squash":

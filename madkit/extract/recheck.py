@@ -73,7 +73,7 @@ def recheck(workspace: Workspace, path: Place, sample: int, *, weights: Path | N
         data = find_dataset(workspace, str(cache.identity["source"]), str(cache.identity["revision"])) or open_task(
             workspace, str(cache.identity["task"]), build=False, part="auto"
         )
-        splits = cache.identity["splits"]
+        splits = cache.identity.get("splits", "all")
         identity = store_identity(teacher, data, None if splits == "all" else splits)
         for key in ("vision", "text", "revision"):
             if identity[key] != cache.identity[key]:
@@ -88,7 +88,7 @@ def recheck(workspace: Workspace, path: Place, sample: int, *, weights: Path | N
         texts = _sample(chosen, items.texts, sample, cache.texts if "texts" in cache.parts else None)
         fresh = _vectors(cache, teacher, items, images, texts)
         least = [COSINE_FLOOR, *(facts["worst_cosine"] - 1e-3 for facts in cache.manifest.get("rounding", {}).values())]
-        if cache.identity["compute_dtype"] != "float32":
+        if cache.identity.get("compute_dtype", "float32") != "float32":
             exactly = {**cache.identity, "compute_dtype": "float32"}
             exact = _vectors(cache, load_as_stored(exactly, weights=weights, adapter=adapter), items, images, texts)
             least.append(_floor_of_arithmetic(fresh, exact))

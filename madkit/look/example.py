@@ -56,7 +56,7 @@ def show_example(
 
 
 def _find(data: TaskData, cache: TokenCache, wanted: str | None) -> Example:
-    names = cache.identity["splits"]
+    names = cache.identity.get("splits", "all")
     splits = [name for name in ("dev", *data.own_splits()) if name in (data.own_splits() if names == "all" else names)]
     near: list[str] = []
     for split in dict.fromkeys(splits):

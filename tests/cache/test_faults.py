@@ -151,15 +151,18 @@ def test_stores_that_cannot_be_opened(tmp_path: Path, maker: Callable[..., Any])
     with pytest.raises(CacheError, match="this version of madkit"):
         TokenCache.open(other.path)
     assert verify_cache(other.path).problems[0].kind == "manifest"
-    (other.path / "manifest.json").write_text(json.dumps({**manifest, "identity": {"teacher": "fake"}}))
+    (other.path / "manifest.json").write_text(
+        json.dumps({**manifest, "identity": {**manifest["identity"], "teacher": "fake"}})
+    )
     assert "key" in verify_cache(other.path).problems[0].detail
 
 
-@pytest.mark.parametrize("name", ["files", "key", "identity", "bytes"])
+@pytest.mark.parametrize("name", ["files", "key", "identity", "bytes", "identity.shared_space", "identity.source"])
 def test_a_manifest_that_lacks_something_is_an_error_that_names_it(store: Any, name: str) -> None:
     path = store.path / "manifest.json"
     document = json.loads(path.read_text())
-    del document[name]
+    *outer, last = name.split(".")
+    del (document[outer[0]] if outer else document)[last]
     path.write_text(json.dumps(document))
     with pytest.raises(CacheError, match=f"is damaged: it has no '{name}'") as found:
         TokenCache.open(store.path)
