@@ -277,7 +277,7 @@ class Results:
         try:
             later: dict[str, Any] = {name: [] for name in _PARTS}  # what documents of an earlier madkit lack
             values = {item.name: {**later, **document}[item.name] for item in fields(cls)}
-            values["rows"] = tuple(_row(row) for row in values["rows"])
+            values["rows"] = tuple(read_row(row) for row in values["rows"])
             for name, made in _PARTS.items():
                 values[name] = tuple(made(**_tuples(one)) for one in values[name])
             values["sources"] = tuple(Source(**_tuples(one)) for one in values["sources"])
@@ -304,7 +304,8 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def _row(values: dict[str, Any]) -> Row:
+def read_row(values: dict[str, Any]) -> Row:
+    """One row of a document (KeyError or TypeError for one that lacks or has more than a row's fields)."""
     difference = values["difference"]
     if difference is not None:
         difference = Difference(**{**difference, "seeds": tuple(difference["seeds"])})

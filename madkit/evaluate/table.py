@@ -58,7 +58,7 @@ def build_rows(
                     row = replace(row, difference=_difference(ours, other, against.label, resamples))
                 rows.append(row)
             advance()
-    return _correct(rows)
+    return corrected(rows)
 
 
 def build_breakdowns(
@@ -182,7 +182,7 @@ def _stack(scores: Mapping[int, Scores], seeds: Sequence[int]) -> FloatArray:
     return np.stack([scores[seed].values for seed in seeds]) * 100
 
 
-def _correct(rows: Sequence[Row]) -> list[Row]:
+def corrected(rows: Sequence[Row]) -> list[Row]:
     """Holm over all comparisons of one table and metric: what stands in one forest plot."""
     families: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, row in enumerate(rows):

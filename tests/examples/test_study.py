@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +18,7 @@ from madkit.core.errors import DataError
 from madkit.core.workspace import Workspace
 from madkit.distill.settings.arms import arm_names, load_arm
 from madkit.distill.sweep.sweep import RunReport
+from madkit.evaluate.results import Difference, Row
 
 FOLDER = Path(__file__).parents[2] / "examples" / "study"
 
@@ -320,6 +321,54 @@ def test_a_cell_with_fewer_runs_takes_no_place():
         assert [line["mean"] for line in lines if line["kind"] == "row"] == [50.0, 50.0]
         assert [line["created"] for line in lines if line["kind"] == "about"] == ["before"]
         assert "mad (seed 1)" in told[0]
+
+
+def full_row(label: str, per_seed: list[float], p: float | None = None, suite: str = "test") -> dict[str, Any]:
+    gap = None
+    if p is not None:
+        gap = Difference(
+            baseline="finetune", mean=1.0, low=-1.0, high=3.0, p=p, p_holm=p, p_images=p, p_seeds=None,
+            bootstrap_low=None, bootstrap_high=None, seeds=(0, 1), n_seeds=2, n_examples=10, n_images=5,
+        )  # fmt: skip
+    row = Row(
+        task="vqa", source="mini-vqa", revision="r1", student="s", shots="1pct", arm=label, label=label, is_mini=True,
+        teacher=None, suite=suite, metric="accuracy", headline=True, chance=None, mean=sum(per_seed) / 2, low=None,
+        high=None, n_seeds=2, n_examples=10, n_images=5, seeds=(0, 1), per_seed=tuple(per_seed), difference=gap,
+    )  # fmt: skip
+    return json.loads(json.dumps({"kind": "row", **asdict(row)}))
+
+
+def test_another_machine_brings_arms_where_it_computes_alike():
+    there = [full_row("finetune", [50.0, 52.0]), full_row("mad", [50.5, 51.0], 0.02)]
+    before = [{"kind": "about", **about("before")}, *there]
+    now = [full_row("finetune", [50.0, 52.0]), full_row("affinity", [60.0, 61.0], 0.03)]
+    lines, told = joined.joined(before, about(), now)
+    rows = [line for line in lines if line["kind"] == "row"]
+    assert [row["label"] for row in rows] == ["finetune", "mad", "affinity"]
+    assert [row["difference"]["p_holm"] for row in rows[1:]] == [0.04, 0.04], "Holm's correction over both"
+    assert [row["difference"]["n_comparisons"] for row in rows[1:]] == [2, 2]
+    assert told == ["mini-vqa at 1pct has affinity from here: 2 scores that both have are the same to the digit."]
+    assert [(line["created"], line["cells"]) for line in lines if line["kind"] == "about"] == [
+        ("before", [["mini-vqa", "1pct"]]), ("today", [["mini-vqa", "1pct"]])]  # fmt: skip
+    again, _ = joined.joined(lines, about("tomorrow"), [])
+    assert again == lines
+
+
+def test_another_machine_that_computes_otherwise_brings_nothing():
+    there = [full_row("finetune", [50.0, 52.0]), full_row("mad", [50.5, 51.0], 0.02)]
+    before = [{"kind": "about", **about("before")}, *there]
+    new = full_row("affinity", [60.0, 61.0], 0.03)
+    for scores, why in (
+        (
+            [50.0, 52.0001],
+            "affinity would come to it, but finetune (seed 1) on test, accuracy scores 52.0001 here and 52",
+        ),
+        (None, "affinity would come to it, but finetune (seed 0) on test, accuracy was not measured here"),
+    ):
+        now = [new] if scores is None else [full_row("finetune", scores), new]
+        lines, told = joined.joined(before, about(), now)
+        assert [line["label"] for line in lines if line["kind"] == "row"] == ["finetune", "mad"]
+        assert why in told[0]
 
 
 def test_a_run_with_settings_that_are_not_chosen_is_in_no_table(tmp_path):
