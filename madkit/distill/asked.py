@@ -25,7 +25,7 @@ from madkit.distill.settings.arms import load_arm
 from madkit.distill.settings.config import DistillConfig, resolve
 from madkit.distill.settings.recipes import PAPER, load_recipe
 from madkit.distill.teacher.run_teachers import Named, name_teachers, open_teachers, with_teachers
-from madkit.distill.teacher.teachers import teacher_name
+from madkit.distill.teacher.teachers import Teachers, teacher_name
 from madkit.students.heads import HeadSpec
 from madkit.students.load import student_folder
 from madkit.students.start import check_start
@@ -123,7 +123,10 @@ class Asked:
         self.named = named
         self.start = start.source
         config = resolve(config, task=data.spec.kind, n_examples=len(labelled), seed=seed)
-        self.teachers = open_teachers(workspace, data, named, config) if config.needs_cache else None
+        self.teachers: Teachers | None = None
+        if config.needs_cache:
+            unlabelled = len(labelled) < len(self.train)  # questions are labelled as a whole
+            self.teachers = open_teachers(workspace, data, named, config, unlabelled=unlabelled)
         self.config = with_teachers(config, self.teachers)
         head = head_for(data.spec, self.train, answers=Path(config.answers) if config.answers else None)
         binary = head.kind == "multiple-choice" and config.choice_loss == "binary"

@@ -182,4 +182,4 @@ def make_teaching(
 def weighs_by_confidence(criterion: Criterion) -> bool:
     """Whether a weight of a criterion, or of one of several, asks for the teachers' confidence."""
     parts = (part for part in criterion.modules() if isinstance(part, MADCriterion))
-    return any(part.config.weighting != "uniform" and bool(part.config.term_weights) for part in parts)
+    return any(part.config.weighs for part in parts)

@@ -155,6 +155,11 @@ class MADConfig(StrictModel):
         return {name: value for name, value in weights.items() if value > 0}
 
     @property
+    def weighs(self) -> bool:
+        """Whether examples are weighed by somebody's confidence in their gold targets."""
+        return self.weighting != "uniform" and bool(self.term_weights)
+
+    @property
     def distillation_token(self) -> bool:
         """Whether a token of its own takes the global embeddings."""
         return self.global_source == "token" and not {"global_image", "global_text"}.isdisjoint(self.term_weights)

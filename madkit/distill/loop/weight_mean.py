@@ -26,7 +26,7 @@ def weight_means(module: nn.Module, accelerator: Accelerator) -> list[WeightMean
     """One for each criterion in `module` that weighs examples by confidence, which asks it from now on."""
     found: list[WeightMean] = []
     for part in module.modules():
-        if isinstance(part, MADCriterion) and part.config.weighting != "uniform" and part.config.term_weights:
+        if isinstance(part, MADCriterion) and part.config.weighs:
             mean = WeightMean(accelerator, part.config.w_max)
             part.whole_batch = mean
             found.append(mean)

@@ -33,7 +33,7 @@ class RunIdentity:
     `student` is a readable name, `student_digest` stands for its initial weights; `teacher` and `cache_key` are None
     for arms without one. `examples` digests the ids of the labelled subset, `regions` the region features where they
     were added to the data (None: they came with it), `confidence_cache` is another cache that the teacher's confidence
-    comes from (None: `cache_key`).
+    and soft labels come from (None: `cache_key`).
     """
 
     task: str

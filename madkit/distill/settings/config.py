@@ -164,7 +164,7 @@ class PrePhaseConfig(StrictModel):
             if self.soft_labels is None:
                 raise ValueError("objective is null and there are no soft_labels: nothing would be learnt")
             return self
-        if self.objective.weighting != "uniform" and self.objective.term_weights:
+        if self.objective.weighs:
             raise ValueError(
                 f"objective.weighting is {self.objective.weighting}, but before any label is read nobody's confidence "
                 "in the right answer is known: set it to uniform"
@@ -228,6 +228,23 @@ class DistillConfig(StrictModel):
     def needs_cache(self) -> bool:
         """Whether a teacher's tokens are read at all."""
         return self.distils or self.visual_input == "teacher"
+
+    @property
+    def weighs(self) -> bool:
+        """Whether labelled examples are weighed by the teachers' confidence, by one of several teachers at least."""
+        taught = [] if self.mad is None else [one.applied(self.mad) for one in self.teachers.values() if one.weight > 0]
+        return any(mad.weighs for mad in (self.mad, *taught) if mad is not None)
+
+    def probes_pool(self, *, unlabelled: bool) -> bool:
+        """Whether a probe that was fitted on the labelled examples answers a pool.
+
+        `unlabelled`: whether the train split has questions without a label; soft labels are for those alone.
+        """
+        before = unlabelled and self.pre_phase is not None and self.pre_phase.soft_labels is not None
+        if self.pool is None:
+            return before
+        there = unlabelled or self.pool.soft_labels is None
+        return before or (there and self.pool.asks_probe(self.mad))
 
     @model_validator(mode="after")
     def _teachers_that_can_be_meant(self) -> DistillConfig:

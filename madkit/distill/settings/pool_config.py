@@ -81,5 +81,5 @@ class PoolConfig(StrictModel):
     def asks_probe(self, mad: MADConfig | None) -> bool:
         """Whether a probe has to be fitted: for soft labels, for weights by its confidence, or for VCR's contexts."""
         objective = self.distilled(mad)
-        weighs = objective is not None and objective.weighting != "uniform" and bool(objective.term_weights)
+        weighs = objective is not None and objective.weighs
         return self.soft_labels is not None or weighs or self.rationale_answer == "probe"

@@ -321,25 +321,38 @@ class _Choice:
         return min(fits, key=likeness).path.name if fits else None
 
 
-def asked_cache(workspace: Workspace, data: TaskData, pick: TeacherPick, config: DistillConfig) -> TokenCache | None:
-    """The cache that a run's teacher is asked for its confidence from, where that is another than the run's own.
+def asked_cache(
+    workspace: Workspace, data: TaskData, pick: TeacherPick, config: DistillConfig, *, unlabelled: bool
+) -> TokenCache | None:
+    """The cache that a probe reads of a run's teacher, where one is fitted and that is another than the run's own.
 
     An adapted teacher knows the gold targets of the examples that it was adapted with. A probe on its vectors would be
-    right about nearly all of them, cross-fitted or not, and the weights would follow what it learnt by heart. The same
-    teacher before its adaptation has seen no label.
+    right about nearly all of them, cross-fitted or not, and weights and soft labels would follow what it learnt by
+    heart. The same teacher before its adaptation has seen no label.
+
+    Args:
+        workspace: where caches lie.
+        data: the run's data.
+        pick: the teacher.
+        config: the run's configuration.
+        unlabelled: whether the train split has questions that are not labelled.
 
     Raises CacheError where that one is needed and its cache is not there.
     """
-    mad = config.mad
-    weighs = mad is not None and mad.weighting != "uniform" and bool(mad.term_weights)
-    if pick.adapted is None or not weighs or config.confidence.teacher == "same":
+    probed = config.probes_pool(unlabelled=unlabelled)
+    if pick.adapted is None or not (config.weighs or probed) or config.confidence.teacher == "same":
         return None
     if pick.unadapted is None:
         task = data.spec.name if data.is_mini else data.name
+        why, instead = (
+            ("what a probe on it says of other examples is what it learnt by heart", "confidence.teacher=same")
+            if probed
+            else ("its own confidence in labelled examples says nothing", "mad.weighting=uniform")
+        )
         raise CacheError(
-            f"The teacher {pick.adapted.name} has seen labels, so its own confidence in labelled examples says "
-            f"nothing, and a cache of {pick.adapted.base} as it was before is not there.",
-            hint=f"madkit extract --teacher {pick.adapted.base} --task {task}; or --set mad.weighting=uniform",
+            f"The teacher {pick.adapted.name} has seen labels, so {why}, and a cache of {pick.adapted.base} as it was "
+            "before is not there.",
+            hint=f"madkit extract --teacher {pick.adapted.base} --task {task}; or --set {instead}",
         )
     return choose_cache(workspace, data, pick.unadapted)
 

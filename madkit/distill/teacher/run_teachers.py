@@ -109,8 +109,17 @@ def as_caches_say(name: str) -> str:
         return canonical_name(name)
 
 
-def open_teachers(workspace: Workspace, data: TaskData, named: Named, config: DistillConfig) -> Teachers:
+def open_teachers(
+    workspace: Workspace, data: TaskData, named: Named, config: DistillConfig, *, unlabelled: bool
+) -> Teachers:
     """Open the caches that were chosen, and those of the same teachers before an adaptation, where these are asked.
+
+    Args:
+        workspace: where caches lie.
+        data: the run's data.
+        named: which caches.
+        config: the run's configuration.
+        unlabelled: whether the train split has questions that are not labelled.
 
     Raises:
         NotFoundError, CacheError: a cache is not there, or damaged; the hint is the command that makes it.
@@ -124,7 +133,7 @@ def open_teachers(workspace: Workspace, data: TaskData, named: Named, config: Di
         for name, cache, pick, settings in zip(
             name_apart(opened), tuple(opened), named.picks, named.settings, strict=True
         ):
-            asked = asked_cache(workspace, data, pick, config)
+            asked = asked_cache(workspace, data, pick, config, unlabelled=unlabelled)
             if asked is not None:
                 opened.append(asked)
             members.append(Teacher(name, cache, settings, asked, pick.adapted))

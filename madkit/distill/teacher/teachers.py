@@ -29,7 +29,7 @@ class Teacher:
         name: as the cache knows it; an adapted teacher goes by its adaptation's name.
         cache: its cache, which may be of images or texts alone.
         settings: its weight, and where its `mad` differs.
-        asked: another cache that its confidence comes from (`adaptation.asked_cache`); None: `cache`.
+        asked: another cache that probes read (`adaptation.asked_cache`), for confidence and soft labels; None: `cache`.
         adapted: what it has seen of the labels; None for a teacher as its publisher made it.
     """
 
@@ -99,7 +99,7 @@ class Teachers:
 
     @property
     def asked(self) -> str | None:
-        """Names of the other caches that confidence comes from; None where there are none."""
+        """Names of the other caches that probes read; None where there are none."""
         return ", ".join(member.asked.path.name for member in self.members if member.asked is not None) or None
 
     def as_rows(self) -> list[dict[str, object]]:

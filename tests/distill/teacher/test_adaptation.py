@@ -283,6 +283,52 @@ def test_the_confidence_of_who_knows_the_labels_is_not_taken(place: Place, stude
     assert place.run(student, "mad-no-confidence").manifest["confidence_cache"] is None
 
 
+def test_soft_labels_come_from_who_has_not_seen_the_labels(place: Place, student: Path) -> None:
+    """Nothing but the probe reads the teacher here, so the run is that of the untouched one to the bit."""
+    base, adapted = place.base(), place.adapted()
+    plain, taught = place.run(student, "soft-labels", "mini"), place.run(student, "soft-labels", "mine")
+    assert (taught.manifest["cache_key"], taught.manifest["confidence_cache"]) == (adapted, base)
+    assert plain.manifest["confidence_cache"] is None
+
+    def learnt(done: Any) -> tuple[str, Any]:
+        return (done.path / "metrics.jsonl").read_text(), done.manifest["pool"]["probe"]
+
+    assert learnt(taught) == learnt(plain)
+    same = place.run(student, "soft-labels", "mine", confidence__teacher="same")
+    assert learnt(same) != learnt(plain)
+    beside = place.run(student, "mad-no-confidence", pool__soft_labels__weight=1, pool__batch_size=4)
+    assert (beside.manifest["teacher"], beside.manifest["confidence_cache"]) == ("mine", base)
+
+
+def test_soft_labels_of_who_knows_the_labels_are_not_taken(place: Place, student: Path) -> None:
+    place.adapted()
+    with pytest.raises(CacheError, match="is what it learnt by heart, and a cache of mini as it was") as caught:
+        place.run(student, "soft-labels", "mine")
+    assert caught.value.hint == "madkit extract --teacher mini --task snli-ve; or --set confidence.teacher=same"
+    assert place.run(student, "soft-labels", "mine", confidence__teacher="same").manifest["confidence_cache"] is None
+
+
+@pytest.mark.parametrize(
+    ("arm", "settings", "asked"),
+    [
+        ("mad", {}, (True, True)),
+        ("kd-all", {}, (False, False)),
+        ("mad", {"mad.weighting": "uniform"}, (False, False)),
+        ("kd-all", {"teachers": {"mini": {"mad": {"weighting": "teacher-only"}}}}, (True, True)),
+        ("soft-labels", {}, (True, False)),  # soft labels are for questions without a label
+        ("affinity", {"pre_phase.soft_labels.weight": 1}, (True, False)),
+        ("finetune", {"pool.objective.weighting": "uniform"}, (False, False)),
+        ("finetune", {"pool.objective.weighting": "teacher-only"}, (True, True)),
+        ("kd-all", {"pool.rationale_answer": "probe"}, (True, True)),
+    ],
+)
+def test_who_asks_a_teacher_what_it_makes_of_labelled_examples(
+    arm: str, settings: dict[str, Any], asked: tuple[bool, bool]
+) -> None:
+    config = load_arm(arm, settings)
+    assert tuple(config.weighs or config.probes_pool(unlabelled=some) for some in (True, False)) == asked
+
+
 def test_the_adaptation_is_no_part_of_a_runs_digest() -> None:
     from madkit.distill.runs.folder import RunIdentity
 
