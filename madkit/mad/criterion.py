@@ -142,7 +142,8 @@ class MADCriterion(nn.Module):
             label: [B] gold candidate or class. Multiple choice: negative marks an unlabelled example, which then adds
                 no token term under ``candidates: gold``; None teaches all candidates.
             n_candidates: C.
-            labelled: [B] bool for the weights; None: ``label >= 0``, or all where there is no label either.
+            labelled: [B] bool for the weights; None: ``label >= 0``, or all where there is no label either. With soft
+                targets, which are no `label`: those that have one, ``(target > 0).any(-1)``.
             teacher_confidence: [B] c_T (not needed for ``weighting: uniform``).
             student_confidence: [B] c_S (needed for ``weighting: teacher-student``).
             step: training step, which random selection depends on.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from madkit.distill.batches.examples import ExampleSet, TeacherRows
 from madkit.distill.batches.order import Indices
+from madkit.distill.batches.soft_targets import SoftTargets
 from madkit.mad.targets import TeacherTargets
 from madkit.students.interface import StudentInputs
 
@@ -30,6 +31,7 @@ class Batch:
         confidence: [B] c_T, the teacher's confidence in the gold target; None where no weight needs it.
         step: number of the step, counted from 0.
         progress: share of training that is done; None: no schedule counts.
+        labelled: [B] bool: which have a gold target, where there is a `target` and not all of the set have; None: all.
     """
 
     inputs: StudentInputs
@@ -39,6 +41,7 @@ class Batch:
     confidence: Tensor | None
     step: int
     progress: float | None
+    labelled: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on another device."""
@@ -49,6 +52,7 @@ class Batch:
             teacher=None if self.teacher is None else _moved(self.teacher, device),
             query_index=None if self.query_index is None else self.query_index.to(device, non_blocking=True),
             confidence=None if self.confidence is None else self.confidence.to(device, non_blocking=True),
+            labelled=None if self.labelled is None else self.labelled.to(device, non_blocking=True),
         )
 
 
@@ -105,6 +109,9 @@ class BatchMaker:
         self.steps = steps
         self.teacher = teacher
         self.confidence = confidence
+        # VQA: a question whose answers are not in the vocabulary has no gold target, and weighs as without a label
+        answered = examples.target.answered if isinstance(examples.target, SoftTargets) else None
+        self._labelled = None if answered is None or bool(answered.all()) else answered
 
     @property
     def reads(self) -> bool:
@@ -136,4 +143,5 @@ class BatchMaker:
             confidence=None if self.confidence is None else self.confidence.index_select(0, rows),
             step=step,
             progress=step / self.steps,
+            labelled=None if self._labelled is None else self._labelled[rows],
         )

@@ -44,6 +44,13 @@ class SoftTargets:
         """(n, K)."""
         return len(self), self.answers
 
+    @property
+    def answered(self) -> Tensor:
+        """[n] bool: which questions have an answer with a score above 0."""
+        counts = np.diff(self._starts)
+        question = np.repeat(np.arange(len(self)), counts)
+        return torch.from_numpy(np.bincount(question[self._values > 0], minlength=len(self)) > 0)
+
     def __getitem__(self, rows: Tensor, /) -> Tensor:
         """[B, K] float32 of some questions, by their numbers [B]."""
         chosen = rows.cpu().numpy()

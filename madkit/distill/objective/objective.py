@@ -71,7 +71,7 @@ class Objective(nn.Module):
         """What the teacher adds: the criterion on the student's hidden states."""
         assert batch.teacher is not None
         inputs, kind = batch.inputs, self.student.head_spec.kind
-        student_confidence = labelled = None
+        student_confidence, labelled = None, batch.labelled
         if batch.target is None:
             labelled = torch.zeros(
                 len(inputs.input_ids) // inputs.n_candidates, dtype=torch.bool, device=out.logits.device

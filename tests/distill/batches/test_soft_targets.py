@@ -20,3 +20,4 @@ def test_rows_are_those_of_the_dense_array(scores: list[dict[int, float]], data:
     assert torch.equal(targets[rows], dense[rows])
     assert torch.equal(targets.dense(), dense)
     assert len(targets) == len(scores)
+    assert torch.equal(targets.answered, (dense > 0).any(-1))
