@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
 
 from madkit.adapt.config import AdaptConfig, load_adapt_config, resolve
 from madkit.adapt.development import Match, match, sample
@@ -23,7 +24,7 @@ from madkit.adapt.vectors import LiveVectors, StoredVectors, Vectors
 from madkit.core.console import duration, info, progress, warn
 from madkit.core.errors import DataError, RunError, UsageProblem
 from madkit.core.files import FileLock, digest_of, sha256_file, write_bytes_atomic
-from madkit.core.launcher import job_hidden, world_size
+from madkit.core.launcher import asked_accumulation, job_hidden, world_size
 from madkit.core.metrics_log import disk_problem
 from madkit.core.workspace import Workspace
 from madkit.tasks.data import TaskData, check_task_name, open_task
@@ -289,5 +290,10 @@ def _accelerator(device: str, precision: str) -> Accelerator:
         )
     if AcceleratorState._shared_state:
         AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run of this process decided otherwise
+    if (passes := asked_accumulation()) > 1:
+        warn(f"Gradients are not accumulated over {passes} passes, as the launcher asks: optim.batch_size is a step's.")
+    # a step is one pass; left to the launcher's variable, Accelerate would divide its gradients
+    one = GradientAccumulationPlugin(num_steps=1)
+    mixed = "no" if precision == "fp32" else precision
     with job_hidden():
-        return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=not cuda)
+        return Accelerator(mixed_precision=mixed, cpu=not cuda, gradient_accumulation_plugin=one)

@@ -39,6 +39,12 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", rank())) if launched() else 0
 
 
+def asked_accumulation() -> int:
+    """Over how many passes `accelerate launch` or its configuration would accumulate a step; 1 where nobody says."""
+    said = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    return max(1, int(said)) if said.isdecimal() else 1
+
+
 @contextmanager
 def job_hidden() -> Iterator[None]:
     """Take the variables out of the environment for a while: Accelerate joins a job where one of them is set."""

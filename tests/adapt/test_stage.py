@@ -335,6 +335,17 @@ def test_half_of_a_launchers_variables_make_no_job(name: str, monkeypatch: pytes
     assert os.environ[name] == "2"
 
 
+def test_accumulation_that_a_launcher_asks_for_changes_no_gradient(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    value = torch.ones((), requires_grad=True)
+    stage._accelerator("cpu", "fp32").backward(2 * value)
+    assert value.grad is not None
+    assert float(value.grad) == 2
+    assert "not accumulated over 4 passes" in capsys.readouterr().err
+
+
 def test_names_that_cannot_be_meant(workspace: Any, tiny_teacher: Path) -> None:
     run(workspace, tiny_teacher, "heads", name="mine")
     with pytest.raises(RunError, match="The name 'mine' belongs to another adaptation"):

@@ -15,13 +15,13 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 
-from madkit.core.console import Progress, info, stdout_clear
+from madkit.core.console import Progress, info, stdout_clear, warn
 from madkit.core.errors import RunError
 from madkit.core.interrupts import StopSignals
-from madkit.core.launcher import job_hidden, launched, world_size
+from madkit.core.launcher import asked_accumulation, job_hidden, launched, world_size
 from madkit.core.metrics_log import MetricsLog
 from madkit.distill.batches.order import Indices, Order
 from madkit.distill.loop.ahead import Ahead
@@ -59,8 +59,16 @@ def make_accelerator(precision: Precision) -> Accelerator:
     ]
     # on CPUs alone Accelerate joins the processes of `torchrun` only where it is told that CPUs are meant
     several = not cuda and world_size() > 1
+    if (passes := asked_accumulation()) > 1:
+        warn(
+            f"Gradients are not accumulated over {passes} passes, as the launcher asks: optim.micro_tokens cuts steps."
+        )
+    # a step weighs its micro-batches itself; left to the launcher's variable, Accelerate would divide gradients again
+    one = GradientAccumulationPlugin(num_steps=1)
     with stdout_clear() if launched() else job_hidden():
-        return Accelerator(mixed_precision=mixed, cpu=several, kwargs_handlers=handlers)
+        return Accelerator(
+            mixed_precision=mixed, cpu=several, kwargs_handlers=handlers, gradient_accumulation_plugin=one
+        )
 
 
 def run_loop(

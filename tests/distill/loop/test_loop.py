@@ -15,6 +15,7 @@ from madkit.core.errors import RunError, StoppedResumable
 from madkit.distill.batches.order import BucketOrder, PlainOrder
 from madkit.distill.loop.checkpoint import list_checkpoints
 from madkit.distill.loop.loop import Look
+from madkit.distill.loop.optimizer import OptimizerSettings
 from tests.distill.loop.toy_loop import LENGTHS, SETTINGS, Killed, N, Toy, dying_after, lines, make_batch, train
 
 
@@ -55,6 +56,17 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path
     second = [json.loads(line) for line in lines(tmp_path / "b")]
     assert [row["ids"] for row in first] == [row["ids"] for row in second]
     assert [row["loss"] for row in first] == pytest.approx([row["loss"] for row in second], rel=1e-4)
+
+
+def test_accumulation_that_a_launcher_asks_for_changes_no_gradient(tmp_path, monkeypatch, capsys):
+    """`accelerate launch --gradient_accumulation_steps 4` sets the variable; without clipping the loss shows it."""
+    settings = replace(SETTINGS, clip=0.0, steps=4, optimizer=OptimizerSettings("sgd"))
+    train(tmp_path / "plain", settings=settings)
+    assert "Warning" not in capsys.readouterr().err
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    train(tmp_path / "asked", settings=settings)
+    assert lines(tmp_path / "asked") == lines(tmp_path / "plain")
+    assert "not accumulated over 4 passes" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_no_number_stops_with_the_samples(tmp_path):
