@@ -106,7 +106,10 @@ class TrainingState:
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a checkpoint; every process waits for it."""
+        """Write a checkpoint; every process waits for it.
+
+        Generators have no part in it: each step seeds them anew, so a run goes on alike on any number of devices.
+        """
         if self.accelerator.is_main_process:
             result = self.result
             state = {
@@ -122,8 +125,6 @@ class TrainingState:
                 "average": None if self.average is None else self.average.state(),
                 "weights": [mean.state() for mean in self.weights],
                 "watch": self.watch.state(),
-                "rng": torch.get_rng_state(),
-                "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             }
             write_checkpoint(self.root, result.step, state, keep=self.settings.checkpoint_keep)
             for path in self.root.glob("best-*.pt"):  # an older best is needed until a checkpoint knows of the newer
@@ -179,9 +180,6 @@ class TrainingState:
             mean.load(kept)
         if state.get("watch") is not None:
             self.watch.load(state["watch"])
-        torch.set_rng_state(state["rng"].cpu())
-        if torch.cuda.is_available() and state["rng_cuda"]:
-            torch.cuda.set_rng_state_all([generator.cpu() for generator in state["rng_cuda"]])
         result = self.result
         result.step = result.resumed_from = int(state["step"])
         result.looks = list(state["looks"])

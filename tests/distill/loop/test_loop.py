@@ -13,9 +13,10 @@ import torch
 
 from madkit.core.errors import RunError, StoppedResumable
 from madkit.distill.batches.order import BucketOrder, PlainOrder
-from madkit.distill.loop.checkpoint import list_checkpoints
+from madkit.distill.loop.checkpoint import latest_checkpoint, list_checkpoints, write_checkpoint
 from madkit.distill.loop.loop import Look
 from madkit.distill.loop.optimizer import OptimizerSettings
+from madkit.distill.loop.training_state import TrainingState
 from tests.distill.loop.toy_loop import LENGTHS, SETTINGS, Killed, N, Toy, dying_after, lines, make_batch, train
 
 
@@ -149,6 +150,33 @@ def test_a_checkpoint_of_another_seed_is_refused(tmp_path):
     train(tmp_path)
     with pytest.raises(RunError, match="seed 5, not 6"):
         train(tmp_path, settings=replace(SETTINGS, seed=6))
+
+
+def test_a_run_goes_on_where_fewer_gpus_are_visible(tmp_path, monkeypatch):
+    """A checkpoint holds no generator's state: each step seeds them all. Those that hold some, of eight GPUs, load."""
+    train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", batch=dying_after(9))
+    root = tmp_path / "killed" / "checkpoints"
+    step, state = latest_checkpoint(root)
+    assert not [name for name in state if name.startswith("rng")]
+    generator = torch.get_rng_state()
+    write_checkpoint(root, step, {**state, "rng": generator, "rng_cuda": [generator] * 8}, keep=1)
+    resume = TrainingState.resume
+
+    def absent(states):
+        raise IndexError("tuple index out of range")
+
+    def on_one_gpu(self):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            patch.setattr(torch.cuda, "set_rng_state_all", absent)
+            resume(self)
+        torch.manual_seed(99)  # where a generator stands is of no account
+
+    monkeypatch.setattr(TrainingState, "resume", on_one_gpu)
+    train(tmp_path / "killed")
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
 
 
 def test_patience_counts_on_through_a_kill(tmp_path):
