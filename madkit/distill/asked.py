@@ -28,6 +28,7 @@ from madkit.distill.teacher.run_teachers import Named, name_teachers, open_teach
 from madkit.distill.teacher.teachers import Teachers, teacher_name
 from madkit.students.heads import HeadSpec
 from madkit.students.load import student_folder
+from madkit.students.setup import setup_in
 from madkit.students.start import check_start
 from madkit.tasks.data import TaskData, check_task_name, open_task
 from madkit.tasks.example import Example
@@ -100,6 +101,7 @@ class Asked:
         config: all settings, resolved.
         head: what the student decides between.
         start: name or folder of the student's first weights.
+        setup: what decides its numbers beside the weights.
         sight, eyes: what the student sees with, and the cache whose tokens it sees, or None.
         folder: where the run lies, or will.
     """
@@ -133,6 +135,7 @@ class Asked:
         self.head: HeadSpec = replace(head, binary=True) if binary else head
         folder = student_folder(start.source)
         self.sight = sight_of(folder)
+        self.setup = setup_in(folder)
         self.eyes: TokenCache | None = None
         if self.sight == "teacher":  # the cache of an arm without a teacher, too
             self.eyes = choose_cache(workspace, data, named.first.store)
@@ -155,6 +158,7 @@ class Asked:
             examples=digest_of([example.id for example in labelled]),
             regions=data.region_digest(),
             confidence_cache=None if self.teachers is None else self.teachers.asked,
+            student_setup=self.setup.own,
         )
         self.folder = RunFolder.of(workspace, identity, self.config, data.spec.to_dict())
 

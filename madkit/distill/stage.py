@@ -29,7 +29,7 @@ from madkit.distill.loop.trackers import Trackers
 from madkit.distill.loop.weight_mean import weight_means
 from madkit.distill.objective.objective import is_fresh
 from madkit.distill.pool.joint_pool import Pool, encode_together, gather_pool
-from madkit.distill.pool.pre_phase import PrePhaseResult, pre_phase
+from madkit.distill.pool.pre_phase import SETUP_MARK, PrePhaseResult, pre_phase
 from madkit.distill.pool.soft_phase import with_soft_phase
 from madkit.distill.runs.compute import check_code, parameter_count, settle_threads
 from madkit.distill.runs.folder import RunBusy
@@ -179,7 +179,7 @@ class _Run:
             first = self._load(source, config.pre_phase.dropout, head=asked.head)
             self.pre_phase = pre_phase(
                 asked.workspace, asked.data, first, asked.teachers, config, self.accelerator,
-                threads=self.threads, eyes=asked.eyes, soft=soft,
+                threads=self.threads, eyes=asked.eyes, soft=soft, setup=asked.setup,
             )  # fmt: skip
             if self.pre_phase.skipped:
                 info(f"The pre-phase {self.pre_phase.path.name} had been made.")
@@ -257,7 +257,7 @@ class _Run:
                 adversary=taught.adversary(config),
                 weights=weight_means(objective, self.accelerator),
                 trackers=trackers,
-                marks={"tokenizer of the student": student.tokenizer.digest},
+                marks={"tokenizer of the student": student.tokenizer.digest, SETUP_MARK: asked.setup.digest},
                 progress=shown,
             )
         manifest: dict[str, Any] = {}

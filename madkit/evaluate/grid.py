@@ -176,6 +176,8 @@ def read_run(folder: Path) -> Run | None:
     try:
         flat = flatten(without_later(manifest["config"]))  # so that runs from before a key and since are one experiment
         flat |= {key: manifest.get(key) for key in ("student_digest", "cache_key", "regions")}
+        if manifest.get("student_setup") is not None:
+            flat["student_setup"] = manifest["student_setup"]
         pre_phase = flat.get("pre_phase.seed")
         arm, teacher, adaptation, note = _told(manifest)
         return Run(

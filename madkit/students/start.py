@@ -27,6 +27,7 @@ from madkit.students.checkpoints import (
 from madkit.students.families import MINI, Family, Weights, family_of, full_name, parse_name
 from madkit.students.heads import HeadSpec
 from madkit.students.load import SHIPPED, save_student, student_folder
+from madkit.students.setup import BEGINNING, setup_of
 from madkit.students.student import Student, StudentIdentity
 from madkit.students.tokenizer import StudentTokenizer
 
@@ -161,11 +162,12 @@ def made_once(folder: Path, make: Callable[[], Beginning]) -> Path:
         if not (folder / CONFIG).is_file():
             made = make()
             info(made.line())
-            save_student(made.student, folder, with_head=False)
-            write_json_atomic(folder / "beginning.json", {
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json_atomic(folder / BEGINNING, {
                 "source": made.source, "family": made.student.identity.family, "taken": len(made.taken),
-                "drawn": list(made.drawn), "left": list(made.left),
+                "drawn": list(made.drawn), "left": list(made.left), "setup": setup_of(made.student),
             })  # fmt: skip
+            save_student(made.student, folder, with_head=False)
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import yaml
 from madkit.core.errors import CacheError, ConfigError, MadkitError, NotFoundError, RunError, UsageProblem
 from madkit.core.files import read_json, read_jsonl
 from madkit.core.workspace import Workspace
+from madkit.distill.asked import ask_for, check_names
 from madkit.distill.stage import distill
 from madkit.students.load import load_student
 from madkit.tasks.data import open_task
@@ -238,17 +240,67 @@ def test_a_cache_of_other_data_is_refused_before_the_first_step(
     assert not list(workspace.runs.glob("*/*/metrics.jsonl"))
 
 
-def test_a_student_whose_tokenizer_has_changed_does_not_go_on(workspace, student, tmp_path):
+def reconfigured(folder, **encoder):
+    config = read_json(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps({**config, "encoder": {**config["encoder"], **encoder}}))
+
+
+def with_words_exchanged(folder):
+    words = (folder / "vocab.txt").read_text().splitlines()
+    (folder / "vocab.txt").write_text("\n".join([*words[:-2], words[-1], words[-2]]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [(with_words_exchanged, "tokenizer"), (lambda folder: reconfigured(folder, dropout=0.3), "configuration")],
+)
+def test_a_student_that_has_changed_does_not_go_on(workspace, student, tmp_path, change, what):
     own = tmp_path / "own-student"
     shutil.copytree(student, own)
+    (own / "beginning.json").write_text("{}")  # as an earlier madkit made it by name: no part of what names a run
     path = run(workspace, own, arm="finetune").path
     manifest = path / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"complete"', '"running"'))
-    words = (own / "vocab.txt").read_text().splitlines()
-    (own / "vocab.txt").write_text("\n".join([*words[:-2], words[-1], words[-2]]) + "\n")
-    with pytest.raises(RunError, match="was made with another tokenizer of the student") as error:
+    change(own)
+    with pytest.raises(RunError, match=f"was made with another {what} of the student") as error:
         run(workspace, own, arm="finetune")
     assert f"remove {path}" in (error.value.hint or "")
+
+
+def test_another_configuration_or_vocabulary_is_another_run(workspace, student, tmp_path):
+    own = tmp_path / "own-student"
+    shutil.copytree(student, own)
+
+    def asked(name):
+        names = check_names(workspace, task="snli-ve", shots="10pct", arm="finetune", student=str(name))
+        found = ask_for(workspace, names, teacher=None, seed=1)
+        found.close()
+        return found
+
+    first = asked(own).folder.path
+    config = read_json(own / "config.json")
+    (own / "config.json").write_text(json.dumps({**config, "name": "another", "head": None}))
+    assert asked(own).folder.path == first  # a name and a head decide nothing
+    reconfigured(own, dropout=0.3)
+    second = asked(own).folder.path
+    with_words_exchanged(own)
+    assert len({first, second, asked(own).folder.path}) == 3
+    # runs of these are called as ever, as long as nobody changes what madkit wrote
+    assert asked("mini-uniter").identity.student_setup is None
+    made = asked("mini-villa")
+    assert made.identity.student_setup is None
+    reconfigured(Path(made.start), dropout=0.3)
+    assert asked("mini-villa").folder.path != made.folder.path
+
+
+def test_a_pre_phase_of_another_configuration_is_another_one(workspace, student, tmp_path):
+    own = tmp_path / "own-student"
+    shutil.copytree(student, own)
+    first = run(workspace, own, arm="affinity").manifest["pre_phase"]
+    reconfigured(own, dropout=0.3)
+    assert run(workspace, own, arm="affinity").manifest["pre_phase"] != first
+    shipped = run(workspace, student, arm="affinity").path.parent
+    assert len(list(shipped.glob("pre-phase-*"))) == 2  # a copy is the same student
 
 
 def test_two_processes_do_not_train_one_run(workspace, student):

@@ -20,6 +20,7 @@ from madkit.students import start
 from madkit.students.families import FAMILIES, family_of, full_name, parse_name, size_names
 from madkit.students.heads import HeadSpec
 from madkit.students.load import load_student, save_student
+from madkit.students.setup import setup_in, setup_of
 from madkit.students.start import Beginning, check_start, new_student, starting_folder
 
 
@@ -90,6 +91,7 @@ def test_text_layers_come_from_roberta(roberta_folder, inputs, tmp_path: Path) -
         pooled, _ = student.encoder(batch)[:2]
     assert torch.allclose(pooled, wanted.pooler_output, atol=1e-5)
     save_student(student, tmp_path / "student")
+    assert setup_in(tmp_path / "student").digest == setup_of(student)
     again = load_student(tmp_path / "student")
     assert again.tokenizer.digest == student.tokenizer.digest
     assert again.tokenizer.pieces("dog[MASK] do").ids == student.tokenizer.pieces("dog[MASK] do").ids

@@ -1,9 +1,9 @@
 """The pre-phase: distil on the unlabelled pool before any label is read, once for all runs that share it.
 
 Its outcome is an ordinary student without a task head, in ``<workspace>/runs/<source>/pre-phase-<digest12>/``. The
-digest covers the student's weights, the cache, the data's revision and the settings with their seed, and nothing of the
-run that asked for it, unless soft labels are learnt (`soft_phase`). Two runs that need the same one at the same time
-wait for each other.
+digest covers the student's weights and configuration, the cache, the data's revision and the settings with their seed,
+and nothing of the run that asked for it, unless soft labels are learnt (`soft_phase`). Two runs that need the same one
+at the same time wait for each other.
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ from madkit.distill.teacher.criterion import check_tags
 from madkit.distill.teacher.sides import criterion_of, side_of
 from madkit.distill.teacher.teachers import Teachers
 from madkit.students.load import save_student
+from madkit.students.setup import Setup
 from madkit.students.student import Student
 from madkit.tasks.data import TaskData
 
 WAIT_S = 1.0
+SETUP_MARK = "configuration of the student"  # what a checkpoint calls it that does not fit any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ def pre_phase(
     threads: int,
     eyes: TokenCache | None = None,
     soft: SoftPhase | None = None,
+    setup: Setup | None = None,
 ) -> PrePhaseResult:
     """Make the pre-phase's student, or find it made.
 
@@ -83,6 +86,7 @@ def pre_phase(
         threads: readers.
         eyes: the cache that the student sees with, where it sees with a teacher's tokens.
         soft: the run's labelled subset and head, where the phase has soft labels; its student then keeps the head.
+        setup: of the student's folder; None: one that ships with madkit.
 
     Raises:
         CacheError: a cache lacks images or texts of the train split.
@@ -106,6 +110,7 @@ def pre_phase(
         "permute_teacher": config.permute_teacher,
         "config": without_later(phase.model_dump(mode="json"), "pre_phase."),
         **({} if soft is None else {"soft_labels": soft.key(config)}),
+        **({} if setup is None or setup.own is None else {"student_setup": setup.own}),
     }
     path = workspace.runs / data.source / f"pre-phase-{digest_of(identity)[:12]}"
     main = accelerator.is_main_process
@@ -116,7 +121,7 @@ def pre_phase(
             return PrePhaseResult(path, path / "student", True, manifest)
         if main:
             write_json_atomic(path / MANIFEST, {"schema": 1, "kind": "pre-phase", "status": "running", **identity})
-        facts = _train(path, data, student, teachers, eyes, config, phase, accelerator, threads, soft)
+        facts = _train(path, data, student, teachers, eyes, config, phase, accelerator, threads, soft, setup)
         manifest = {
             "schema": 1,
             "kind": "pre-phase",
@@ -188,6 +193,7 @@ def _train(
     accelerator: Accelerator,
     threads: int,
     soft: SoftPhase | None,
+    setup: Setup | None,
 ) -> dict[str, Any]:
     seed = phase.seed
     assert seed is not None
@@ -275,6 +281,7 @@ def _train(
             accelerator,
             look=look,
             fresh=is_fresh,
+            marks={} if setup is None else {SETUP_MARK: setup.digest},
             progress=shown,
         )
     if accelerator.is_main_process:

@@ -33,7 +33,8 @@ class RunIdentity:
     `student` is a readable name, `student_digest` stands for its initial weights; `teacher` and `cache_key` are None
     for arms without one. `examples` digests the ids of the labelled subset, `regions` the region features where they
     were added to the data (None: they came with it), `confidence_cache` is another cache that the teacher's confidence
-    and soft labels come from (None: `cache_key`).
+    and soft labels come from (None: `cache_key`), `student_setup` stands for the student's configuration and tokenizer
+    (None: those of a student that ships with madkit or that it made).
     """
 
     task: str
@@ -50,6 +51,7 @@ class RunIdentity:
     examples: str
     regions: str | None = None
     confidence_cache: str | None = None
+    student_setup: str | None = None
 
     def digest(self, config: DistillConfig) -> str:
         """16 hex digits over the identity and the configuration."""
@@ -57,7 +59,7 @@ class RunIdentity:
         if config.answers is not None:
             values["answers"] = sha256_file(Path(config.answers))
         values = without_later(values)
-        later = ("regions", "confidence_cache")
+        later = ("regions", "confidence_cache", "student_setup")
         own = {key: value for key, value in asdict(self).items() if key not in later or value is not None}
         return digest_of([own, values])
 
