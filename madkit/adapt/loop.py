@@ -143,11 +143,7 @@ class Training:
         ids = [example for item in items for example in item.ids]
         loss = float(outcome.loss.detach())
         if not math.isfinite(loss):
-            shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-            raise RunError(
-                f"The loss of step {step + 1} is {loss}; the examples of that step are {shown}.",
-                hint="look at those examples, or lower the rate: --set optim.learning_rate=...",
-            )
+            raise self._no_number(f"The loss of step {step + 1} is {loss}", step)
         self.accelerator.backward(outcome.loss)
         self._check_gradients()
         if self.config.optim.clip:
@@ -164,6 +160,15 @@ class Training:
             "ids": hashlib.sha256("\n".join(ids).encode()).hexdigest()[:8],
             "n": len(items),
         }
+
+    def _no_number(self, what: str, step: int) -> RunError:
+        """The error where `what` a sentence says is infinite or not a number, in a step (from 0) or after it."""
+        ids = [example for place in self.order.at(step) for example in self.items[place].ids]
+        shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+        return RunError(
+            f"{what}; the examples of that step are {shown}.",
+            hint="look at those examples, or lower the rate: --set optim.learning_rate=...",
+        )
 
     def _check_gradients(self) -> None:
         """Warn, once, of low-rank matrices beside layers that the network never calls: they would stay as they are."""
@@ -183,6 +188,15 @@ class Training:
     ) -> None:
         with self.accelerator.autocast():
             train, dev = look()
+        for what, match in (("the training subset", train), ("the development split", dev)):
+            if math.isfinite(match.loss) and math.isfinite(match.score):
+                continue
+            if not done.step:
+                raise RunError(
+                    f"The loss on {what} is {match.loss} before the first step: the teacher's vectors are no numbers.",
+                    hint="look at its weights, or at the images and texts",
+                )
+            raise self._no_number(f"The loss on {what} is {match.loss} after step {done.step}", done.step - 1)
         row = {"step": done.step, "train": train.as_row(), "dev": dev.as_row()}
         journal.write(row)
         done.looks.append(row)

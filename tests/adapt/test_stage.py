@@ -233,6 +233,13 @@ def test_a_loss_that_is_no_number_names_its_examples(workspace: Any, tiny_teache
         run(workspace, tiny_teacher, "all", **{"optim.learning_rate": 1e30, "optim.warmup": 0.0, "optim.clip": 0.0})
 
 
+def test_a_look_that_is_no_number_names_the_last_steps_examples(workspace: Any, tiny_teacher: Path) -> None:
+    """The look after the step that blew the weights up is the first to see them."""
+    huge = {"optim.learning_rate": 1e38, "optim.warmup": 0.0, "optim.clip": 0.0, "eval.every": 1}
+    with pytest.raises(RunError, match=r"The loss on .* is nan after step 1; the examples of that step are \d+\."):
+        run(workspace, tiny_teacher, "all", **huge)
+
+
 def test_unreadable_images_are_counted_and_left_out(workspace: Any, tiny_teacher: Path) -> None:
     images = sorted((workspace.data / "snli-ve" / "images").glob("*.png"))
     images[0].write_bytes(b"no picture")

@@ -67,6 +67,14 @@ class DivergenceWatch:
         self._began = (int(state["step"]), list(state["ids"]))
 
 
+def no_number(what: str, ids: Sequence[str]) -> RunError:
+    """The error where `what` a sentence says is infinite or not a number, after a step with these samples."""
+    return RunError(
+        f"{what}; the samples of that step are {shown_ids(ids)}.",
+        hint="look at those samples, or lower the rate: --set optim.learning_rate=...",
+    )
+
+
 def shown_ids(ids: Sequence[str]) -> str:
     """The first ids of a batch in a sentence, and how many more there are."""
     return ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,14 +13,24 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from madkit.core.errors import RunError
 from madkit.core.metrics_log import MetricsLog
-from madkit.distill.loop.divergence import DivergenceWatch, shown_ids
+from madkit.distill.loop.divergence import DivergenceWatch, no_number
 
 
 def digest_ids(ids: Sequence[str]) -> str:
     """Eight hex digits that stand for the ids of a batch, in order."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step that is not written yet: what its line says, its samples, and this process's part of its numbers."""
+
+    row: dict[str, Any]
+    ids: list[str]
+    loss: Tensor
+    norm: Tensor
+    terms: dict[str, Tensor]
 
 
 class Journal:
@@ -42,25 +53,31 @@ class Journal:
         self._log = log
         self._accelerator = accelerator
         self._watch = watch
-        self._pending: list[tuple[dict[str, Any], list[str], Tensor, dict[str, Tensor]]] = []
+        self._pending: list[_Step] = []
         # reading a loss waits for the device: on CUDA a few steps are queued before their lines are written
         self._lag = 16 if accelerator.device.type == "cuda" else 1
 
-    def add(self, step: int, rate: float, ids: list[str], loss: Tensor, terms: dict[str, Tensor]) -> None:
-        """Note a step (counted from 1): this process's part of its loss and terms."""
-        self._pending.append(({"step": step, "lr": rate, "n": len(ids)}, ids, loss, terms))
+    def add(
+        self, step: int, rate: float, ids: list[str], loss: Tensor, terms: dict[str, Tensor], norm: Tensor | None = None
+    ) -> None:
+        """Note a step (counted from 1): this process's part of its loss and terms, and its gradient's norm."""
+        row = {"step": step, "lr": rate, "n": len(ids)}
+        self._pending.append(_Step(row, ids, loss, torch.zeros_like(loss) if norm is None else norm, terms))
         if len(self._pending) >= self._lag:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is pending. Raises RunError at a loss that is not a number, or one that has run away."""
+        """Write what is pending.
+
+        Raises RunError at a loss or gradient that is not a number, or a loss that has run away.
+        """
         rows = self._values()
-        for (row, ids, _, _), (loss, terms) in zip(self._pending, rows, strict=True):
+        for pending, (loss, norm, terms) in zip(self._pending, rows, strict=True):
+            row, ids = pending.row, pending.ids
             if not math.isfinite(loss):
-                raise RunError(
-                    f"The loss of step {row['step']} is {loss}; the samples of that step are {shown_ids(ids)}.",
-                    hint="look at those samples, or lower the rate: --set optim.learning_rate=...",
-                )
+                raise no_number(f"The loss of step {row['step']} is {loss}", ids)
+            if not math.isfinite(norm):
+                raise no_number(f"The gradient of step {row['step']} has the norm {norm}", ids)
             if self._log is not None:
                 line = {"step": row["step"], "loss": loss, "terms": terms, "lr": row["lr"]}
                 self._log.write({**line, "ids": digest_ids(ids), "n": row["n"]})
@@ -78,26 +95,27 @@ class Journal:
         if self._log is not None:
             self._log.write(row)
 
-    def _values(self) -> list[tuple[float, dict[str, float]]]:
-        """Loss and terms of each pending step, added over processes."""
+    def _values(self) -> list[tuple[float, float, dict[str, float]]]:
+        """Loss, norm and terms of each pending step, added over processes."""
         if self._accelerator.num_processes == 1:
             # all that waits is read at once: each reading waits for the device
-            read = iter(_numbers([value for _, _, loss, terms in self._pending for value in (loss, *terms.values())]))
-            return [(next(read), {name: next(read) for name in terms}) for _, _, _, terms in self._pending]
+            every = [value for step in self._pending for value in (step.loss, step.norm, *step.terms.values())]
+            read = iter(_numbers(every))
+            return [(next(read), next(read), {name: next(read) for name in step.terms}) for step in self._pending]
         if not self._pending:
             return []
         # a term may be missing where a process's share has nothing that it speaks of
-        mine = [list(dict.fromkeys(name for _, _, _, terms in self._pending for name in terms))]
+        mine = [list(dict.fromkeys(name for step in self._pending for name in step.terms))]
         names = list(dict.fromkeys(name for other in gather_object(mine) for name in other))
         zero = torch.zeros((), device=self._accelerator.device)
         asked = zero + float(self._asked())
         parts = [
-            torch.stack([asked, loss, *(terms.get(name, zero) for name in names)]).float()
-            for _, _, loss, terms in self._pending
+            torch.stack([asked, step.loss, step.norm, *(step.terms.get(name, zero) for name in names)]).float()
+            for step in self._pending
         ]
         summed = self._accelerator.reduce(torch.stack(parts), reduction="sum").tolist()
         self._anyone_asked = summed[0][0] > 0
-        return [(row[1], dict(zip(names, row[2:], strict=True))) for row in summed]
+        return [(row[1], row[2], dict(zip(names, row[3:], strict=True))) for row in summed]
 
 
 def _numbers(values: list[Tensor]) -> list[float]:

@@ -113,7 +113,8 @@ def run_loop(
         progress: advanced by one per step.
 
     Raises:
-        RunError: the loss is not a number or has diverged (names the samples), or the disk refuses a write.
+        RunError: the loss, the gradient or what a look finds is not a number, or the loss has diverged (names the
+            samples), or the disk refuses a write.
         StoppedResumable, KeyboardInterrupt: a signal, after a checkpoint was written.
     """
     device = accelerator.device
@@ -142,15 +143,16 @@ def run_loop(
                 index = result.step
                 batch = order.at(state.consumed)
                 following = order.at(state.consumed + len(batch)) if reads and index + 1 < settings.steps else None
-                loss, terms = make_step(index, batch, following)
+                made = make_step(index, batch, following)
                 state.stepped(len(batch))
                 step = result.step
                 rate = settings.learning_rate * settings.rate(index)
-                journal.add(step, rate, [ids[int(place)] for place in batch], loss, terms)
+                samples = [ids[int(place)] for place in batch]
+                journal.add(step, rate, samples, made.loss, made.terms, made.norm)
                 last = step == settings.steps
                 if look is not None and (last or (settings.look_every and step % settings.look_every == 0)):
                     journal.flush()
-                    journal.look(state.look(look))
+                    journal.look(state.look(look, samples))
                     last = last or result.stopped_early
                 if progress is not None:
                     progress.advance(1)

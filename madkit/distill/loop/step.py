@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,19 @@ from madkit.distill.batches.order import Indices, micro_batches, rank_slice
 from madkit.distill.loop.ahead import Ahead
 from madkit.distill.loop.contract import Attack, LoopSettings, StepLoss
 from madkit.distill.loop.weight_mean import WeightMean
+
+
+class Stepped(NamedTuple):
+    """A step that was made.
+
+    Attributes:
+        loss, terms: this process's part of them: they add up to the means over the global batch.
+        norm: of the gradient before it was clipped, the same in every process; None where it is not clipped.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    norm: Tensor | None
 
 
 class Stepper:
@@ -64,12 +77,8 @@ class Stepper:
         self.adversary = adversary
         self.weights = weights
 
-    def __call__(self, index: int, batch: Indices, following: Indices | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Make step `index` (from 0) with the global `batch`; `following` is the next one, where it may be announced.
-
-        Returns:
-            This process's part of the loss and of each term: they add up to the means over the global batch.
-        """
+    def __call__(self, index: int, batch: Indices, following: Indices | None) -> Stepped:
+        """Make step `index` (from 0) with the global `batch`; `following` is the next, where it may be announced."""
         settings, accelerator = self.settings, self.accelerator
         factor = settings.rate(index)
         for group in self.optimizer.param_groups:
@@ -97,11 +106,12 @@ class Stepper:
             mean.close()
         if self.adversary is not None and accelerator.num_processes > 1:
             self._average_gradients()
+        norm: Tensor | None = None
         if settings.clip:
-            accelerator.clip_grad_norm_(self.module.parameters(), settings.clip)
+            norm = accelerator.clip_grad_norm_(self.module.parameters(), settings.clip)
         self.prepared.step()
         self.prepared.zero_grad(set_to_none=True)
-        return total, terms
+        return Stepped(total, terms, norm)
 
     def _seed(self, index: int) -> None:
         # dropout is a function of (seed, step, rank): no generator state has to survive a kill

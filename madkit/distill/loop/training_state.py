@@ -19,7 +19,7 @@ from madkit.core.files import write_bytes_atomic
 from madkit.core.metrics_log import disk_problem
 from madkit.distill.loop.checkpoint import latest_checkpoint, write_checkpoint
 from madkit.distill.loop.contract import Look, LoopResult, LoopSettings
-from madkit.distill.loop.divergence import DivergenceWatch
+from madkit.distill.loop.divergence import DivergenceWatch, no_number
 from madkit.distill.loop.ema import WeightAverage
 from madkit.distill.loop.weight_mean import WeightMean
 
@@ -62,8 +62,12 @@ class TrainingState:
 
     # -- held-out looks ---------------------------------------------------------------------------------------------
 
-    def look(self, look: Callable[[int], Look]) -> dict[str, Any]:
-        """Score held-out data with the weights that would be exported now. Returns the journal's line."""
+    def look(self, look: Callable[[int], Look], samples: Sequence[str]) -> dict[str, Any]:
+        """Score held-out data with the weights that would be exported now. Returns the journal's line.
+
+        Raises RunError, which names the `samples` of the last step, where a score is not a number: weights that a step
+        has blown up show here before any loss does.
+        """
         step, result = self.result.step, self.result
         with contextlib.nullcontext() if self.average is None else self.average.applied():
             self.module.eval()
@@ -71,6 +75,9 @@ class TrainingState:
                 seen = look(step)
             if self.accelerator.num_processes > 1:  # a device may round differently, and all must decide alike
                 (seen,) = broadcast_object_list([seen])
+            for name, value in {**seen.values, "score": seen.score}.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise no_number(f"On held-out data {name} is {value} after step {step}", samples)
             self.last_score = seen.score
             row = {"step": step, "dev": seen.values}
             result.looks.append(row)

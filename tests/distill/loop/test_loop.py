@@ -14,7 +14,7 @@ import torch
 from madkit.core.errors import RunError, StoppedResumable
 from madkit.distill.batches.order import BucketOrder, PlainOrder
 from madkit.distill.loop.checkpoint import latest_checkpoint, list_checkpoints, write_checkpoint
-from madkit.distill.loop.loop import Look
+from madkit.distill.loop.loop import Look, StepLoss
 from madkit.distill.loop.optimizer import OptimizerSettings
 from madkit.distill.loop.training_state import TrainingState
 from tests.distill.loop.toy_loop import LENGTHS, SETTINGS, Killed, N, Toy, dying_after, lines, make_batch, train
@@ -83,6 +83,40 @@ def test_a_loss_that_is_no_number_stops_with_the_samples(tmp_path):
     assert [json.loads(line)["step"] for line in lines(tmp_path)] == list(range(1, step))
     # what is on disk is from before
     assert all(int(folder.name[-6:]) < step for folder in list_checkpoints(tmp_path / "checkpoints"))
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_look_that_is_no_number_stops_with_the_last_steps_samples(tmp_path, ema):
+    """A look is the first to see weights that a step has blown up, where it follows upon that step."""
+    settings = replace(
+        SETTINGS, learning_rate=3e38, warmup=0.0, look_every=1, ema=ema, optimizer=OptimizerSettings("sgd")
+    )
+    module = Toy()
+
+    def look(step):
+        value = float(module(make_batch(range(N), step)).loss)
+        return Look(-value, {"held_out": value})
+
+    with pytest.raises(RunError, match=r"held_out is (nan|inf) after step 1; the samples of .*sample-") as error:
+        train(tmp_path, module=module, settings=settings, look=look)
+    assert "lower the rate" in (error.value.hint or "")
+    assert not list_checkpoints(tmp_path / "checkpoints")
+
+
+def test_a_gradient_that_is_no_number_stops_in_its_own_step(tmp_path):
+    """The square root's slope at 0 is infinite while the loss is finite: what it does to the weights is not kept."""
+
+    class Rooted(Toy):
+        def forward(self, batch):
+            out = super().forward(batch)
+            bad = (self.net[0].weight * 0).abs().sum().sqrt() if batch.step == 5 else 0.0
+            return StepLoss(out.loss + bad, out.terms)
+
+    with pytest.raises(RunError, match=r"gradient of step 6 has the norm nan; the samples of .*sample-"):
+        train(tmp_path, module=Rooted(), settings=replace(SETTINGS, checkpoint_every=1))
+    step, state = latest_checkpoint(tmp_path / "checkpoints")
+    assert step == 5
+    assert all(value.isfinite().all() for value in state["module"].values())
 
 
 def test_sigterm_saves_and_says_resumable(tmp_path):
