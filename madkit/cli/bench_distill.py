@@ -161,7 +161,8 @@ def _print_step(document: Mapping[str, Any]) -> None:
     low, high = document["ratio_quartiles"]
     _say(
         f"{document['student']}, {document['device']}: {shape['sequences']} sequences of {shape['text']} + "
-        f"{shape['regions']}, {document['tokens']:,} tokens a step, forward, backward and optimiser."
+        f"{shape['regions']}, {document['tokens']:,} tokens a step, forward, backward and optimiser, in "
+        f"{document['dtype']}."
     )
     print_table(
         ["", "ms/step"],

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from madkit.bench import distill
 from madkit.bench.agreement import Agreement
@@ -95,8 +97,16 @@ def test_text(there: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_student(there: None) -> None:
+    """Both sides compute in 16 bits, as a run does on a GPU."""
     reads: set[str] = set()
-    with training_on_pretended_cuda(reads):
+    widened: dict[nn.Module, set[torch.dtype]] = {}  # of the feed-forward layers, one on each side
+
+    def look(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(module, nn.Linear) and module.out_features == 4 * module.in_features:
+            widened.setdefault(module, set()).add(output.dtype)
+
+    with training_on_pretended_cuda(reads), register_module_forward_hook(look):
         found = compare_student_step("mini-uniter", device="cuda", rounds=1, sequences=4, candidates=4, layers=1)
-    assert found["device"] == "cuda"
+    assert (found["device"], found["dtype"]) == ("cuda", "bfloat16 autocast")
+    assert list(widened.values()) == [{torch.bfloat16}] * 2
     assert not any("students" in reader for reader in reads)
