@@ -90,6 +90,9 @@ class _Stream:
     def synchronize(self) -> None:
         pass
 
+    def query(self) -> bool:
+        return True
+
 
 class AtOnce:
     """A pool whose work is done when it is handed in."""

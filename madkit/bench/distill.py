@@ -2,8 +2,9 @@
 
 All sides train the same student on the same batches with the code that a run uses: batches are cut from an
 `ExampleSet` and the banks of a token cache (on a GPU by a thread, ahead of the step), then forward, backward, clipping
-and the optimiser's step. Data, weights and cache are made up from a fixed seed. Fine-tuning is measured under two
-names, at both ends of every round; what its two turns differ by is the noise.
+and the optimiser's step. A turn begins as a run goes on: its first batch is there, and the thread that made it has its
+memory. Data, weights and cache are made up from a fixed seed. Fine-tuning is measured under two names, at both ends of
+every round; what its two turns differ by is the noise.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import fmean, median, quantiles
 from typing import Any
 
 import numpy as np
@@ -41,7 +43,7 @@ from madkit.extract.options import resolve_device
 from madkit.mad.config import MADConfig
 from madkit.students.start import new_student
 
-SCHEMA = 1
+SCHEMA = 2
 PLAIN, AGAIN, MAD, ALL, ONLINE, EAGER = (
     "finetune", "finetune again", "mad", "mad, all tokens", "online teacher", "online, open_clip",
 )  # fmt: skip
@@ -126,11 +128,21 @@ def bench_distill(options: DistillBenchOptions) -> dict[str, Any]:
     return document
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """Seconds of the clock and of the processor, and the share of steps before which the GPU waited for the batch."""
+
+    wall: float
+    cpu: float
+    waited: float
+
+
 class _Bench:
     """The set, the student, and a way to do a step for every side."""
 
     def __init__(self, options: DistillBenchOptions, device: str, folder: Path) -> None:
         self.options, self.device = options, device
+        self.ahead = ExitStack()
         self.cuda = torch.device(device).type == "cuda"
         mini = options.student.startswith("mini") or options.tiny
         self.shape: Shape = (MINI_SHAPES if mini else SHAPES)[options.shape]
@@ -196,6 +208,11 @@ class _Bench:
         # one optimiser for all: a parameter without gradient, such as a head of another side, is passed over
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6, fused=True)
         self.last = torch.zeros(())
+        # for good, as in a run: a new thread would have a new stream, whose memory has to be taken first
+        self.batches = {
+            name: self.ahead.enter_context(Ahead(make, on=self.cuda, device=self.device))
+            for name, make in self.makers.items()
+        }
 
     def _whole(self, side: TeacherSide, confidence: torch.Tensor) -> Callable[[Indices, int], Batch]:
         """Batches with whole targets: what is not known beforehand cannot be chosen beforehand."""
@@ -213,6 +230,7 @@ class _Bench:
         order = [PLAIN, *(name for name in self.objectives if name not in (PLAIN, AGAIN)), AGAIN]
         clock: dict[str, list[float]] = {name: [] for name in order}
         processor: dict[str, list[float]] = {name: [] for name in order}
+        waited: dict[str, list[float]] = {name: [] for name in order}
         peak: dict[str, float | None] = {}
         for name in order:
             self._turn(name, max(_WARM_UP, len(self.places)))
@@ -220,9 +238,10 @@ class _Bench:
             for name in (*order, *reversed(order)):
                 if self.cuda:
                     torch.cuda.reset_peak_memory_stats(self.device)
-                wall, cpu = self._turn(name, self.steps)
-                clock[name].append(wall / self.steps)
-                processor[name].append(cpu / self.steps)
+                turn = self._turn(name, self.steps)
+                clock[name].append(turn.wall / self.steps)
+                processor[name].append(turn.cpu / self.steps)
+                waited[name].append(turn.waited)
                 peak[name] = torch.cuda.max_memory_allocated(self.device) / 1e6 if self.cuda else None
             info(f"Round {number + 1} of {self.options.repeats}.")
         if not torch.isfinite(self.last):
@@ -238,6 +257,7 @@ class _Bench:
                 "quartiles": [_digits(low), _digits(high)],
                 "clock_s": _digits(median(clock[name])),
                 "examples_per_s": _digits(self.batch / median(clock[name])),
+                "waited": round(fmean(waited[name]), 4) if self.cuda else None,
                 "memory_mb": None if peak[name] is None else round(float(peak[name] or 0)),
                 **({} if name in (PLAIN, AGAIN) else _overhead(times[name], base)),
             }
@@ -246,54 +266,77 @@ class _Bench:
                 rows[name]["cached_is_faster"] = _digits(median(ratio))
         return rows, _overhead(times[AGAIN], times[PLAIN])
 
-    def _turn(self, name: str, steps: int) -> tuple[float, float]:
-        """Seconds of the clock and of the processor for so many steps."""
+    def _turn(self, name: str, steps: int) -> _Turn:
+        """So many steps and the making of as many batches, each of which is made while the step before is computed."""
+        self._announce(name, 0)
         online = self.online.get(name)
         objective = self.objectives[name]
+        batch = self._next(name, 0)
         synchronise(self.device)
-        with Ahead(self.makers[name], on=self.cuda, device=self.device) as make:
-            make.announce([self.places[0]], 0)
-            wall, cpu = time.perf_counter(), time.process_time()
-            for step in range(steps):
-                batch = make(self.places[step % len(self.places)], step).to(self.device)
-                make.announce([self.places[(step + 1) % len(self.places)]], step + 1)
-                if online is not None:
-                    batch = online.teach(batch)
-                with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.cuda):
-                    loss = objective(batch).loss
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
-            synchronise(self.device)
-            found = time.perf_counter() - wall, time.process_time() - cpu
+        waited = 0
+        wall, cpu = time.perf_counter(), time.process_time()
+        for step in range(steps):
+            self._announce(name, step + 1)
+            batch = batch.to(self.device)
+            if online is not None:
+                batch = online.teach(batch)
+            with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.cuda):
+                loss = objective(batch).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            batch, late = self._awaited(name, step + 1)
+            waited += late
+        synchronise(self.device)
+        found = _Turn(time.perf_counter() - wall, time.process_time() - cpu, waited / steps)
         self.last = loss.detach()
         return found
 
-    def reader(self, seconds: float) -> dict[str, Any]:
-        """How fast the teacher's side of a batch is made by one thread, and how much faster than a step asks for it.
+    def _announce(self, name: str, step: int) -> None:
+        self.batches[name].announce([self.places[step % len(self.places)]], step)
 
-        Both by the clock: the processor time of a step counts all its threads.
+    def _next(self, name: str, step: int) -> Any:
+        """The batch of a step, made or waited for, perhaps still on its way to the device."""
+        return self.batches[name](self.places[step % len(self.places)], step)
+
+    def _awaited(self, name: str, step: int) -> tuple[Any, bool]:
+        """The batch of a step, and whether the GPU had computed all that it was given before that was made."""
+        if not self.cuda:
+            return self._next(name, step), False
+        computed = torch.cuda.current_stream(self.device).record_event()
+        busy = not computed.query()
+        batch = self._next(name, step)
+        return batch, busy and computed.query()
+
+    def reader(self, seconds: float) -> dict[str, Any]:
+        """How fast one thread makes batches of `mad`, and how much faster than steps of so many seconds ask for them.
+
+        All that the thread does for a batch: student's tensors and teacher's side are cut, and on a GPU page-locked
+        and copied there; and the same of fine-tuning, whose thread does not read the cache. Both by the clock: the
+        processor time of a step counts all its threads.
         """
-        side = self.sides[MAD]
-        taken = []
+        taken: dict[str, list[float]] = {PLAIN: [], MAD: []}
         for _ in range(max(2, self.options.repeats)):
-            for step, indices in enumerate(self.places):
-                inputs, rows = self.set.inputs(indices), self.set.teacher_rows(indices)
-                label = (
-                    self.set.target[torch.from_numpy(indices)] if isinstance(self.set.target, torch.Tensor) else None
-                )
-                began = time.perf_counter()
-                side.chosen(rows, indices, inputs, label=label, step=step)
-                taken.append(time.perf_counter() - began)
-        supplied = self.batch / median(taken)
+            for name, found in taken.items():
+                for step in range(len(self.places)):
+                    synchronise(self.device)
+                    began = time.perf_counter()
+                    self._announce(name, step)
+                    self._next(name, step)
+                    synchronise(self.device)
+                    found.append(time.perf_counter() - began)
+        batch_s = median(taken[MAD])
         return {
-            "examples_per_s": _digits(supplied),
-            "headroom": _digits(supplied * seconds / self.batch),
+            "batch_s": _digits(batch_s),
+            "finetune_batch_s": _digits(median(taken[PLAIN])),
+            "examples_per_s": _digits(self.batch / batch_s),
+            "headroom": _digits(seconds / batch_s),
         }
 
     def close(self) -> None:
-        """Let go of the cache, before its folder is removed."""
+        """End the threads and let go of the cache, before its folder is removed."""
+        self.ahead.close()
         self.cache.close()
 
 

@@ -134,9 +134,13 @@ def _print_distill(document: Mapping[str, Any]) -> None:
     )
     reader = document["reader"]
     _say(
-        f"The bank gives {reader['examples_per_s']:,.0f} examples/s to one thread, {reader['headroom']:,.1f}x what the "
-        "steps of mad ask for."
+        f"A batch of mad takes one thread {1000 * reader['batch_s']:,.4g} ms, of fine-tuning "
+        f"{1000 * reader['finetune_batch_s']:,.4g} ms: {reader['examples_per_s']:,.0f} examples/s of mad, "
+        f"{reader['headroom']:,.1f}x what its steps ask for."
     )
+    if cuda:
+        late = ", ".join(f"{row['side']} {row['waited']:.0%}" for row in document["rows"] if row["waited"])
+        _say(f"Steps before which the GPU waited for their batch: {late or 'none'}.")
     for warning in document["warnings"]:
         _say(f"Warning: {warning}")
 

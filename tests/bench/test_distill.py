@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,6 +57,65 @@ def test_batches_come_to_the_device_as_in_a_run(monkeypatch, tmp_path):
     assert seen == {("bank", "cpu:0"), ("batches", "cpu:0")}
 
 
+def test_what_a_turn_counts_and_how_batches_are_timed(monkeypatch, tmp_path):
+    """All that is done for a batch, by a clock that nothing else moves; the first one is there when a turn begins."""
+    torch.set_num_threads(1)
+    bench = _Bench(DistillBenchOptions(shape="vqa", tiny=True), "cpu", tmp_path)
+    now, made = [0.0], []
+
+    def making(name, seconds):
+        make = bench.makers[name]
+
+        def made_slowly(piece, step):
+            now[0] += seconds
+            made.append((name, step))
+            return make(piece, step)
+
+        return Ahead(made_slowly, on=False)
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    bench.batches = {PLAIN: making(PLAIN, 2.0), MAD: making(MAD, 3.0)}
+    assert bench._turn(MAD, 2).wall == 6.0
+    assert made == [(MAD, 0), (MAD, 1), (MAD, 2)]
+    found = bench.reader(12.0)
+    assert (found["batch_s"], found["finetune_batch_s"], found["headroom"]) == (3.0, 2.0, 4.0)
+    assert found["examples_per_s"] == bench.batch / 3
+    bench.close()
+
+
+def test_one_thread_makes_the_batches_of_a_side_for_good(monkeypatch, tmp_path):
+    begun, ended = [], []
+
+    class Watched(Ahead):
+        def __enter__(self):
+            begun.append(self)
+            return super().__enter__()
+
+        def __exit__(self, *error):
+            ended.append(self)
+            super().__exit__(*error)
+
+    monkeypatch.setattr(distill, "Ahead", Watched)
+    torch.set_num_threads(1)
+    bench = _Bench(DistillBenchOptions(shape="vqa", tiny=True), "cpu", tmp_path)
+    sides = list(begun)
+    bench._turn(PLAIN, 1)
+    bench._turn(PLAIN, 1)
+    assert begun == sides
+    assert not ended
+    bench.close()
+    assert set(ended) == set(sides)
+
+
+@pytest.mark.parametrize(("states", "late"), [([False, True], True), ([False, False], False), ([True, True], False)])
+def test_a_gpu_that_ran_dry_while_a_batch_was_made_waited_for_it(monkeypatch, states, late):
+    answers = iter(states)
+    event = SimpleNamespace(query=lambda: next(answers))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(record_event=lambda: event))
+    bench = SimpleNamespace(cuda=True, device="cuda", _next=lambda name, step: (name, step))
+    assert _Bench._awaited(bench, MAD, 3) == ((MAD, 3), late)
+
+
 @pytest.mark.parametrize("shape", sorted(MINI_SHAPES))
 def test_examples_have_the_shape_and_something_to_learn_from(shape, tmp_path):
     torch.set_num_threads(1)
@@ -92,6 +152,7 @@ def test_all_sides_take_turns():
     assert rows[ONLINE]["cached_is_faster"] > 0
     asked = document["batch"]["examples"] / rows[MAD]["clock_s"]
     assert document["reader"]["headroom"] == pytest.approx(document["reader"]["examples_per_s"] / asked, rel=0.01)
+    assert rows[MAD]["waited"] is None  # there is no GPU that could
     assert document["batch"]["tokens"] == 3 * Shape("vcr", 18, 5).tokens
 
 
