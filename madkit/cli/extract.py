@@ -196,7 +196,8 @@ def _print_plan(rows: list[dict[str, Any]]) -> None:
         print(f"  about {duration(row['seconds'])} on {row['device']}, by a sample:")
         for part, one in row["measured"].items():
             batches = "1 batch" if one["batches"] == 1 else f"{one['batches']} batches"
-            print(f"    {one['items']:,} {part} in {batches}, {one['seconds']:.2f} s")
+            once = f", {one['fixed']:.2f} s of it for any number" if one["fixed"] >= 0.01 else ""
+            print(f"    {one['items']:,} {part} in {batches}, {one['seconds']:.2f} s{once}")
 
 
 def _mb(bytes_: int) -> str:

@@ -207,10 +207,10 @@ def _seconds(plan: StorePlan, todo: dict[Part, list[int]], measured: dict[Part, 
     seconds = 0.0
     for part, one in measured.items():
         if part == "images":
-            seconds += len(todo[part]) / one.items * one.seconds
+            seconds += one.seconds_for(len(todo[part]) / one.items)
         else:  # by tokens: the sample's texts need not be as long as the others
             tokens = int(plan.lengths[todo[part]].sum()) + 2 * len(todo[part])
-            seconds += tokens / (one.tokens + 2 * one.items) * one.seconds
+            seconds += one.seconds_for(tokens / (one.tokens + 2 * one.items))
     return seconds
 
 

@@ -1,4 +1,9 @@
-"""How long an extraction would take, measured: a few real items go the whole way, into a store that is thrown away."""
+"""How long an extraction would take, measured: a few real items go the whole way, into a store that is thrown away.
+
+A run has a cost that does not grow with its items: threads and streams begin, page-locked buffers are taken, files are
+synced. On a GPU, where a thousand images take a third of a second, it may be most of what a small sample takes. Samples
+of two sizes tell it apart, so that it is counted once, whatever the number of items.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +25,18 @@ from madkit.extract.items import Items
 from madkit.extract.options import IMAGE_BATCH, TEXT_BATCH_TOKENS, ExtractOptions
 from madkit.extract.pipeline import one_thread_per_operation
 from madkit.extract.planning import make_plan, store_identity
+from madkit.extract.text_encoding import SPECIAL
 from madkit.tasks.data import TaskData
 from madkit.teachers.interface import Teacher
 
 MEASURED_S = 3.0
-"""About how long is measured for each part."""
-FIRST = {"images": 2, "texts": 8}
-"""Items that go first and are not counted: they load kernels and fill caches."""
-BATCHES = 2
+"""About how long the largest sample of each part takes, at most."""
+FIRST = {"images": 1, "texts": 8}
+"""Items of the smallest sample on a CPU, for each core; on a GPU it is a full batch."""
+BATCHES = 4
+"""Full batches of the largest sample."""
+GROWTH = 4
+"""How many times as large as the sample before the next one is, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,7 @@ class Measured:
         batches: forward passes.
         batch: most images, or most tokens of texts, in one of them.
         seconds: how long they took: decoding, encoding and writing.
+        fixed: those of them that any number of items would take.
     """
 
     items: int
@@ -47,16 +57,24 @@ class Measured:
     batches: int
     batch: int
     seconds: float
+    fixed: float = 0.0
+
+    def seconds_for(self, times: float) -> float:
+        """How long so many times the sample would take."""
+        return self.fixed + times * (self.seconds - self.fixed)
 
     def as_row(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {**asdict(self), "seconds": round(self.seconds, 4)}
+        return {**asdict(self), "seconds": round(self.seconds, 4), "fixed": round(self.fixed, 4)}
 
 
 def warm_up(
     teacher: Teacher, data: TaskData, items: Items, rows: Mapping[Part, Sequence[int]], options: ExtractOptions
 ) -> dict[Part, Measured]:
-    """Encode a sample of items with the live teacher, at most about 3 s and two full batches for each part.
+    """Encode samples of items with the live teacher, for each part until one takes about 3 s or holds four batches.
+
+    The smallest one goes first and is not counted: it loads kernels, fills caches, and has the shape of a whole batch
+    on a GPU. Then it is measured, and larger ones are, each up to four times as large.
 
     Args:
         teacher: on its device.
@@ -67,24 +85,100 @@ def warm_up(
     """
     options = replace(options, compile="off")
     kind = torch.device(teacher.device).type
-    limits = {"images": options.image_batch or IMAGE_BATCH.get(kind, 32)}
-    limits["texts"] = options.text_tokens or TEXT_BATCH_TOKENS.get(kind, 2048)
     found: dict[Part, Measured] = {}
     for part in PARTS:
         if not len(rows[part]):
             continue
-        one_sided = replace(teacher, text=None) if part == "images" else replace(teacher, vision=None)
-        first, _ = _run(one_sided, data, _sample(items, part, rows[part], FIRST[part]), options)
-        each = max(first / min(FIRST[part], len(rows[part])), 1e-6)
-        most = BATCHES * limits[part]
-        if part == "texts":
-            most = max(FIRST[part], int(most / _mean_length(one_sided, items, rows[part])))
-        chosen = _sample(items, part, rows[part], max(FIRST[part], min(most, int(MEASURED_S / each))))
-        seconds, tokens = _run(one_sided, data, chosen, options)
-        count = len(chosen.image_ids) + len(chosen.texts)
-        full = count if part == "images" else tokens + 2 * count  # two special tokens each
-        found[part] = Measured(count, tokens, math.ceil(full / limits[part]), min(limits[part], full), seconds)
+        side = replace(teacher, text=None) if part == "images" else replace(teacher, vision=None)
+        each = 1.0 if part == "images" else _mean_length(side, items, rows[part])
+        limit = _limit(part, options, kind)
+        run = _Runs(part, side, data, items, rows[part], options, limit, each)
+        first = FIRST[part] * run.cores if kind == "cpu" else max(1, int(limit / each))
+        most = min(len(rows[part]), max(GROWTH * first, int(BATCHES * limit / each)))
+        uncounted = run(min(first, most))
+        hurry = min(1.0, MEASURED_S / uncounted.seconds)  # on a slow GPU a full batch is too much to go on with
+        small = large = run(_even(int(hurry * uncounted.items), run.cores, most))
+        while larger := _larger(large, most, run.cores, second=large is small):
+            large = run(larger)
+        fixed = _fixed(small, large)
+        full = min(limit, large.size)
+        batches = math.ceil(large.size / limit)
+        found[part] = Measured(large.items, large.tokens, batches, full, large.seconds, fixed)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A run: its items, the tokens of its texts, what it takes time for (images or tokens), and the seconds."""
+
+    items: int
+    tokens: int
+    size: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """Runs of one part. `limit` images or tokens make a batch; an item has `each` of them."""
+
+    part: Part
+    teacher: Teacher
+    data: TaskData
+    items: Items
+    rows: Sequence[int]
+    options: ExtractOptions
+    limit: int
+    each: float
+
+    @property
+    def cores(self) -> int:
+        """Batches at a time."""
+        return torch.get_num_threads() if torch.device(self.teacher.device).type == "cpu" else 1
+
+    def __call__(self, count: int) -> _Sample:
+        chosen = _sample(self.items, self.part, self.rows, count)
+        seconds, tokens = _run(self.teacher, self.data, chosen, self._options(count))
+        count = len(chosen.image_ids) + len(chosen.texts)
+        size = count if self.part == "images" else tokens + SPECIAL * count
+        return _Sample(count, tokens, size, max(seconds, 1e-6))
+
+    def _options(self, count: int) -> ExtractOptions:
+        """On a CPU batches so small that every core has one, as in an extraction."""
+        if torch.device(self.teacher.device).type != "cpu":
+            return self.options
+        batch = min(self.limit, math.ceil(count * self.each / self.cores))
+        if self.part == "images":
+            return replace(self.options, image_batch=batch)
+        return replace(self.options, text_tokens=batch)
+
+
+def _limit(part: Part, options: ExtractOptions, kind: str) -> int:
+    """Images, or tokens of texts, of a batch."""
+    if part == "images":
+        return options.image_batch or IMAGE_BATCH.get(kind, 32)
+    return options.text_tokens or TEXT_BATCH_TOKENS.get(kind, 2048)
+
+
+def _larger(last: _Sample, most: int, cores: int, *, second: bool) -> int:
+    """Items of the next sample; 0 where the last was large enough. There is a second one wherever there can be."""
+    growth = min(GROWTH, MEASURED_S / last.seconds)
+    if second:
+        growth = max(2.0, growth)
+    count = int(growth * last.items)
+    return 0 if growth < 2 or last.items >= most else _even(count, cores, most)
+
+
+def _even(count: int, cores: int, most: int) -> int:
+    """About `count` items, of which every core has as many."""
+    return min(most, max(cores, count - count % cores))
+
+
+def _fixed(small: _Sample, large: _Sample) -> float:
+    """Seconds that samples of both sizes have in common; 0 where no such part can be told from the noise."""
+    if large.size <= small.size or large.seconds <= small.seconds:
+        return 0.0
+    slope = (large.seconds - small.seconds) / (large.size - small.size)
+    return max(0.0, large.seconds - slope * large.size)
 
 
 def _sample(items: Items, part: Part, rows: Sequence[int], count: int) -> Items:
@@ -102,7 +196,7 @@ def _mean_length(teacher: Teacher, items: Items, rows: Sequence[int]) -> float:
     if teacher.text is None:
         return 1.0
     tokenized = teacher.text.tokenize(_sample(items, "texts", rows, 64).texts)
-    return 2 + sum(len(text.ids) for text in tokenized) / len(tokenized)
+    return SPECIAL + sum(len(text.ids) for text in tokenized) / len(tokenized)
 
 
 def _run(teacher: Teacher, data: TaskData, items: Items, options: ExtractOptions) -> tuple[float, int]:

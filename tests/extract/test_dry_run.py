@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -14,8 +14,13 @@ import zarr
 
 from madkit.cli.main import main
 from madkit.core.workspace import Workspace
+from madkit.extract import warm_up
 from madkit.extract.dry_run import dry_run
+from madkit.extract.items import Items
+from madkit.extract.options import ExtractOptions
 from madkit.extract.stage import extract
+from madkit.tasks.data import TaskData
+from madkit.teachers.interface import Teacher
 
 torch.set_num_threads(1)
 
@@ -69,6 +74,62 @@ def test_bytes_are_those_of_the_arrays(workspace: Path, tiny_teacher: Path, toke
                 size += rows * int(np.prod(array.shape[1:])) * array.dtype.itemsize
         assert told[tokens, dtype] == size
         assert plan_of(workspace, tiny_teacher, tokens=tokens, store_dtype=dtype)["bytes"] == size
+
+
+class Costs:
+    """Runs whose seconds are a function of their items: a clock without the work."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, device: str, each: float, fixed: float, cold: float) -> None:
+        self.each, self.fixed, self.cold = each, fixed, cold
+        self.sizes: list[int] = []
+        self.batches: list[int] = []
+        self.teacher = Teacher("simulated", None, None, True, 1.0, device)
+        monkeypatch.setattr(warm_up, "_run", self.run)
+
+    def run(self, teacher: Teacher, data: Any, items: Items, options: ExtractOptions) -> tuple[float, int]:
+        self.sizes.append(len(items.image_ids))
+        self.batches.append(options.image_batch)
+        return self.fixed + (self.cold if len(self.sizes) == 1 else 0.0) + self.each * self.sizes[-1], 0
+
+    def of(self, images: int) -> warm_up.Measured:
+        ids = tuple(map(str, range(images)))
+        items = Items(ids, (Path("image.png"),) * images, {}, ())
+        found = warm_up.warm_up(self.teacher, cast(TaskData, None), items, {"images": range(images), "texts": ()},
+                                ExtractOptions())  # fmt: skip
+        return found["images"]
+
+
+@pytest.mark.parametrize("cold", [0.0, 5.0])
+@pytest.mark.parametrize("fixed", [0.0, 0.05, 0.2, 1.0])
+def test_what_a_run_costs_whatever_its_items_is_counted_once(
+    monkeypatch: pytest.MonkeyPatch, fixed: float, cold: float
+) -> None:
+    costs = Costs(monkeypatch, "cuda", 1 / 2950, fixed, cold)
+    one = costs.of(110_000)
+    assert one.seconds_for(110_000 / one.items) == pytest.approx(110_000 / 2950 + fixed, rel=0.01)
+    assert one.fixed == pytest.approx(fixed, abs=1e-6)
+    assert costs.sizes[0] == 256  # in the shape of a whole batch, and not counted
+    assert one.items <= 4 * 256
+    assert costs.batches == [0] * len(costs.sizes)  # the device's own
+
+
+@pytest.mark.parametrize(("each", "images", "seconds"), [(1.5, 8, 7.0), (0.05, 128, 3.0), (0.001, 128, 0.1)])
+def test_a_slow_cpu_is_not_kept_long(monkeypatch: pytest.MonkeyPatch, each: float, images: int, seconds: float) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    costs = Costs(monkeypatch, "cpu", each / 4, 0.02, 0.0)
+    one = costs.of(10_000)
+    assert one.items <= images
+    assert sum(costs.sizes) * costs.each < seconds
+    assert costs.batches == [min(32, size // 4) for size in costs.sizes]
+    assert not any(size % 4 for size in costs.sizes)
+    assert one.seconds_for(10_000 / one.items) == pytest.approx(10_000 * each / 4, rel=0.01)
+
+
+def test_where_no_slope_can_be_told_all_that_was_measured_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = Costs(monkeypatch, "cuda", 0.0, 0.4, 0.0)
+    one = costs.of(10_000)
+    assert (one.items, one.fixed) == (1024, 0.0)
+    assert costs.of(3).items == 3  # a set that is smaller than any batch
 
 
 def test_what_is_there_is_skipped_and_costs_nothing(workspace: Path, tiny_teacher: Path) -> None:
