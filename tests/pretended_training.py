@@ -18,6 +18,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from madkit.distill.batches import page_locked
 from madkit.distill.loop import ahead
 from madkit.distill.loop.loop import make_accelerator
 from tests.pretended_cuda import pretended_cuda
@@ -38,6 +39,7 @@ def training_on_pretended_cuda(reads: set[str]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tensor, "backward", walked)
         patch.setattr(Tensor, "pin_memory", lambda self, *_: self)
+        patch.setattr(page_locked, "_locked", lambda shape, dtype: torch.empty(shape, dtype=dtype))
         patch.setattr(Tensor, "record_stream", lambda self, stream: None)
         patch.setattr("torch.amp.autocast_mode.torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
         # in inference mode operations reach fake tensors whole, and those do not move between devices

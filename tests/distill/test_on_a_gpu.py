@@ -10,6 +10,7 @@ import torch
 
 from madkit.core.files import read_jsonl
 from madkit.distill import stage
+from madkit.distill.batches import page_locked, region_features
 from madkit.distill.loop.loop import make_accelerator
 from madkit.distill.loop.training_state import TrainingState
 from madkit.distill.pool import pre_phase
@@ -70,10 +71,19 @@ def train(
 def test_steps_there(
     monkeypatch: pytest.MonkeyPatch, workspace: Any, student: Path, arm: str, overrides: dict[str, Any]
 ) -> None:
-    """In bfloat16, where autocast refuses what would be inexact."""
+    """In bfloat16, where autocast refuses what would be inexact; region features come from page-locked memory."""
+    locked: list[Any] = []
+    gathered = region_features.gathered
+
+    def watched(table: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        locked.append(page_locked._FOR_A_GPU.get())
+        return gathered(table, places)
+
+    monkeypatch.setattr(region_features, "gathered", watched)
     rows, reads = train(monkeypatch, workspace, student, task="vcr", arm=arm, overrides=overrides)
     assert len(rows) == 2
     assert reads <= SETTING_UP | LOOKING
+    assert True in locked  # all but those of a step that nobody announced: the first, and of held-out data
     assert make_accelerator("fp32").device.type == "cpu"  # nothing of it stays for what comes after
 
 

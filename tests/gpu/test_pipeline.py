@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,8 +22,11 @@ from madkit.cache import TokenCache
 from madkit.core.files import read_jsonl
 from madkit.core.workspace import Workspace
 from madkit.distill import stage
+from madkit.distill.batches.region_features import RegionFeatures
+from madkit.distill.loop.ahead import Ahead
 from madkit.evaluate.scorer import StudentScorer
 from madkit.extract.stage import extract
+from madkit.regions import RegionReader, Regions
 from madkit.tasks.data import open_task
 
 DEVICE = os.environ.get("MADKIT_TEST_DEVICE", "cuda")
@@ -41,6 +45,49 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         open_task(workspace, task, part="tiny")
     extract(workspace, "mini", TASKS, device=DEVICE, part="tiny")
     return workspace
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A batch of features alone."""
+
+    features: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Seen:
+        return Seen(self.features.to(device, non_blocking=True))
+
+
+class Pictures:
+    """Regions of images, all of whose numbers are the image's."""
+
+    dim = 2048
+
+    def get(self, name: str) -> Regions:
+        return Regions(
+            np.tile(np.asarray([0, 0, 1, 1], np.float32), (36, 1)), np.full((36, self.dim), int(name), np.float32)
+        )
+
+
+@pytest.mark.skipif(not GPU, reason="copies of a GPU")
+def test_features_are_not_overwritten_before_they_are_copied() -> None:
+    """The GPU has other things to do while batch after batch is gathered and queued."""
+    held = RegionFeatures(cast(RegionReader, Pictures()), [str(number) for number in range(32)])
+    pieces = [np.roll(np.arange(32), step) for step in range(8)]
+
+    def make(piece: Any, step: int) -> Seen:
+        return Seen(held.features(torch.from_numpy(piece), 36))
+
+    with Ahead(make, on=True, device=DEVICE) as batches:
+        assert batches._stream is not None
+        with torch.cuda.stream(batches._stream):
+            torch.cuda._sleep(2_000_000_000)  # cycles
+        found = []
+        for step, piece in enumerate(pieces):
+            batches.announce([piece], step)
+            found.append(batches(piece, step).to(DEVICE))
+        for piece, seen in zip(pieces, found, strict=True):
+            assert seen.features[:, 0, 0].tolist() == piece.tolist()
+            assert bool((seen.features == seen.features[:, :1, :1]).all())
 
 
 def elsewhere(place: Workspace, folder: Path, *parts: str) -> Workspace:

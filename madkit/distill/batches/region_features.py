@@ -16,6 +16,7 @@ from torch import Tensor
 
 from madkit.core.console import info
 from madkit.core.free_memory import memory_share
+from madkit.distill.batches.page_locked import gathered
 from madkit.regions import RegionReader, Regions
 
 SHARE_OF_MEMORY = 0.4
@@ -100,14 +101,14 @@ class RegionFeatures:
         if self._features is not None:
             places = self._starts[rows, None] + torch.arange(width)
             places = torch.where(self._counted(rows, width), places, len(self._features) - 1)
-            return self._features.index_select(0, places.flatten()).view(len(rows), width, -1)
+            return gathered(self._features, places.flatten()).view(len(rows), width, -1)
         wanted, where = torch.unique(rows, return_inverse=True)
         found = self._read([self.image_ids[row] for row in wanted.tolist()])
         out = torch.zeros(len(found), width, self.reader.dim)
         for place, region in enumerate(found):
             count = min(width, len(region.features))
             out[place, :count] = torch.from_numpy(np.asarray(region.features[:count], dtype=np.float32))
-        return out[where]
+        return gathered(out, where)
 
     def _counted(self, rows: Tensor, width: int) -> Tensor:
         """[B, width] bool: places of real regions."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from madkit.distill.batches.order import Indices
+from madkit.distill.batches.page_locked import page_locked
 from madkit.mad.chosen import Lookup
 
 MakeBatch = Callable[[Indices, int], Any]
@@ -83,7 +84,7 @@ class Ahead:
     def _staged(self, piece: Indices, step: int) -> Any:
         if self._stream is None or self._device is None:
             return self._make(piece, step)
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream), page_locked():
             batch = _each(self._make(piece, step), Lookup, _looked_up)
             batch = each_tensor(batch, _pinned).to(self._device)
             arrived = torch.cuda.Event()
@@ -124,7 +125,8 @@ def _looked_up(lookup: Lookup) -> Tensor | Lookup:
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    # a part of a wider table would be copied once more on its way, and not from page-locked memory
+    # a part of a wider table would be copied once more on its way, and not from page-locked memory; what was gathered
+    # there (`page_locked`) stays where it is
     return tensor.contiguous().pin_memory() if tensor.device.type == "cpu" else tensor
 
 
