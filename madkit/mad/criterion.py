@@ -307,7 +307,7 @@ class MADCriterion(nn.Module):
             ("the image globals", targets.image_global, (B, Dv)),
         ]
         affinity = len(self.affinity) > 0
-        if targets.chosen is None or (affinity and "word" in self.affinity):
+        if "word" in self.affinity or (targets.chosen is None and "token_text" in self._term_weights):
             expected.append(("the text targets", targets.text_tokens, (S, T, Dl)))
         if targets.chosen is None or affinity:
             expected.append(("the region targets", targets.regions, (B, R, Dv)))

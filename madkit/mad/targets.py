@@ -58,8 +58,10 @@ class TeacherTargets:
         text_global_stats, vision_global_stats: likewise for the globals; None takes the tokens'.
         taught: [S] bool: sequences that the teacher says anything about; the others add nothing to any term. None: all.
         example_key: [S] long: a number that names the example whatever the batch; needed by random selection only.
-        chosen: the token part, chosen beforehand. `text_tokens` [S, 0, Dl] and `regions` [B, 0, Dv] may then be empty
-            where no affinity reads them.
+        chosen: the token part, chosen beforehand. `regions` [B, 0, Dv] may then be empty where no affinity reads them.
+
+    Where no term compares words, or the token part was chosen and no affinity of words reads them, `text_tokens`
+    [S, 0, Dl] and its masks [S, 0] may be empty.
     """
 
     text_tokens: Tensor

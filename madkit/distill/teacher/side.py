@@ -139,20 +139,16 @@ class TeacherSide:
     def _said(
         self, rows: TeacherRows, indices: Indices, inputs: StudentInputs, *, words: bool, regions: bool
     ) -> TeacherTargets:
-        T, R = inputs.input_ids.shape[1], inputs.region_mask.shape[1]
-        S, Dl = len(rows.texts), self.texts.globals.shape[1]
-        if not words:
-            tokens, mask = torch.zeros(S, 0, Dl, dtype=torch.float16), torch.zeros(S, 0, dtype=torch.bool)
-            content = mask
-        elif self.texts.tokens is not None and self.texts.has is not None and self.texts.content is not None:
+        R, S, Dl = inputs.region_mask.shape[1], len(rows.texts), self.texts.globals.shape[1]
+        if words and self.texts.tokens is not None and self.texts.has is not None and self.texts.content is not None:
             there = rows.tokens >= 0
             place = rows.tokens.clamp_min(0)
             tokens = self.texts.tokens[place]
             mask = there & self.texts.has[place]
             content = there & self.texts.content[place]
-        else:
-            tokens = torch.zeros(1, 1, 1, dtype=torch.float16).expand(S, T, Dl)
-            mask = content = torch.zeros(S, T, dtype=torch.bool)
+        else:  # no term reads them: nothing that would have to be copied to a GPU
+            tokens = torch.zeros(S, 0, Dl, dtype=torch.float16)
+            mask = content = torch.zeros(S, 0, dtype=torch.bool)
         keys = None
         if self._keys is not None:
             keys = self._keys[torch.from_numpy(indices)].repeat_interleave(self.examples.n_candidates)

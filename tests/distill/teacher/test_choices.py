@@ -98,6 +98,29 @@ def test_relevance_is_worked_out_once(loaded, monkeypatch):
         assert again.teacher.text_tokens.numel() == again.teacher.regions.numel() == 0
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"affinity_weight": 1.0, "affinity_form": "sentence", "weight": 0.0}, {"tokens": "global"}],
+    ids=["sentence affinity", "globals"],
+)
+def test_where_no_term_compares_words_there_are_none(loaded, changes):
+    """Nor zeros in their place, which a GPU would be sent in every step; the loss is that of any words."""
+    model, examples, cache = loaded
+    config = MADConfig(weighting="uniform", **changes)
+    side = TeacherSide(examples, cache, config)
+    objective = Objective(model, make_criterion(config, model, side, seed=1))
+    batch = BatchMaker(examples, 10, teacher=side, one_text=True)(BATCHES[0], 0)
+    found = batch.teacher
+    assert isinstance(found, TeacherTargets)
+    assert found.chosen is None
+    assert found.text_tokens.numel() == found.text_mask.numel() == 0
+    (S, T), Dl = batch.inputs.input_ids.shape, found.text_global.shape[1]
+    words = replace(found, text_tokens=torch.zeros(S, T, Dl), text_mask=torch.ones(S, T).bool(), text_content=None)
+    want, got = losses_of(objective, replace(batch, teacher=words)), losses_of(objective, batch)
+    assert all(torch.equal(value, got[0][name]) for name, value in want[0].items())
+    assert all(torch.equal(a, b) for a, b in zip(want[1], got[1], strict=True))
+
+
 def test_what_was_chosen_for_another_criterion_is_refused(loaded):
     model, examples, cache = loaded
     config = MADConfig(weighting="uniform")
