@@ -200,7 +200,8 @@ def collate(
         link = links[row // n_candidates]
         if len(link):
             tags[row, :end] = np.where(sequence.tag_box >= 0, link[np.maximum(sequence.tag_box, 0)], -1)
-    most, dim = max(len(r.features) for r in regions), regions[0].features.shape[1]
+    # at least one place, if only padding: the networks look regions up, and a batch may see none at all
+    most, dim = max(1, *(len(r.features) for r in regions)), regions[0].features.shape[1]
     features = np.zeros((len(regions), most, dim), dtype=np.float32)
     boxes = np.zeros((len(regions), most, 4), dtype=np.float32)
     region_mask = np.zeros((len(regions), most), dtype=bool)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -115,3 +117,19 @@ def test_features_of_another_width_are_refused(setting):
 def test_rows_are_plain_json(setting):
     folder, examples, regions = setting
     json.dumps(predict(folder, examples[:2], regions, spec=spec_of(examples)), allow_nan=False)
+
+
+def test_images_without_boxes_are_answered(setting):
+    """A detector may have found nothing, in one image of a batch or in all of them."""
+    folder, examples, regions = setting
+
+    class Empty:
+        dim = regions.dim
+
+        def get(self, image_id):
+            found = regions.get(image_id)
+            return replace(found, boxes=found.boxes[:0], features=found.features[:0])
+
+    rows = predict(folder, examples, Empty(), spec=spec_of(examples))
+    assert len(rows) == len(examples)
+    assert all(math.isfinite(score) for row in rows for score in row["logits"])
