@@ -59,13 +59,13 @@ def encode_example(
 ) -> EncodedExample:
     """Encode an example for a student that places at most `max_length` text tokens."""
     tails: Sequence[tuple[Segment, ...]] = [(c,) for c in example.candidates] or [()]
-    names = style.naming(example) if style.naming is not None else {}
+    names = style.naming(example) if style.naming is not None else [{}] * len(tails)
     known: _Read = {}  # the candidates share their context, which is read once
     sequences = tuple(
         encode_segments(
-            (*example.context, *tail), tokenizer, max_length, style, candidate=bool(tail), names=names, known=known
+            (*example.context, *tail), tokenizer, max_length, style, candidate=bool(tail), names=called, known=known
         )
-        for tail in tails
+        for tail, called in zip(tails, names, strict=True)
     )
     boxes = np.asarray(example.boxes, dtype=np.float32).reshape(-1, 4)
     if len(boxes):
@@ -85,7 +85,7 @@ def encode_segments(
 ) -> EncodedSequence:
     """The sequence of some segments, of which the last may be a candidate, with types, spans and tags.
 
-    `known` remembers the segments that were read with the same tokenizer and names.
+    `known` remembers the segments of the same example that were read with the same tokenizer.
     """
     known = {} if known is None else known
     for segment in segments:

@@ -6,11 +6,11 @@ tags, shortening) is the same for all families.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from madkit.tasks.example import Example, Segment
+from madkit.tasks.example import Example, Segment, Tag
 
 PERSON = "person"
 
@@ -30,7 +30,7 @@ class Body(NamedTuple):
 
 
 Plan = tuple[Mark | Body, ...]
-Naming = Callable[[Example], Mapping[int, str]]
+Naming = Callable[[Example], Sequence[Mapping[int, str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +38,20 @@ class TextStyle:
     """A family's way with text.
 
     plan: (number of context segments, whether a candidate follows) -> the sequence.
-    naming: example -> {box: name}, what a tag whose surface is "person" reads instead; None leaves texts as they are.
+    naming: example -> for each of its sequences {box: name}, what a tag whose surface is "person" reads instead. Equal
+        texts of one example get equal names. None leaves texts as they are.
     """
 
     plan: Callable[[int, bool], Plan]
     naming: Naming | None = None
 
 
-def segment_plan(types: tuple[int, ...], *, sep_follows: bool = False, mask: bool = False) -> Callable[..., Plan]:
+def segment_plan(types: tuple[int, ...], *, sep_follows: bool = False) -> Callable[[int, bool], Plan]:
     """The usual plan: `[CLS] s0 [SEP] s1 [SEP] ...`.
 
     Args:
         types: of segment 0, 1, ...; the last one goes on.
         sep_follows: a [SEP] between two segments has the type of what follows it, else of what it closes.
-        mask: a sequence without candidate ends in `[MASK] [SEP]`, where the answer is read.
     """
 
     def plan(context: int, candidate: bool) -> Plan:
@@ -61,11 +61,31 @@ def segment_plan(types: tuple[int, ...], *, sep_follows: bool = False, mask: boo
         for i, kind in enumerate(kinds):
             last = i == count - 1
             parts += [Body(i, kind), Mark("sep", kind if last or not sep_follows else kinds[i + 1])]
-            if last and mask and not candidate:
-                parts += [Mark("mask", kind), Mark("sep", kind)]
         return tuple(parts)
 
     return plan
+
+
+def query_plan(*slot: Mark) -> Callable[[int, bool], Plan]:
+    """The plan `[CLS] query [SEP] response [SEP]` with types 0 and 1: all context is the query, one text after another
+    with nothing between them, and the candidate is the response.
+
+    Args:
+        slot: what follows a query without a candidate: a [MASK], where the answer is read, and a last [SEP].
+    """
+
+    def plan(context: int, candidate: bool) -> Plan:
+        query: Plan = (Mark("cls", 0), *(Body(number, 0) for number in range(context)))
+        if not candidate:
+            return (*query, *slot)
+        return (*query, Mark("sep", 0), Body(context, 1), Mark("sep", 1))
+
+    return plan
+
+
+def is_person(segment: Segment, tag: Tag) -> bool:
+    """Whether a tag stands for people without a name: its surface is "person"."""
+    return segment.text[tag.start : tag.end].casefold() == PERSON
 
 
 class Rewritten(NamedTuple):
@@ -90,7 +110,7 @@ def rewrite(segment: Segment, names: Mapping[int, str]) -> Rewritten:
     changed = [
         (tag, names[tag.boxes[0]])
         for tag in sorted(segment.tags, key=lambda tag: tag.start)
-        if tag.boxes and tag.boxes[0] in names and segment.text[tag.start : tag.end].casefold() == PERSON
+        if tag.boxes and tag.boxes[0] in names and is_person(segment, tag)
     ]
     if not changed:
         return Rewritten(segment.text, None)

@@ -4,6 +4,13 @@ One stream: a region is the projection of its features, plus a visual type, plus
 0 of its own table, and where words name the region (VCR's tags) the mean of those words' positions as well. Modules are
 named as in transformers' `VisualBertModel`, so its checkpoints fit key by key.
 
+Texts are the authors' (`visualbert/dataloaders` of their repository: `vcr_data_utils.py` and `vqa_dataset.py` at commit
+e49b619; `dataloaders/bert_data_utils.py` at ecd15a3). VCR's question is the first text, with the answer behind it where
+rationales are asked for, and the candidate is the second: `[CLS] q a [SEP] r [SEP]`, types 0 and 1. VQA's question is
+followed by the [MASK] where its answer is read: `[CLS] q [MASK] [SEP]`, all of type 0. The "?" that the authors write
+before the [MASK] is the question's own. Entailment and other classes, of which the paper has none, read the same, and
+the class is told at [CLS].
+
 The visual type is a trap: the authors' code gives every region type 0, transformers gives type 1 unless it is told
 otherwise, and the same weights answer differently. `visual_type` decides; 0 is the default here, as the weights were
 trained.
@@ -11,7 +18,7 @@ trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,10 +30,16 @@ from madkit.students.encoder import BertLayers, Encoder, add_readers, bert_confi
 from madkit.students.families import Family, State, Weights, WeightSource
 from madkit.students.heads import HeadSpec, LinearHead, MaskStateHead, StudentHead
 from madkit.students.interface import Encoded, StudentInputs
-from madkit.students.text_style import TextStyle, segment_plan
+from madkit.students.text_style import Mark, TextStyle, is_person, query_plan
+from madkit.tasks.example import Example, Segment
 
 PREFIX = "visual_bert."
 HEAD = "cls."
+# The list of R2C, from which the authors have it: one name stands in it twice.
+NAMES = (
+    "Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton", "Kerry", "Jody", "Kendall", "Peyton", "Skyler",
+    "Frankie", "Pat", "Quinn",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +115,20 @@ class VisualBertModel(Encoder):
         return encoded(self.pooler(states[-1]), states, mask.shape[1], distillation_tokens)
 
 
+def people(example: Example) -> Sequence[Mapping[int, str]]:
+    """The authors' names of VCR's people: in the order in which the context first mentions them. Candidates keep these,
+    and each counts those whom it alone mentions from the first name again, so that two people may share a name.
+    """
+    known = _named(example.context, {})
+    return [_named((candidate,), known) for candidate in example.candidates] or [known]
+
+
+def _named(segments: Sequence[Segment], known: Mapping[int, str]) -> dict[int, str]:
+    tags = (tag for one in segments for tag in sorted(one.tags, key=lambda tag: tag.start) if is_person(one, tag))
+    new = dict.fromkeys(box for tag in tags for box in tag.boxes if box not in known)
+    return {**known, **{box: NAMES[number % len(NAMES)] for number, box in enumerate(new)}}
+
+
 def make_head(config: VisualBertConfig, spec: HeadSpec) -> StudentHead:
     """The authors' heads: VQA's answer is read at the [MASK], everything else at the pooled [CLS]."""
     kind = MaskStateHead if spec.kind == "vqa" else LinearHead
@@ -159,9 +186,10 @@ FAMILY = Family(
     config=VisualBertConfig,
     model=VisualBertModel,
     sizes={"base": VisualBertConfig(), "mini": _MINI},
-    text=TextStyle(segment_plan((0, 1), mask=True)),
+    text=TextStyle(query_plan(Mark("mask", 0), Mark("sep", 0)), people),
     make_head=make_head,
-    inputs="text, with a [MASK] where no candidate follows; regions without location; words that name a region",
+    inputs="text with names for people, a [MASK] where no candidate follows; regions without location; words that name "
+    "a region",
     from_text=from_text,
     readers={"visual_bert": read_visual_bert},
     weights=(

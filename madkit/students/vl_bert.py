@@ -12,7 +12,7 @@ then regions. Geometry: cx/W, cy/H, w/W and h/H times 100, each as 256 sines and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from madkit.students.encoder import BertLayers, Encoder, add_readers, bert_confi
 from madkit.students.families import Family, State, WeightSource
 from madkit.students.heads import HeadSpec, LinearHead, StudentHead, mask_states
 from madkit.students.interface import Encoded, StudentInputs
-from madkit.students.text_style import PERSON, Body, Mark, Plan, TextStyle
+from madkit.students.text_style import Mark, TextStyle, is_person, query_plan
 from madkit.students.vl_bert_keys import OFFICIAL
 from madkit.tasks.example import Example
 
@@ -164,25 +164,21 @@ class MaskPredictionHead(StudentHead):
         return logits
 
 
-def plan(context: int, candidate: bool) -> Plan:
-    """`[CLS] query [SEP] response [SEP]`: all context is the query, as the authors join question and answer for
-    rationales. Without a candidate the response is a [MASK], where the answer is read.
-    """
-    query: Plan = (Mark("cls", 0), *(Body(number, 0) for number in range(context)), Mark("sep", 0))
-    response: Plan = (Body(context, 1),) if candidate else (Mark("mask", 1),)
-    return (*query, *response, Mark("sep", 1))
+# The authors join question and answer for rationales; without a candidate the response is a [MASK].
+plan = query_plan(Mark("sep", 0), Mark("mask", 1), Mark("sep", 1))
 
 
-def people(example: Example) -> Mapping[int, str]:
-    """A name for every box that some text calls "person", in the order of the boxes."""
+def people(example: Example) -> Sequence[Mapping[int, str]]:
+    """A name for every box that some text calls "person", in the order of the boxes: the same in all sequences."""
     boxes = {
         box
         for segment in (*example.context, *example.candidates)
         for tag in segment.tags
-        if segment.text[tag.start : tag.end].casefold() == PERSON
+        if is_person(segment, tag)
         for box in tag.boxes
     }
-    return {box: NAMES[number % len(NAMES)] for number, box in enumerate(sorted(boxes))}
+    names = {box: NAMES[number % len(NAMES)] for number, box in enumerate(sorted(boxes))}
+    return [names] * max(1, len(example.candidates))
 
 
 def make_head(config: VlBertConfig, spec: HeadSpec) -> StudentHead:

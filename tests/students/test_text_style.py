@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from madkit.students.inputs import UNITER_TEXT, encode_example, encode_segments
-from madkit.students.text_style import Body, Mark, TextStyle, rewrite, segment_plan
+from madkit.students.text_style import Body, Mark, TextStyle, query_plan, rewrite, segment_plan
 from madkit.students.tokenizer import SPECIALS, StudentTokenizer
 from madkit.tasks.example import Example, ImageRef, Segment, Tag
 
@@ -51,9 +51,11 @@ def test_segments_without_a_separator_share_their_end() -> None:
 
 
 def test_a_slot_for_the_answer() -> None:
-    style = TextStyle(segment_plan((0, 1), mask=True))
+    style = TextStyle(query_plan(Mark("mask", 0), Mark("sep", 0)))
     sequence = encode_segments([Segment("why ?")], TOKENIZER, 40, style)
-    assert words_of(sequence) == ["[CLS]", "why", "?", "[SEP]", "[MASK]", "[SEP]"]
+    assert words_of(sequence) == ["[CLS]", "why", "?", "[MASK]", "[SEP]"]
+    assert sequence.types.tolist() == [0] * 5
+    assert sequence.ends.tolist() == [3]
     choice = encode_segments([Segment("why ?"), Segment("a")], TOKENIZER, 40, style, candidate=True)
     assert words_of(choice) == ["[CLS]", "why", "?", "[SEP]", "a", "[SEP]"]
     assert choice.types.tolist() == [0, 0, 0, 0, 1, 1]
@@ -63,7 +65,7 @@ def test_people_are_called_by_name_and_keep_their_tags_and_spans() -> None:
     segment = Segment(
         "why is person and person and car here ?", (Tag(7, 13, (4,)), Tag(18, 24, (2,)), Tag(29, 32, (1,)))
     )
-    style = TextStyle(segment_plan((0,)), naming=lambda example: {4: "Riley", 2: "Casey", 1: "Nobody"})
+    style = TextStyle(segment_plan((0,)), naming=lambda example: [{4: "Riley", 2: "Casey", 1: "Nobody"}])
     example = Example("1", "vcr", "1", IMAGE, (segment,), boxes=((0, 0, 5, 5),) * 5, width=10, height=10)
     (sequence,) = encode_example(example, TOKENIZER, 40, style).sequences
     assert words_of(sequence)[1:-1] == ["why", "is", "ri", "##ley", "and", "casey", "and", "car", "here", "?"]

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import VisualBertConfig as HfConfig
 from transformers import VisualBertForMultipleChoice, VisualBertForQuestionAnswering, VisualBertModel
 
+from madkit.regions import Regions
 from madkit.students import visualbert
-from madkit.students.heads import HeadSpec
+from madkit.students.heads import HeadSpec, mask_states
+from madkit.students.inputs import collate, encode_example
 from madkit.students.load import load_student, save_student
 from madkit.students.start import new_student
 from madkit.students.student import Student, StudentIdentity
+from madkit.students.tokenizer import SPECIALS, StudentTokenizer
 from madkit.students.visualbert import VisualBertConfig
+from madkit.tasks.example import Example, ImageRef, Segment
+from madkit.tasks.formats.tagged_text import segment_of
 
 torch.set_num_threads(1)
 SMALL = VisualBertConfig(
@@ -138,6 +145,58 @@ def test_the_answer_is_read_at_the_mask(inputs, shaken) -> None:
     ).logits  # fmt: skip
     student = Student(model, head, None, StudentIdentity("x", "visualbert", "-"))
     torch.testing.assert_close(student(batch).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def vcr(*context: Segment, candidates: tuple[Segment, ...]) -> Example:
+    return Example(
+        id="q", task="vcr", question_id="q", image=ImageRef("i", Path("i.jpg")), context=context,
+        candidates=candidates, boxes=((0.0, 0.0, 5.0, 5.0),) * 4, width=10, height=10,
+    )  # fmt: skip
+
+
+OBJECTS = ("person", "person", "person", "dog")
+QUESTION = segment_of(["is", [2], "near", [3, 0], "?"], OBJECTS)
+ANSWER = segment_of([[0], "is", "."], OBJECTS)
+NEAR, ALONE = segment_of([[2], "is", "near", [1]], OBJECTS), segment_of([[1], "is", "alone"], OBJECTS)
+READ = StudentTokenizer.of_words(
+    [*SPECIALS, "is", "near", "alone", "and", "dog", "person", "casey", "riley", "jessie", "?", "."], lowercase=True
+)
+
+
+def read(example: Example) -> list[tuple[str, list[int]]]:
+    sequences = encode_example(example, READ, 64, visualbert.FAMILY.text).sequences
+    return [(" ".join(READ.lines[number] for number in one.ids), one.types.tolist()) for one in sequences]
+
+
+def test_vcr_reads_as_in_the_authors_code() -> None:
+    (answer,) = read(vcr(QUESTION, candidates=(ANSWER,)))
+    assert answer == ("[CLS] is casey near dog and riley ? [SEP] riley is . [SEP]", [0] * 9 + [1] * 4)
+    rationales = read(vcr(QUESTION, ANSWER, candidates=(NEAR, ALONE)))
+    query = "[CLS] is casey near dog and riley ? riley is . [SEP]"  # question and answer are one text
+    # whom a candidate alone mentions gets the first name, whoever has it
+    assert [text for text, _ in rationales] == [f"{query} casey is near casey [SEP]", f"{query} casey is alone [SEP]"]
+    assert [types for _, types in rationales] == [[0] * 12 + [1] * 5, [0] * 12 + [1] * 4]
+
+
+def test_names_go_by_the_first_mention_and_begin_again() -> None:
+    crowd = segment_of([[16 - number] for number in range(17)], ["person"] * 17)
+    (names,) = visualbert.people(replace(vcr(crowd, candidates=())))
+    assert [names[16 - number] for number in range(17)] == [*visualbert.NAMES, "Casey", "Riley"]
+    assert (visualbert.NAMES[6], visualbert.NAMES[10]) == ("Peyton", "Peyton")
+    later = visualbert.people(vcr(QUESTION, candidates=(NEAR, ALONE)))
+    assert later == [{2: "Casey", 0: "Riley", 1: "Casey"}] * 2
+
+
+@torch.no_grad()
+def test_a_question_ends_in_its_mask() -> None:
+    example = replace(vcr(segment_of(["is", "near", "?"], ()), candidates=()), task="vqa")
+    assert read(example) == [("[CLS] is near ? [MASK] [SEP]", [0] * 6)]
+    student = new_student("mini-visualbert", head=HeadSpec("vqa", ("yes", "no"))).student
+    seen = Regions(np.array([[0, 0, 0.5, 0.5]], np.float32), np.ones((1, student.region_dim), np.float32))
+    batch = collate([student.encode(example)], [seen], pad_id=student.tokenizer.pad_id)
+    encoded = student.encoder(batch)
+    place = int((batch.input_ids[0] == student.tokenizer.mask_id).nonzero())
+    assert torch.equal(mask_states(encoded, batch), encoded.states[-1][:, place])
 
 
 def test_a_beginning_from_text_copies_the_text_tables_and_is_kept_on_disk(tmp_path, inputs) -> None:

@@ -104,7 +104,7 @@ def question(candidate: str = "person smiles") -> Example:
 
 
 def test_people_get_names_by_their_boxes_and_keep_their_spans() -> None:
-    assert vl_bert.people(question()) == {1: NAMES[0], 3: NAMES[1]}
+    assert vl_bert.people(question()) == [{1: NAMES[0], 3: NAMES[1]}]
     student = new_student("mini-vl-bert").student
     sequence = student.encode(question()).sequences[0]
     tagged = {
