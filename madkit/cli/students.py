@@ -81,6 +81,10 @@ def convert(
     object_words: Annotated[
         bool, typer.Option("--object-words", help="Add the 81 words that UNITER adds before it learns VCR.")
     ] = False,
+    copy_segment: Annotated[
+        bool,
+        typer.Option("--copy-segment", help="Begin the responses' type as the queries', as VL-BERT does before VCR."),
+    ] = False,
     pooler: Annotated[
         Path | None,
         typer.Option("--pooler", metavar="DIR", help="BERT checkpoint that gives the pooler, where FILE has none."),
@@ -103,6 +107,7 @@ def convert(
         answers=read_answer_file(answers) if answers is not None else (),
         labels=tuple(label.strip() for label in labels.split(",")) if labels else (),
         object_words=object_words,
+        copy_segment=copy_segment,
         pooler=pooler,
     )
     document = {

@@ -65,6 +65,7 @@ def convert(
     answers: Sequence[str] = (),
     labels: Sequence[str] = (),
     object_words: bool = False,
+    copy_segment: bool = False,
     pooler: Path | None = None,
 ) -> Conversion:
     """Make a student's folder from an official file.
@@ -78,10 +79,13 @@ def convert(
         labels: of an entailment head, likewise.
         object_words: add the 81 words that UNITER adds before it learns VCR, where the file has not got them. New rows
             are drawn from N(0, 0.02) with a fixed seed, as the original draws them.
+        copy_segment: make the type of responses a copy of that of queries, as VL-BERT's authors do before they
+            fine-tune a pretrained file on VCR, and not for VQA.
         pooler: folder of a BERT checkpoint that gives the pooler, where the file has none (VL-BERT's pretrained ones).
 
     Raises:
-        UsageProblem: `out` is in use, or a family without official files.
+        UsageProblem: `out` is in use, a family without official files, or `copy_segment` where the authors do no such
+            thing.
         NotFoundError: no such file.
         DataError: the file holds more than tensors, is of another network or size, has tensors of other shapes, lacks
             some, or does not fit the vocabulary, answers or labels.
@@ -95,6 +99,11 @@ def convert(
         raise UsageProblem("Answers and labels were both given.", hint="answers are VQA's, labels an entailment head's")
     if (out / CONFIG).exists():
         raise UsageProblem(f"{out} holds a student already.", hint="name another folder: --out DIR")
+    if copy_segment and not official.segments:
+        raise UsageProblem(
+            f"The authors of {family} copy no segment's type before VCR.",
+            hint="leave out --copy-segment: it is VL-BERT's",
+        )
     found = read_state(file)
     state, rows = _renamed(official, found, file)
     size = _size(kind, official, state, file)
@@ -107,6 +116,8 @@ def convert(
         encoder_state, filled = official.adapt(encoder_state, config)
     except KeyError as error:
         raise DataError(f"{file} lacks {error.args[0]}, so it is no whole {family}.") from None
+    if copy_segment:
+        filled |= _copy_segment(official, encoder_state, state, file)
     head, head_state, why_not = _head(official, state, tuple(answers), tuple(labels), file)
     name = f"mini-{family}" if size == "mini" else f"{family}-{size}"
     identity = StudentIdentity(name, family, sha256_file(file)[:16])
@@ -184,6 +195,18 @@ def _fit_words(
     if len(table) > len(words):
         words = StudentTokenizer.of_words([*words.lines, *extra], lowercase=words.lowercase)
     return {**state, name: table}, words, grown
+
+
+def _copy_segment(official: Official, encoder_state: State, state: State, file: Path) -> dict[str, str]:
+    """Write the first row of the type table over its second, in `encoder_state`; what to note about it."""
+    if any(name.startswith(("choice.", "answers.")) for name in state):
+        raise UsageProblem(
+            f"{file} was fine-tuned on a task, in which it learnt its segments' types.", hint="leave out --copy-segment"
+        )
+    table = encoder_state[official.segments].clone()
+    table[1] = table[0]
+    encoder_state[official.segments] = table
+    return {official.segments: "row 1 became a copy of row 0, as before VCR"}
 
 
 def _head(

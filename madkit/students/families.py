@@ -67,6 +67,8 @@ class Official:
         answer_bias: the name under `answers.` whose length is the number of answers.
         words: the name of the word table.
         optional: beginnings of encoder names that files may lack; these are drawn afresh.
+        segments: the name of the type table whose second row the authors make a copy of its first before they fine-tune
+            a pretrained file on VCR; "" where they do not.
     """
 
     rename: Callable[[str], tuple[str | None, str]]
@@ -78,6 +80,7 @@ class Official:
     answer_bias: str
     words: str = "embeddings.word_embeddings.weight"
     optional: tuple[str, ...] = ()
+    segments: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,10 @@
 `module.` is the wrapper of several GPUs, `_module.` that of VCR's choices; the network lies under `vlbert.`, what
 turns regions into vectors under `image_feature_extractor.`, the task's head under `final_mlp.`: `.1` is VCR's, `.0` and
 `.2` are VQA's. The detector's own layers are left, because madkit reads region features from files.
+
+Before they fine-tune a pretrained file on VCR, the authors copy the type of queries (row 0) over that of responses (row
+1): `PARTIAL_PRETRAIN_SEGMB_INIT` in `cfgs/vcr` and `vcr/function/train.py` at commit aec144f. For VQA they do not, so
+the same file is converted differently for the two (`segments`).
 """
 
 from __future__ import annotations
@@ -63,7 +67,7 @@ def config_of(base: VlBertConfig, state: State) -> VlBertConfig:
 
 
 def adapt(state: State, config: VlBertConfig) -> tuple[State, dict[str, str]]:
-    """The state as it is: the authors' tables have all rows already."""
+    """The state as it is: the authors' tables have as many rows as the network's."""
     return state, {}
 
 
@@ -77,4 +81,5 @@ OFFICIAL = Official(
     answer_bias="layers.2.bias",
     words="word_embeddings.weight",
     optional=("pooler.",),  # there is none in pretraining
+    segments="token_type_embeddings.weight",
 )

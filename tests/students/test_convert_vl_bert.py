@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from madkit.core.errors import DataError
+from madkit.core.errors import DataError, UsageProblem
 from madkit.students.convert import convert
 from madkit.students.heads import HeadSpec
 from madkit.students.load import load_student
@@ -89,3 +89,27 @@ def test_a_pretrained_file_has_no_pooler(shaken, bert_folder, tmp_path: Path, vo
     torch.save(several, tmp_path / "vl.model")
     with pytest.raises(DataError, match=r"first object_linguistic_embeddings.weight: \[81, 128\] and not \[1, 128\]"):
         convert(tmp_path / "vl.model", "vl-bert", tmp_path / "more", vocabulary=vocabulary)
+
+
+def test_before_vcr_the_responses_type_is_a_copy_of_the_queries(shaken, tmp_path: Path, vocabulary: Path) -> None:
+    model, head = by_hand(shaken, HeadSpec("multiple-choice"))
+    state = {k: v for k, v in official(model, head).items() if "pooler" not in k and "final_mlp" not in k}
+    torch.save(state, tmp_path / "vl.model")
+    types = {}
+    for name, copied in (("vqa", False), ("vcr", True)):
+        result = convert(tmp_path / "vl.model", "vl-bert", tmp_path / name, vocabulary=vocabulary, copy_segment=copied)
+        student = load_student(tmp_path / name, head=HeadSpec("multiple-choice"))
+        types[name] = student.encoder.state_dict()["token_type_embeddings.weight"]
+        notes = {row.note for row in result.rows if row.target == "encoder.token_type_embeddings.weight"}
+        assert notes == ({"row 1 became a copy of row 0, as before VCR"} if copied else {""})
+    assert torch.equal(types["vqa"], model.token_type_embeddings.weight)
+    assert torch.equal(types["vcr"], types["vqa"][[0, 0, 2]])
+
+
+def test_segments_that_were_learnt_are_not_copied(shaken, tmp_path: Path, vocabulary: Path) -> None:
+    torch.save(official(*by_hand(shaken, HeadSpec("multiple-choice"))), tmp_path / "vl.model")
+    with pytest.raises(UsageProblem, match="fine-tuned on a task, in which it learnt its segments' types"):
+        convert(tmp_path / "vl.model", "vl-bert", tmp_path / "out", vocabulary=vocabulary, copy_segment=True)
+    with pytest.raises(UsageProblem, match="authors of uniter copy no segment's type"):
+        convert(tmp_path / "vl.model", "uniter", tmp_path / "out", vocabulary=vocabulary, copy_segment=True)
+    assert not (tmp_path / "out").exists()
