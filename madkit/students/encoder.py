@@ -96,6 +96,16 @@ class Encoder(nn.Module):
         """Width of the hidden states."""
         return self.config.hidden_size
 
+    def pad_with(self, word: int) -> None:
+        """Let `word` be the padding: where a word table has a row that learns nothing, it is that one.
+
+        Networks are made with row 0 as it, which is BERT's [PAD]; RoBERTa's is row 1, and its row 0 is <s>.
+        """
+        for name, table in self.named_modules():
+            padded = isinstance(table, nn.Embedding) and table.padding_idx is not None
+            if padded and name.rpartition(".")[2] == "word_embeddings":
+                table.padding_idx = word
+
     def forward(self, inputs: StudentInputs, *, distillation_tokens: Tensor | None = None) -> Encoded:
         """Pooled states [S, H] and hidden states, each [S, T + R, H]; positions of padding hold anything.
 

@@ -35,6 +35,7 @@ class Student(nn.Module):
         self, encoder: Encoder, head: StudentHead, tokenizer: StudentTokenizer, identity: StudentIdentity
     ) -> None:
         super().__init__()
+        encoder.pad_with(tokenizer.pad_id)
         self.encoder = encoder
         self.head = head
         self.tokenizer = tokenizer

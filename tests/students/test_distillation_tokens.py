@@ -12,6 +12,7 @@ from madkit.students.families import FAMILIES, family_of
 from madkit.students.heads import HeadSpec
 from madkit.students.interface import StudentInputs
 from madkit.students.student import Student, StudentIdentity
+from madkit.students.tokenizer import SPECIALS, StudentTokenizer
 
 torch.set_num_threads(1)
 OF_REGIONS = {"layers": 2, "region_dim": 10}
@@ -90,7 +91,7 @@ def test_a_student_gives_their_states(inputs: Inputs, shaken: Callable[..., Any]
     found = family_of(family)
     model = network(family, shaken)
     head = found.make_head(model.config, HeadSpec("multiple-choice")).eval()
-    tokenizer: Any = None  # nothing is encoded here
+    tokenizer = StudentTokenizer.of_words(SPECIALS, lowercase=True)  # nothing is encoded here
     student = Student(model, head, tokenizer, StudentIdentity("tiny", family, "-")).eval()
     examples = batch(inputs, family)
     plain, read = student(examples), student(examples, torch.randn(2, 32))

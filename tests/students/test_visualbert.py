@@ -143,7 +143,7 @@ def test_the_answer_is_read_at_the_mask(inputs, shaken) -> None:
         visual_embeds=batch.region_features[index], visual_attention_mask=batch.region_mask[index].long(),
         visual_token_type_ids=torch.zeros_like(batch.region_mask[index].long()),
     ).logits  # fmt: skip
-    student = Student(model, head, None, StudentIdentity("x", "visualbert", "-"))
+    student = Student(model, head, READ, StudentIdentity("x", "visualbert", "-"))
     torch.testing.assert_close(student(batch).logits, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -16,6 +16,7 @@ from madkit.students.heads import HeadSpec
 from madkit.students.load import load_student, save_student
 from madkit.students.start import new_student
 from madkit.students.student import Student, StudentIdentity
+from madkit.students.tokenizer import SPECIALS, StudentTokenizer
 from madkit.students.vl_bert import NAMES, VlBertConfig, geometry
 from madkit.tasks.example import Example, ImageRef, Segment, Tag
 
@@ -24,6 +25,7 @@ SMALL = VlBertConfig(
     vocab_size=60, hidden_size=32, layers=2, heads=4, intermediate_size=48, max_positions=24, region_dim=10
 )
 EPS = 1e-12
+WORDS = StudentTokenizer.of_words(SPECIALS, lowercase=True)
 
 
 def by_hand(model: vl_bert.VlBertModel, batch, row: int):
@@ -134,7 +136,7 @@ def test_the_answer_is_read_at_the_mask(inputs, shaken) -> None:
     model = shaken(vl_bert.VlBertModel(SMALL))
     head = shaken(vl_bert.make_head(SMALL, HeadSpec("vqa", tuple("abcdefg"))))
     batch = inputs([9, 6], [3, 2], types=(0, 1))
-    student = Student(model, head, None, StudentIdentity("x", "vl-bert", "-"))
+    student = Student(model, head, WORDS, StudentIdentity("x", "vl-bert", "-"))
     logits = student(batch).logits
     state = torch.stack([model(batch).states[-1][row, n - 2] for row, n in enumerate((9, 6))])
     torch.testing.assert_close(logits, head.layers(state))
