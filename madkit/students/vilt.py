@@ -7,6 +7,9 @@ interpolated (bilinear, corners aligned) to the grid that an image's cells say.
 
 The picture's class token stands behind the patches in memory and is not among the hidden states. Modules are named as
 in transformers' `ViltModel`. The last level of hidden states is after the final LayerNorm.
+
+The authors never drop attention weights, whatever the rate of the rest (`attn_drop_rate` of their
+`vilt/modules/vision_transformer.py`, which nothing sets), so there is no dropout of them here.
 """
 
 from __future__ import annotations
@@ -69,7 +72,7 @@ class ViltConfig:
             "image_size": self.image_size,
             "patch_size": self.patch_size,
             "hidden_dropout_prob": self.dropout,
-            "attention_probs_dropout_prob": self.dropout,
+            "attention_probs_dropout_prob": 0.0,
             "layer_norm_eps": self.layer_norm_eps,
             "pad_token_id": 0,
         }
@@ -90,6 +93,8 @@ class ViltModel(Encoder):
         theirs = config.hugging_face()
         self.embeddings = ViltEmbeddings(theirs)
         self.encoder = ViltEncoder(theirs)
+        for layer in self.encoder.layer:
+            layer.attention.attention.dropout = nn.Identity()  # that no setting of the rate reaches it
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooler = ViltPooler(theirs)
         self.apply(init_bert)

@@ -9,6 +9,8 @@ import torch
 from transformers import ViltConfig as HfConfig
 from transformers import ViltModel
 
+from madkit.distill.settings.recipes import load_recipe
+from madkit.distill.stage import set_dropout
 from madkit.students import vilt
 from madkit.students.vilt import ViltConfig
 
@@ -72,3 +74,17 @@ def test_it_is_transformers_vilt(inputs, shaken, grids) -> None:
         n = int(mask[number].sum())
         one, other = mine.states[-1][row, T : T + n], expected.last_hidden_state[row, T + 1 : T + 1 + n]
         torch.testing.assert_close(one[one[:, 0].argsort()], other[other[:, 0].argsort()], **close)
+
+
+def test_its_papers_dropout_spares_attention_weights(shaken, inputs) -> None:
+    recipe = load_recipe("paper", student="vilt-base", task="vqa")
+    assert recipe.optim["dropout"] == 0.1
+    model = vilt.ViltModel(replace(SMALL, dropout=0.3))
+    set_dropout(model, recipe.optim["dropout"])
+    rates = {name: part.p for name, part in model.named_modules() if isinstance(part, torch.nn.Dropout)}
+    assert set(rates.values()) == {0.1}
+    assert {name.partition(".layer.")[0] for name in rates} == {
+        "embeddings.text_embeddings.dropout", "embeddings.dropout", "encoder",
+    }  # fmt: skip
+    assert not any("attention.attention" in name for name in rates)
+    assert sum(name.startswith("encoder.layer.0.") for name in rates) == 2  # what attention and the MLP give
