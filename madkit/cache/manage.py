@@ -1,21 +1,19 @@
-"""Which stores a workspace has: finding, choosing, describing and removing them."""
+"""Which stores a workspace has: finding, choosing and describing them."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from madkit.cache.layout import LOCK, MANIFEST, PLAN
+from madkit.cache.layout import MANIFEST, PLAN, SCHEMA
+from madkit.cache.mark import Mark, is_marked, mark_of
 from madkit.cache.reader import Place, TokenCache, adapter_name, checked_manifest, read_document
 from madkit.cache.remote import RemoteStore, stores_below
 from madkit.cache.remote_files import CONCURRENT, RemoteError
-from madkit.cache.remote_lock import RemoteLock
 from madkit.core.errors import CacheError, MadkitError, NotFoundError, UsageProblem
-from madkit.core.files import FileLock, canonical_json
 from madkit.core.registry import suggest
 from madkit.core.workspace import Workspace
 from madkit.teachers.known import KNOWN, parse_teacher_name
@@ -38,8 +36,8 @@ class StoreRow:
 
     Attributes:
         path: its folder, or the store at its URL.
-        state: ``complete``, ``unfinished`` or ``unreadable``.
-        identity: what it is of; empty where unreadable.
+        state: ``complete``, ``unfinished``, ``unreadable``, ``another version`` of madkit's, or ``foreign``: no store.
+        identity: what it is of; empty where it cannot be read.
         images: number of images.
         texts: number of texts.
         bytes: bytes of its files.
@@ -79,21 +77,24 @@ def find_caches(workspace: Workspace) -> list[Place]:
 
 
 def list_stores(workspace: Workspace) -> list[StoreRow]:
-    """Describe every store of a workspace, complete or not, by name."""
+    """Describe every store of a workspace, complete or not, by name; what else lies there is left out."""
     places = _places(workspace)
     if workspace.cache_url is not None:
         with ThreadPoolExecutor(CONCURRENT) as pool:  # each costs a few round trips
-            return list(pool.map(describe, places))
-    return [describe(path) for path in places]
+            rows = list(pool.map(describe, places))
+    else:
+        rows = [describe(path) for path in places]
+    return [row for row in rows if row.state != "foreign"]
 
 
 def _places(workspace: Workspace) -> list[Place]:
-    """Where the stores of a workspace lie, by name; nothing is read of them, for a manifest may have a megabyte."""
+    """Where stores may lie, by name; nothing is read of them, for a manifest may have a megabyte."""
     if workspace.cache_url is not None:
         return list(stores_below(workspace.cache_url))
     if not workspace.cache.is_dir():
         return []
-    return [path for path in sorted(workspace.cache.iterdir()) if path.is_dir()]
+    folders = sorted(workspace.cache.iterdir())
+    return [path for path in folders if any((path / name).is_file() for name in (MANIFEST, PLAN))]
 
 
 def describe(path: Place) -> StoreRow:
@@ -105,7 +106,7 @@ def describe(path: Place) -> StoreRow:
     try:
         manifest = read_document(path, MANIFEST)
         complete = manifest is not None
-        document = checked_manifest(path, manifest) if complete else read_document(path, PLAN)
+        document = checked_manifest(path, manifest) if complete else _checked_plan(path)
         images, texts = (int(document[part]["n"]) if part in document else 0 for part in ("images", "texts"))
         return StoreRow(
             path,
@@ -119,8 +120,25 @@ def describe(path: Place) -> StoreRow:
         )
     except RemoteError:
         raise
-    except (MadkitError, KeyError, TypeError):
-        return StoreRow(path, "unreadable", {}, 0, 0, _folder_bytes(path), "")
+    except (MadkitError, KeyError, TypeError, ValueError):
+        mark = marked(path)
+        if mark == "none":
+            return StoreRow(path, "foreign", {}, 0, 0, 0, "")
+        return StoreRow(path, "unreadable" if mark == "ours" else mark, {}, 0, 0, _folder_bytes(path), "")
+
+
+def _checked_plan(path: Place) -> dict[str, Any]:
+    plan: dict[str, Any] = read_document(path, PLAN)
+    if not is_marked(plan) or plan["schema"] != SCHEMA or not isinstance(plan["identity"], dict):
+        raise CacheError(f"{path}/{PLAN} is not the plan of a token cache that this version of madkit reads.")
+    return plan
+
+
+def marked(path: Place) -> Mark:
+    """Say whether a folder, or what lies at a URL, is a store of madkit (see :mod:`madkit.cache.mark`)."""
+    if isinstance(path, RemoteStore):
+        return path.mark()
+    return mark_of(path.name, lambda name: (path / name).read_bytes() if (path / name).is_file() else None)
 
 
 def _folder_bytes(path: Place) -> int:
@@ -226,8 +244,8 @@ def find_store(workspace: Workspace, name: str | None) -> list[Place]:
     Raises:
         NotFoundError: there is none; the message suggests the nearest.
     """
-    places = _places(workspace)
     if name is None:
+        places: list[Place] = [row.path for row in list_stores(workspace)]
         if not places:
             raise NotFoundError(
                 f"There are no token caches at {workspace.cache_at}."
@@ -236,6 +254,7 @@ def find_store(workspace: Workspace, name: str | None) -> list[Place]:
                 hint="make one: madkit extract --teacher mini",
             )
         return places
+    places = _places(workspace)
     found = [place for place in places if _is_called(place, name)]
     if not found:
         raise NotFoundError(
@@ -243,64 +262,3 @@ def find_store(workspace: Workspace, name: str | None) -> list[Place]:
             hint="see what there is: madkit cache list",
         )
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Removal:
-    """A store that ``prune`` would remove, and why."""
-
-    row: StoreRow
-    reason: str
-
-
-def plan_prune(workspace: Workspace, store: str | None = None) -> list[Removal]:
-    """Say what to remove: one store by name, else unfinished, unreadable and superseded stores.
-
-    A store is superseded where the same teacher and source have a complete one that was made later and holds the same
-    choice of tokens in the same dtype, computed in the same dtype from the same pixels.
-    """
-    if store is not None:
-        return [Removal(describe(path), "asked for") for path in find_store(workspace, store)]
-    rows = list_stores(workspace)
-    newest: dict[tuple[Any, ...], StoreRow] = {}
-    for row in rows:
-        if row.state == "complete":
-            group = _kind(row)
-            if group not in newest or row.created > newest[group].created:
-                newest[group] = row
-    removals = []
-    for row in rows:
-        if row.state != "complete":
-            removals.append(Removal(row, row.state))
-        elif newest[_kind(row)] is not row:
-            removals.append(Removal(row, "superseded by a later one"))
-    return removals
-
-
-def _kind(row: StoreRow) -> tuple[Any, ...]:
-    facts = [row.identity.get(name) for name in ("teacher", "source", "selection", "dtype", "compute_dtype")]
-    pixels = (row.identity.get("vision") or {}).get("preprocessing")  # decoder and view are somebody's choice, too
-    return (*facts, canonical_json(pixels), adapter_name(row.identity))
-
-
-def remove_store(path: Place) -> None:
-    """Remove a store, of a remote one also the local mirror (CacheError while another process writes it)."""
-    if isinstance(path, RemoteStore):
-        _remove_remote(path)
-        path = path.mirror
-        if not path.is_dir():
-            return
-    with FileLock(path / LOCK, error=CacheError, what=f"The cache {path.name}"):
-        (path / MANIFEST).unlink(missing_ok=True)  # first, so that a half-removed store cannot be opened
-        shutil.rmtree(path)
-
-
-def _remove_remote(store: RemoteStore) -> None:
-    lock = RemoteLock(store.files)
-    lock.acquire()
-    try:
-        store.files.remove([MANIFEST])
-        store.files.remove([name for name in store.files.sizes() if name not in (MANIFEST, LOCK)])
-    finally:
-        lock.release()
-    store.files.remove_folders()

@@ -18,6 +18,7 @@ from typing import Any
 
 from madkit.cache.journal import journal_rows
 from madkit.cache.layout import MANIFEST
+from madkit.cache.mark import Mark, mark_of
 from madkit.cache.plan import unit_of_file
 from madkit.cache.remote_files import RemoteError, RemoteFolder
 from madkit.cache.remote_mirror import LIMIT_VARIABLE, Fetcher, make_room, share, size_limit
@@ -68,6 +69,10 @@ class RemoteStore:
         data = self.files.read_or_none(name)
         return None if data is None else parse_json(data, f"{self.url}/{name}")
 
+    def mark(self) -> Mark:
+        """Say whether there is a store of madkit at the URL (see :mod:`madkit.cache.mark`)."""
+        return mark_of(self.name, self.files.read_or_none)
+
     def open_mirror(self, manifest: Mapping[str, Any]) -> Fetcher:
         """Bring the mirror in line with the manifest, fetch everything but the payload, and return what fetches that.
 
@@ -100,25 +105,25 @@ def remote_store(workspace: Workspace, name: str) -> RemoteStore | None:
 
 
 def stores_below(url: str) -> list[RemoteStore]:
-    """Return the stores directly below a URL, complete or not; the one at the URL itself where that is a store.
+    """Return where stores may lie directly below a URL; the URL itself where that is a store.
 
     Raises:
         NotFoundError: the URL cannot be listed and is no store (web servers often list nothing).
     """
-    folder = RemoteFolder(url)
+    here = RemoteStore.at(url)
     try:
-        names = folder.folders()
+        names = here.files.folders()
     except RemoteError as unlisted:
         try:
-            there = folder.read_or_none(MANIFEST) is not None
+            there = here.mark() != "none"
         except RemoteError:
             there = False
         if not there:
             raise unlisted from None
-        names = []
-    if folder.read_or_none(MANIFEST) is not None:
-        return [RemoteStore.at(url)]
-    return [RemoteStore.at(f"{folder.url}/{name}") for name in names]
+        return [here]
+    if here.mark() != "none":
+        return [here]
+    return [RemoteStore.at(f"{here.url}/{name}") for name in names]
 
 
 def to_json(document: object) -> bytes:

@@ -132,9 +132,19 @@ class RemoteFolder:
             return []
 
     def remove_folders(self) -> None:
-        """Remove what is left of empty folders, on file systems that have them."""
+        """Remove what is left of empty folders, on file systems that have them; one that holds anything stays."""
+
+        def remove(fs: Any, path: str) -> None:
+            fs.invalidate_cache()
+            found = fs.find(path, withdirs=True, detail=True)
+            folders = [name for name, entry in found.items() if entry["type"] == "directory"]
+            for folder in sorted({path, *folders}, key=len, reverse=True):
+                with suppress(OSError):
+                    fs.rmdir(folder)
+
         if self.scheme not in _FLAT:
-            self._try("", lambda fs, path: fs.rm(path, recursive=True))
+            with suppress(NotFoundError):
+                self._try("", remove)
 
     def each(self, work: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
         """Do ``work`` for items, several at a time; the first failure is raised."""

@@ -20,7 +20,7 @@ from typing import Any
 from madkit.cache.layout import LOCK
 from madkit.cache.remote_files import RemoteFolder
 from madkit.core.console import duration, info
-from madkit.core.errors import CacheError, MadkitError
+from madkit.core.errors import CacheError, CacheInUse, MadkitError
 
 STALE_S = 600.0
 RENEW_S = 60.0
@@ -39,7 +39,7 @@ class RemoteLock:
         self.lost: str = ""
 
     def acquire(self) -> None:
-        """Take the lock at once (CacheError, naming the holder and its last sign, where another has it)."""
+        """Take the lock at once (CacheInUse, naming the holder and its last sign, where another has it)."""
         for _ in range(3):
             if self._remote.create(LOCK, self._document()):
                 break
@@ -114,8 +114,8 @@ class RemoteLock:
         }
         return (json.dumps(document) + "\n").encode()
 
-    def _in_use(self, holder: dict[str, Any], since: float) -> CacheError:
-        return CacheError(
+    def _in_use(self, holder: dict[str, Any], since: float) -> CacheInUse:
+        return CacheInUse(
             f"{self._remote.url} is being written by {_name(holder)} (last sign {duration(since)} ago).",
             hint="wait for it to end; should it be dead, its lock is taken over after "
             f"{STALE_S / 60:.0f} minutes without a sign",

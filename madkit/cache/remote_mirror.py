@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import stat
 import threading
@@ -19,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from madkit.cache.plan import unit_of_file
+from madkit.cache.plan import PARTS, unit_of_file
 from madkit.cache.remote_files import RemoteFolder
 from madkit.core.errors import CacheError, UsageProblem
 from madkit.core.workspace import mirror_root
@@ -31,6 +32,7 @@ PART = ".part"
 _SMALL = ("unit_statistics", "channel_scales", "unit_cosines")
 """Arrays of a few KB per unit, which are read over all units at once and never make room."""
 _SLOTS = 64
+_OF_URL = re.compile(r"-[0-9a-f]{12}")  # the end of a mirror's folder, see `mirror_folder`
 _STALE_PART_S = 3600.0
 _TOUCH_S = 60.0
 _RESCAN_S = 20.0
@@ -184,10 +186,17 @@ def make_room(bytes_: int) -> None:
                 _Room.used -= size
 
 
+def _is_payload(parts: tuple[str, ...]) -> bool:
+    """Whether a folder is mirrors/<url>-<digest>/<store>/<part>/<array>/c/...: others may have mirrors there, too."""
+    if len(parts) < 6 or not _OF_URL.fullmatch(parts[1][-13:]):
+        return False
+    return parts[3] in PARTS and parts[5] == "c"
+
+
 def _payload(root: Path) -> Iterator[tuple[float, int, Path, bool]]:
     """Yield last use, bytes, path, and whether it may go, of every payload file of all mirrors."""
     for folder, _, names in os.walk(root / "mirrors"):
-        if "c" not in Path(folder).relative_to(root).parts[3:]:  # mirrors/<url>/<store>/<array>/c/...
+        if not _is_payload(Path(folder).relative_to(root).parts):
             continue
         for name in names:
             path = Path(folder, name)

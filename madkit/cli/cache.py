@@ -291,15 +291,20 @@ def prune(
     workspace: WorkspaceOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Remove unfinished, unreadable and superseded caches, or one by its name."""
-    from madkit.cache.manage import plan_prune, remove_store
+    """Remove unfinished, unreadable and superseded caches, or one by its name.
+
+    Only what carries madkit's mark is touched, and nothing that a process is writing.
+    """
+    from madkit.cache import pruning
     from madkit.core.workspace import Workspace
 
-    removals = plan_prune(Workspace.at(workspace, cache=cache).require_cache(), store)
-    rows = [{**removal.row.as_row(), "reason": removal.reason, "removed": yes} for removal in removals]
-    if yes:
+    removals = pruning.plan_prune(Workspace.at(workspace, cache=cache).require_cache(), store)
+    if yes and store is None:
+        removals = pruning.prune(removals)
+    elif yes:
         for removal in removals:
-            remove_store(removal.row.path)
+            pruning.remove_store(removal.row.path)
+    rows = [{**removal.row.as_row(), "reason": removal.reason, "removed": yes} for removal in removals]
 
     def human() -> None:
         if not rows:

@@ -60,6 +60,10 @@ class CacheError(MadkitError):
     """A token cache that is missing items, belongs to something else, or is damaged."""
 
 
+class CacheInUse(CacheError):
+    """A token cache that another process is writing just now."""
+
+
 class ConfigError(MadkitError):
     """A configuration with unknown keys or wrong values. The message lists all of them."""
 

@@ -108,6 +108,9 @@ def check_caches(workspace: Workspace) -> list[Finding]:
             else:
                 mend = extract_command(row.identity, same=True)
                 found.append(warned(CACHES, path.name, "its extraction is unfinished", mend))
+        elif row.state == "another version":
+            mend = "read it with that version, or make another: madkit extract"
+            found.append(warned(CACHES, path.name, "another version of madkit wrote it", mend))
         else:
             found.append(
                 failed(CACHES, path.name, "it cannot be read", f"madkit cache prune --store {path.name} --yes")

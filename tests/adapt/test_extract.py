@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from madkit.adapt.stage import adapt
-from madkit.cache.manage import choose_cache, describe, list_stores, plan_prune
+from madkit.cache.manage import choose_cache, describe, list_stores
+from madkit.cache.pruning import plan_prune
 from madkit.cache.reader import TokenCache, extract_command
 from madkit.cli.main import main
 from madkit.core.errors import CacheError, NotFoundError

@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 
 from madkit.cache import TokenCache, choose_cache, find_caches, manage, reader, verify, verify_cache
-from madkit.cache.manage import find_store, list_stores, plan_prune, remove_store
+from madkit.cache.manage import find_store, list_stores
 from madkit.cache.plan import PARTS
+from madkit.cache.pruning import plan_prune, prune, remove_store
 from madkit.cache.writer import StoreWriter
-from madkit.core.errors import CacheError, NotFoundError
+from madkit.cli.main import main
+from madkit.core.errors import CacheError, CacheInUse, NotFoundError
+from madkit.core.files import FileLock
 from madkit.core.workspace import Workspace
 
 
@@ -300,16 +303,14 @@ def test_list_and_prune(tmp_path: Path, maker: Callable[..., Any]) -> None:
     manifest = json.loads((old / "manifest.json").read_text())
     (old / "manifest.json").write_text(json.dumps({**manifest, "created": "2001-01-01T00:00:00+00:00"}))
     half = maker(tmp_path / "cache" / "half", [2], 2, finish=False).path
-    (tmp_path / "cache" / "junk").mkdir()
     assert {row.path.name: row.state for row in list_stores(workspace)} == {
         "old": "complete",
         "new": "complete",
         "half": "unfinished",
-        "junk": "unreadable",
     }
     assert {path.name for path in find_caches(workspace)} == {"old", "new"}
     reasons = {removal.row.path.name: removal.reason for removal in plan_prune(workspace)}
-    assert reasons == {"old": "superseded by a later one", "half": "unfinished", "junk": "unreadable"}
+    assert reasons == {"old": "superseded by a later one", "half": "unfinished"}
     assert [removal.row.path for removal in plan_prune(workspace, "new")] == [new]
     other = json.loads((old / "manifest.json").read_text())
     other["identity"]["compute_dtype"] = "bfloat16"
@@ -319,6 +320,116 @@ def test_list_and_prune(tmp_path: Path, maker: Callable[..., Any]) -> None:
         plan_prune(workspace, "hallf")
     remove_store(half)
     assert not half.exists()
+
+
+def theirs(folder: Path) -> dict[str, str]:
+    """Write what other people and programs keep in a folder, and return it by name."""
+    files = {
+        "thesis/chapter.tex": "years of work",
+        "vcr_images/1.jpg": "a picture",
+        "app/manifest.json": '{"name": "app", "identity": {}, "images": {"n": 1}}',
+        "trip/plan.json": "on monday we",
+        "run-0123456789ab/manifest.json": '{"identity": {}, "bytes": 3}',
+        "array-0123456789ab/zarr.json": '{"zarr_format": 3, "attributes": {}}',
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return files
+
+
+def test_what_is_not_madkits_is_no_cache_and_is_never_removed(
+    tmp_path: Path, maker: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    scratch = tmp_path / "scratch"
+    files = theirs(scratch)
+    half = maker(scratch / "half", [2], 2, finish=False).path
+    place = Workspace(tmp_path, str(scratch))
+    assert [row.path.name for row in list_stores(place)] == ["half"]
+    assert [path.name for path in find_store(place, None)] == ["half"]
+    assert main(["cache", "prune", "--cache", str(scratch), "--yes"]) == 0
+    assert not half.exists()
+    for name in ("thesis", "app", "trip", "run-0123456789ab", "array-0123456789ab", str(scratch / "app")):
+        assert main(["cache", "prune", "--cache", str(scratch), "--store", name, "--yes"]) == 1
+        assert "no token cache" in capsys.readouterr().err
+        with pytest.raises(CacheError, match="is no token cache of madkit"):
+            remove_store(scratch / name)
+    assert {name: (scratch / name).read_text() for name in files} == files
+
+
+def test_a_store_that_cannot_be_read_is_known_by_a_second_sign(tmp_path: Path, maker: Callable[..., Any]) -> None:
+    cache = tmp_path / "cache"
+    keyed, grouped, bare = (maker(cache / name, [2], 2).path for name in ("test-0123456789ab", "grouped", "bare"))
+    for path in (keyed, grouped, bare):
+        (path / "manifest.json").write_text("{")
+        (path / "plan.json").unlink()
+    (keyed / "zarr.json").unlink()
+    (bare / "zarr.json").unlink()
+    assert {row.path.name: row.state for row in list_stores(Workspace(tmp_path))} == {
+        "test-0123456789ab": "unreadable",
+        "grouped": "unreadable",
+    }
+    prune(plan_prune(Workspace(tmp_path)))
+    assert [path.name for path in cache.iterdir()] == ["bare"]
+
+
+def test_another_versions_store_is_not_removed_unasked(tmp_path: Path, maker: Callable[..., Any]) -> None:
+    path = maker(tmp_path / "cache" / "later", [2], 2).path
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
+    (row,) = list_stores(Workspace(tmp_path))
+    assert row.state == "another version"
+    assert plan_prune(Workspace(tmp_path)) == []
+    assert [removal.reason for removal in plan_prune(Workspace(tmp_path), "later")] == ["asked for"]
+
+
+def test_what_is_being_written_stays(
+    tmp_path: Path, maker: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the first process of a job, or by another one whose first is gone; the others' are removed all the same."""
+    going, orphan, left = (
+        maker(tmp_path / "cache" / name, [2], 2, finish=False) for name in ("going", "orphan", "left")
+    )
+    with (
+        StoreWriter(going.path, going.plan),
+        FileLock(orphan.path / ".lock-1", error=CacheError),
+    ):
+        gone = prune(plan_prune(Workspace(tmp_path)))
+        assert [removal.row.path.name for removal in gone] == ["left"]
+        assert "The cache going is in use by process" in (told := capsys.readouterr().err)
+        assert "The cache orphan is in use by process" in told
+        assert (going.path / "plan.json").exists()
+        assert (orphan.path / "plan.json").exists()
+        with pytest.raises(CacheInUse, match="going is in use"):
+            remove_store(going.path)
+    assert not left.path.exists()
+
+
+def test_removing_takes_what_is_the_stores_and_dies_halfway_as_an_unfinished_one(
+    tmp_path: Path, maker: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = maker(tmp_path / "cache" / "one", [2], 2).path
+    (path / "plan.json").unlink()  # as another program leaves it
+    (path / "notes.txt").write_text("mine")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove_store(path)
+    (row,) = list_stores(Workspace(tmp_path))
+    assert row.state == "unfinished"
+    remove_store(path)
+    assert [file.name for file in path.iterdir()] == ["notes.txt"]
+    assert "files that are no cache's" in capsys.readouterr().err
+    elsewhere = maker(tmp_path / "shared" / "two", [2], 2).path
+    link = tmp_path / "cache" / "two"
+    link.symlink_to(elsewhere)
+    remove_store(link)
+    assert not link.exists()
+    assert verify_cache(elsewhere).ok
 
 
 def test_a_store_is_found_without_its_manifest_and_described_with_one_look(

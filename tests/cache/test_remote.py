@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 from madkit.cache import TokenCache, remote_files, remote_lock, remote_mirror, verify_cache
-from madkit.cache.manage import list_stores, plan_prune, remove_store
+from madkit.cache.manage import find_store, list_stores
 from madkit.cache.plan import PARTS
+from madkit.cache.pruning import plan_prune, prune, remove_store
 from madkit.cache.remote import RemoteStore
 from madkit.cache.remote_copy import RemoteCopy, remote_units
 from madkit.cache.remote_files import RemoteFolder
@@ -501,6 +502,56 @@ def test_list_and_prune_at_a_url(maker: Any, store: Any, base: str, tmp_path: Pa
     assert [row.path.name for row in list_stores(place)] == ["test-mini-vcr-000000000000"]
     assert RemoteFolder(base).folders() == ["test-mini-vcr-000000000000"]
     assert not (place.cache / "other-mini-vcr-111111111111").exists()
+
+
+def test_at_a_url_nothing_but_stores_is_a_cache_and_is_removed(
+    store: Any, base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {
+        "manifest.json": b'{"name": "the bucket of somebody"}',
+        "thesis/chapter.tex": b"years of work",
+        "app-0123456789ab/manifest.json": b'{"name": "app"}',
+        "app-0123456789ab/images/1.jpg": b"a picture",
+        "trip/plan.json": b"on monday we",
+    }
+    for name, data in files.items():
+        RemoteFolder(base).write(name, data)
+    there, _ = put(store, base, units=2)
+    there.files.write("notes.txt", b"mine")
+    place = Workspace(tmp_path / "no-workspace", base)
+    assert [row.path.name for row in list_stores(place)] == [there.name]
+    lock = remote_lock.RemoteLock(there.files)
+    lock.acquire()
+    assert prune(plan_prune(place)) == []
+    lock.release()
+    assert f"{there.url} is being written by process" in capsys.readouterr().err
+    prune(plan_prune(place))
+    assert {name: RemoteFolder(base).read(name) for name in RemoteFolder(base).sizes()} == {
+        **files,
+        f"{there.name}/notes.txt": b"mine",
+    }
+    for name in ("thesis", "app-0123456789ab", "trip"):
+        with pytest.raises(CacheError, match="is no token cache of madkit"):
+            plan_prune(place, name)
+        (found,) = find_store(place, name)
+        with pytest.raises(CacheError, match="is no token cache of madkit"):
+            remove_store(found)
+
+
+def test_other_mirrors_make_no_room(store: Any, base: str, mirrors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, _ = put(store, base)
+    others = [
+        mirrors / "mirrors" / place
+        for place in ("debian/pool/main/c/cairo", f"{there.mirror.parent.name}/own/c/file", "x/y/images/tokens/c/0")
+    ]
+    for other in others:
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_bytes(b"x" * 100)
+        other.chmod(0o444)
+    monkeypatch.setenv("MADKIT_CACHE_LIMIT_GB", "0")
+    remote_mirror.make_room(1)
+    assert all(other.exists() for other in others)
+    assert not shards(there.mirror)
 
 
 def test_a_web_server_is_enough_for_reading(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from madkit.cache import TokenCache, verify_cache
-from madkit.cache.manage import plan_prune
+from madkit.cache.pruning import plan_prune
 from madkit.cli.main import main
 from madkit.core.errors import CacheError, UsageProblem
 from madkit.core.workspace import Workspace
