@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from madkit.cache.layout import JOURNAL
+from madkit.cache.layout import JOURNAL, MANIFEST, PLAN
 from madkit.core.errors import CacheError, DataError
 from madkit.core.files import append_jsonl, read_jsonl, sync_folder
 
@@ -46,6 +46,14 @@ def journal_files(folder: Path) -> list[Path]:
 def _damaged(message: str, folder: Path) -> CacheError:
     return CacheError(
         message, hint=f"remove the cache and extract again: madkit cache prune --store {folder.name} --yes"
+    )
+
+
+def nothing_says_how(place: object) -> CacheError:
+    """Return the error of a store whose units are there without anything that says how many items each has."""
+    return CacheError(
+        f"{place} has finished shards, but neither {PLAN} nor {MANIFEST}, which say how many items are in each.",
+        hint="bring one of the two back, or remove all of it yourself, and run the command again",
     )
 
 

@@ -151,6 +151,11 @@ class ArraySpec:
         return spec
 
 
+def same_array(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two arrays' metadata describe the same shape, type, shards and codecs."""
+    return _essence(one) == _essence(other)
+
+
 def _essence(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return an array's metadata without what does not matter here, or says what is so anyway."""
     kept = {name: value for name, value in metadata.items() if name not in ("attributes", "dimension_names")}

@@ -111,6 +111,23 @@ class StorePlan:
             return 0
         return int(self.lengths[rows.start : rows.stop].sum())
 
+    def unit_files(self, part: Part, unit: int) -> set[str]:
+        """Return the names of the files that a unit has; one without any token has none of tokens."""
+        found: set[str] = set()
+        if unit >= self.units(part):
+            return found
+        for last, spec in self.arrays(part).items():
+            ragged = part == "texts" and last in ("tokens", "spans", "scales")
+            if last not in ("extents", "statistics") and (not ragged or self.token_count(part, unit)):
+                found.add(spec.file(unit))
+        return found
+
+
+def plan_in(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a plan or a manifest, which has the same and more, says of a plan."""
+    names = ("schema", "format", "key", "identity", "items", *PARTS, "facts")
+    return {name: document[name] for name in names if name in document}
+
 
 def unit_of_file(name: str) -> tuple[Part, int] | None:
     """Return the unit that a file of a store belongs to; None for metadata, ids, texts, extents and statistics."""

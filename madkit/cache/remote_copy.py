@@ -12,9 +12,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from madkit.cache.journal import journal_rows
+from madkit.cache.journal import journal_rows, nothing_says_how
 from madkit.cache.layout import JOURNAL, MANIFEST, PLAN
-from madkit.cache.plan import compact_json, unit_of_file
+from madkit.cache.mark import is_marked
+from madkit.cache.plan import compact_json, plan_in, unit_of_file
 from madkit.cache.remote import JOURNAL_FOLDER, RemoteStore, known_files, remote_store, to_json
 from madkit.cache.remote_lock import RemoteLock
 from madkit.cache.remote_mirror import Fetcher, difference, make_room, share
@@ -85,7 +86,12 @@ class RemoteCopy:
         there = PLAN in self._sizes
         if not there:
             self._remote.upload(PLAN, self._mirror / PLAN)
-        self._upload_fixed({name: entry for name, entry in files.items() if not (there and self._same(name, entry))})
+        there_already = (
+            self._known if not there else files
+        )  # what a manifest vouches for, or what follows from the plan
+        self._upload_fixed(
+            {name: entry for name, entry in files.items() if name not in there_already or not self._same(name, entry)}
+        )
         if self._waiting:
             info(f"{self.store}: {len(self._waiting)} shards that were finished here are uploaded.")
         for line in self._waiting:
@@ -135,10 +141,17 @@ class RemoteCopy:
         for name in self._damaged:
             self._sizes.pop(name, None)
         manifest = self._document(MANIFEST)
+        if manifest is not None and not (is_marked(manifest) and isinstance(manifest.get("files"), dict)):
+            manifest = None
         plan = self._document(PLAN)
+        lines = self._lines_of(manifest) if manifest else self._read_journal()
         if plan is not None:
-            self._take_plan(plan)
-        lines = {} if plan is None else self._lines_of(manifest) if manifest else self._read_journal()
+            self._take_plan(self._remote.read(PLAN))
+        elif manifest is not None:  # of another program, which writes no plan
+            self._take_plan(to_json(plan_in(manifest)))
+            self._sizes.pop(PLAN, None)
+        elif lines:
+            raise nothing_says_how(self.store)
         lines = {
             place: line
             for place, line in lines.items()
@@ -187,11 +200,10 @@ class RemoteCopy:
             return None
         return found if isinstance(found, dict) else None
 
-    def _take_plan(self, plan: Mapping[str, Any]) -> None:
+    def _take_plan(self, data: bytes) -> None:
         """Take over the remote plan, and forget a mirror that follows another one."""
         known = known_files(self._mirror)
         path = self._mirror / PLAN
-        data = self._remote.read(PLAN)
         if path.is_file() and path.read_bytes() != data:
             for name in known:
                 (self._mirror / name).unlink(missing_ok=True)

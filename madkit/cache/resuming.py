@@ -7,24 +7,60 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from madkit.cache.journal import journal_files, journalled_units
+from madkit.cache.journal import journal_files, journalled_units, nothing_says_how
 from madkit.cache.layout import MANIFEST, PLAN
-from madkit.cache.plan import StorePlan
-from madkit.core.errors import CacheError, DataError, NotFoundError
-from madkit.core.files import read_json, write_json_atomic
+from madkit.cache.plan import StorePlan, plan_in, unit_of_file
+from madkit.cache.reader import Place, read_document
+from madkit.cache.remote import RemoteStore
+from madkit.cache.remote_copy import remote_units
+from madkit.core.errors import CacheError, DataError
 
 
-def resumed_plan(plan: StorePlan, folder: Path) -> StorePlan:
+def begun_with(place: Place) -> Mapping[str, Any] | None:
+    """Return the plan that a store was begun with; None where nothing was begun.
+
+    Where the plan is damaged, or missing as in a store of another program, the manifest says the same.
+
+    Raises:
+        CacheError: there are a plan, a manifest or finished units, and nothing says in which sizes they were written.
+    """
+    damaged = None
+    for name in (PLAN, MANIFEST):
+        try:
+            found = read_document(place, name)
+        except DataError as error:
+            damaged = damaged or error.message
+            continue
+        if isinstance(found, dict):
+            return plan_in(found)
+        if found is not None:
+            damaged = damaged or f"{place}/{name} is not a JSON object."
+    if damaged is not None:
+        raise CacheError(damaged, hint=f"remove it: madkit cache prune --store {place.name} --yes")
+    if isinstance(place, Path) and any(path.stat().st_size for path in journal_files(place)):
+        raise nothing_says_how(place)
+    return None
+
+
+def has_plan(folder: Path) -> bool:
+    """Whether a store's plan is there and can be read."""
+    try:
+        return isinstance(read_document(folder, PLAN), dict)
+    except DataError:
+        return False
+
+
+def resumed_plan(plan: StorePlan, old: Mapping[str, Any], place: Place) -> StorePlan:
     """Return the plan with the shard sizes and facts of the one that a store was begun with.
 
     Args:
         plan: what is to be written now.
-        folder: the store's, with a plan in it. A damaged one is written anew where the manifest says the same.
+        old: what the store was begun with (:func:`begun_with`).
+        place: the store's, for the message.
 
     Raises:
-        CacheError: the store was begun with other items, or its plan is damaged and the store not complete.
+        CacheError: the store was begun with other items.
     """
-    old = _begun(plan, folder)
     new = plan.document()
     try:
         same = all(old[name] == new[name] for name in ("schema", "key", "items"))
@@ -40,52 +76,48 @@ def resumed_plan(plan: StorePlan, folder: Path) -> StorePlan:
         same = False
     if not same:
         raise CacheError(
-            f"The cache {folder} was begun with other images or texts under the same key.",
-            hint=f"remove it and extract again: madkit cache prune --store {folder.name} --yes",
+            f"The cache {place} was begun with other images or texts under the same key.",
+            hint=f"remove it and extract again: madkit cache prune --store {place.name} --yes",
         )
     return sizes
 
 
-def without_damaged_journal(folder: Path) -> Mapping[str, Any] | None:
-    """Remove a journal that cannot be read where the manifest says the same, and return that manifest.
-
-    None, and nothing is removed, where the journal can be read.
+def units_there(place: Place) -> set[tuple[str, int]]:
+    """Return the units that a writer would find done, as far as their files have their sizes.
 
     Raises:
-        CacheError: it cannot, and the store is not complete.
+        CacheError: the journal cannot be read, and the store is not complete.
+    """
+    if isinstance(place, RemoteStore):
+        manifest = usable_manifest(place)
+        return remote_units(place) if manifest is None else _units_of(manifest)
+    manifest = manifest_for_journal(place)
+    return journalled_units(place) if manifest is None else _units_of(manifest)
+
+
+def manifest_for_journal(folder: Path) -> Mapping[str, Any] | None:
+    """Return the manifest where it has to speak for the journal, which is missing or damaged; None where it has not.
+
+    Raises:
+        CacheError: the journal cannot be read, and the store is not complete.
     """
     try:
-        journalled_units(folder)
-        return None
+        return None if journalled_units(folder) else usable_manifest(folder)
     except CacheError:
-        try:
-            manifest = _document(folder / MANIFEST)
-        except (DataError, NotFoundError):
-            manifest = {}
-        if not isinstance(manifest.get("files"), dict):
+        manifest = usable_manifest(folder)
+        if manifest is None:
             raise
-    for path in journal_files(folder):
-        path.unlink()
-    return manifest
+        return manifest
 
 
-def _begun(plan: StorePlan, folder: Path) -> Mapping[str, Any]:
+def usable_manifest(place: Place) -> Mapping[str, Any] | None:
+    """Return a store's manifest if it lists files; None where there is none, or it is damaged."""
     try:
-        return _document(folder / PLAN)
-    except DataError as damaged:
-        try:
-            manifest = _document(folder / MANIFEST)
-        except (DataError, NotFoundError):
-            raise CacheError(
-                damaged.message, hint=f"remove it: madkit cache prune --store {folder.name} --yes"
-            ) from None
-        found = {name: manifest[name] for name in plan.document() if name in manifest}
-        write_json_atomic(folder / PLAN, found)
-        return found
+        manifest = read_document(place, MANIFEST)
+    except DataError:
+        return None
+    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
 
 
-def _document(path: Path) -> Mapping[str, Any]:
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise DataError(f"{path} is not a JSON object.")
-    return found
+def _units_of(manifest: Mapping[str, Any]) -> set[tuple[str, int]]:
+    return {unit for name in manifest["files"] if (unit := unit_of_file(name)) is not None}

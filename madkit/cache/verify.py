@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from madkit.cache.layout import ABSENT_ITEMS, JOURNAL, LOCK, MANIFEST, PLAN, ArraySpec, store_key
+from madkit.cache.agreement import disagreements
+from madkit.cache.layout import ABSENT_ITEMS, JOURNAL, LOCK, MANIFEST, PLAN, TEXT_EXTENTS, ArraySpec, store_key
 from madkit.cache.reader import Place, read_manifest
 from madkit.cache.remote import JOURNAL_FOLDER, RemoteStore
 from madkit.cache.remote_files import CONCURRENT, RemoteError
@@ -38,7 +39,8 @@ class Problem:
 
     Attributes:
         file: its path in the store.
-        kind: ``missing``, ``truncated``, ``damaged``, ``unreadable``, ``foreign`` or ``manifest``.
+        kind: ``missing``, ``truncated``, ``damaged``, ``unreadable``, ``foreign``, ``manifest``, or ``layout`` where
+            shards, metadata and manifest are not of one store.
         detail: a clause for people.
         rows: rows of the array that cannot be trusted, as [first, end), where they are known.
     """
@@ -124,6 +126,9 @@ def verify_cache(place: Place, *, on_file: Callable[[int], None] | None = None) 
                 problems.append(Problem(name, "truncated", detail, _rows_of(specs, name)))
             elif crc32 != entry["crc32"]:
                 problems.extend(_locate(source.folder_of((name,)), specs, name))
+        bad = {problem.file for problem in problems}
+        told = source.folder_of((f"{TEXT_EXTENTS}/zarr.json", f"{TEXT_EXTENTS}/c/0/0"))
+        problems.extend(Problem(name, "layout", detail) for name, detail in disagreements(manifest, specs, bad, told))
         problems.extend(_foreign(source.names(), set(manifest["files"])))
     return VerifyReport(place, files, bytes_, tuple(problems))
 

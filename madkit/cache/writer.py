@@ -15,29 +15,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from madkit.cache.agreement import refuse_other_shards
 from madkit.cache.attributes import part_attributes
-from madkit.cache.journal import append_unit, journal_rows, journalled_units, merge_journals
+from madkit.cache.fixed_files import fixed_files, says_the_same
+from madkit.cache.journal import append_unit, journal_files, journal_rows, journalled_units, merge_journals
 from madkit.cache.kept import forget_unit, kept_units
-from madkit.cache.layout import (
-    ABSENT_ITEMS,
-    IMAGE_IDS,
-    LOCK,
-    MANIFEST,
-    PLAN,
-    TEXTS,
-    group_metadata,
-    text_extents,
-)
+from madkit.cache.layout import ABSENT_ITEMS, LOCK, MANIFEST, PLAN, group_metadata
 from madkit.cache.plan import PARTS, Part, StorePlan, compact_json, unit_of_file
 from madkit.cache.remote_copy import RemoteCopy
-from madkit.cache.resuming import resumed_plan, without_damaged_journal
+from madkit.cache.resuming import begun_with, has_plan, manifest_for_journal, resumed_plan, usable_manifest
 from madkit.cache.shards import file_crc32, pack_chunk
 from madkit.cache.totals import rounding_facts, store_statistics
 from madkit.cache.unit_files import pack_unit
 from madkit.core.console import info
 from madkit.core.environment import environment
-from madkit.core.errors import CacheError, DataError
-from madkit.core.files import FileLock, read_json, write_bytes_atomic, write_json_atomic
+from madkit.core.errors import CacheError
+from madkit.core.files import FileLock, write_bytes_atomic, write_json_atomic
 
 
 class StoreWriter:
@@ -79,6 +72,7 @@ class StoreWriter:
         self._mine: set[tuple[Part, int]] | None = None
         self._absent: dict[tuple[Part, int], dict[int, str]] = {}
         self._document: tuple[StorePlan, dict[str, Any]] | None = None
+        self._otherwise = ""  # what another program has laid out as we do not
 
     def _lock_of(self, path: Path) -> FileLock:
         return FileLock(path, error=CacheError, what=f"The cache {self.folder.name}")
@@ -92,7 +86,9 @@ class StoreWriter:
                 if self.process == 0:
                     self._prepare()
                 else:
-                    self.plan = resumed_plan(self.plan, self.folder)
+                    begun = begun_with(self.folder)
+                    assert begun is not None
+                    self.plan = resumed_plan(self.plan, begun, self.folder)
                     self._read_journal()
             except BaseException:
                 if self._remote is not None:
@@ -137,7 +133,8 @@ class StoreWriter:
         return dict(sorted(item for rows in found for item in rows.items()))
 
     def reopen(self, part: Part, unit: int) -> None:
-        """Have a unit done again, though it is there."""
+        """Have a unit done again, though it is there (CacheError where another program has laid the store out)."""
+        self._refuse_otherwise()
         self._done.discard((part, unit))
 
     @property
@@ -156,27 +153,42 @@ class StoreWriter:
                 pass
         for leftover in self.folder.rglob(".*.tmp"):  # what a kill between write and rename leaves
             leftover.unlink()
-        path = self.folder / PLAN
-        if path.is_file():
-            self.plan = resumed_plan(self.plan, self.folder)
-        else:
-            write_json_atomic(path, self._plan_document())
+        begun = begun_with(self.folder)
+        if begun is not None:
+            self.plan = resumed_plan(self.plan, begun, self.folder)
+        if not has_plan(self.folder):
+            write_json_atomic(self.folder / PLAN, self._plan_document())
+        complete = manifest_for_journal(self.folder)
         self._write_fixed()
         if self._remote is not None:
             self._remote.fixed(dict(self._files))
-        complete = without_damaged_journal(self.folder)
         if complete is not None:  # its lines are written anew, and believed as far as the files have their sizes
+            for journal in journal_files(self.folder):
+                journal.unlink()
             self._believe(complete)
             self._done.clear()
         merge_journals(self.folder)
         if self._known is not None:
+            self._refuse_otherwise()
             self._believe(self._known)
             return
         self._read_journal()
         manifest = self.folder / MANIFEST
-        if manifest.is_file() and not self._whole(manifest):
-            manifest.unlink()  # statistics or a group are gone, which belong to no unit: they come with the manifest
+        whole = self._whole()
+        if not whole or any(self.missing(part) for part in PARTS):
+            self._refuse_otherwise()
+        if not whole:  # statistics or a group are gone, which belong to no unit: they come with the manifest
+            manifest.unlink(missing_ok=True)
         self._write_kept()
+
+    def _refuse_otherwise(self) -> None:
+        if self._otherwise:
+            raise CacheError(
+                f"The cache {self.folder.name} was not laid out by madkit ({self._otherwise}), so nothing can be put "
+                "in the place of what it lacks.",
+                hint="have the program that wrote it write it again, or remove it and extract: "
+                f"madkit cache prune --store {self.folder.name} --yes",
+            )
 
     def _plan_document(self) -> dict[str, Any]:
         """What ``plan.json`` holds, made once for a plan: of millions of items that takes seconds."""
@@ -195,36 +207,39 @@ class StoreWriter:
         if written:
             info(f"{self.folder.name}: shards that a killed process had finished, written now: {written}.")
 
-    def _whole(self, manifest: Path) -> bool:
-        """Whether the files of a complete store that belong to no unit are there."""
-        try:
-            files = read_json(manifest)["files"]
-            return all(
-                unit_of_file(name) is not None or self._has(name, int(entry["bytes"])) for name, entry in files.items()
-            )
-        except (DataError, KeyError, TypeError, ValueError):
-            return False
+    def _said(self) -> Mapping[str, Any]:
+        manifest = self._known or usable_manifest(self.folder) or {"files": {}}
+        return dict(manifest["files"])
+
+    def _whole(self) -> bool:
+        """Whether the files of a complete store that belong to no unit are there, as its manifest says."""
+        return usable_manifest(self.folder) is not None and all(
+            unit_of_file(name) is not None
+            or (self._files.get(name, entry) == entry and self._has(name, int(entry["bytes"])))
+            for name, entry in self._said().items()
+        )
 
     def _write_fixed(self) -> None:
-        """Write what depends on the plan alone: metadata, ids, texts, extents."""
-        plan = self.plan
-        attributes = {"madkit": self._plan_document()}
-        self._put("zarr.json", compact_json(group_metadata(attributes)))
-        for part in plan.parts:
+        """Write what depends on the plan alone, unless a complete store has it already, in whatever bytes."""
+        manifest = self.folder / MANIFEST
+        said = self._said()
+        for name, data in fixed_files(self.plan, self._plan_document()):
+            if said and name not in said:  # written now, it would be one file too many
+                self._otherwise = name
+                continue
+            path = self.folder / name
+            if name in said and path.is_file() and _entry(path.read_bytes()) == said[name]:
+                self._files[name] = said[name]
+                if not says_the_same(name, path.read_bytes(), data):
+                    self._otherwise = name
+            else:
+                self._put(name, data)
+        for part in self.plan.parts:
             group = self.folder / part / "zarr.json"
-            if group.is_file() and (self.folder / MANIFEST).is_file():
+            if group.is_file() and manifest.is_file():
                 self._files[f"{part}/zarr.json"] = _entry(group.read_bytes())  # it tells the statistics
             else:
                 self._put(f"{part}/zarr.json", compact_json(group_metadata({})))
-            for spec in plan.arrays(part).values():
-                self._put(f"{spec.name}/zarr.json", compact_json(spec.metadata()))
-        if "images" in plan.parts:
-            self._put(IMAGE_IDS, compact_json({"ids": list(plan.image_ids), "aliases": dict(plan.image_aliases)}))
-        if "texts" in plan.parts:
-            self._put(TEXTS, compact_json(list(plan.texts)))
-        extents = plan.arrays("texts").get("extents")
-        if extents is not None and extents.shards:
-            self._put(extents.file(0), pack_chunk(extents, text_extents(plan.lengths, plan.text)))
 
     def _put(self, name: str, data: bytes) -> None:
         """Write a file unless it already has this content."""
@@ -243,10 +258,15 @@ class StoreWriter:
             if files is None:
                 continue
             self._lines.add(key)
-            if all(self._has(name, int(entry["bytes"])) for name, entry in files.items()):
+            fits = self._fits(key, files)
+            if fits and all(self._has(name, int(entry["bytes"])) for name, entry in files.items()):
                 self._done.add(key)
                 self._files.update(files)
                 self._absent[key] = {int(item): str(error) for item, error in row.get("absent", {}).items()}
+
+    def _fits(self, place: tuple[Part, int], files: Mapping[str, Any]) -> bool:
+        """Whether these are the files that a unit has by the plan; a program of its own mind may add some."""
+        return bool(self._otherwise) or set(files) == self.plan.unit_files(*place)
 
     def _has(self, name: str, size: int) -> bool:
         """Whether a file is there with its size, or the remote store has it: a mirror need not hold what that has."""
@@ -266,6 +286,8 @@ class StoreWriter:
                 self._absent.setdefault((part, unit), {})[row] = str(item["error"])
         lines = journalled_units(self.folder)
         for place, files in sorted(units.items()):
+            if not self._fits(place, files):
+                continue
             if place not in lines:
                 append_unit(self.folder, self.process, self._line(place, files))
             self._files.update(files)
@@ -340,6 +362,7 @@ class StoreWriter:
             attributes = part_attributes(self.plan, part, statistics, len(self.absent(part)))
             self._put(f"{part}/zarr.json", compact_json(group_metadata(attributes)))
         plan = self._plan_document()
+        refuse_other_shards(self.plan, self._files, self.folder)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         manifest = {
             **plan,

@@ -218,6 +218,8 @@ def verify(
         hint = f"madkit cache repair{one}, which computes just the damaged shards again"
         if all(row["problems"] and row["problems"][0]["kind"] == "manifest" for row in bad):
             hint = again_command(find_store(place, Path(bad[0]["path"]).name)[0])
+        elif any(problem["kind"] == "layout" for row in bad for problem in row["problems"]):
+            hint = f"remove it and extract again: madkit cache prune --store{one or ' NAME'} --yes"
         elif all(problem["kind"] == "foreign" for row in bad for problem in row["problems"]) and bad[0]["problems"]:
             hint = "no reader looks at files that the manifest does not know: move them elsewhere"
         elif not any(row["problems"] for row in bad):

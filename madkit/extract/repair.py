@@ -150,10 +150,11 @@ def _refuse_new_losses(writer: StoreWriter, before: Mapping[Part, set[int]], man
 
 
 def _damaged_files(report: VerifyReport) -> list[str]:
-    broken = [problem for problem in report.problems if problem.kind == "manifest"]
+    broken = [problem for problem in report.problems if problem.kind in ("manifest", "layout")]
     if broken:
+        about = "" if broken[0].kind == "manifest" else f"{broken[0].file}: "
         raise CacheError(
-            f"The manifest of {report.path} cannot be trusted: {broken[0].detail}.",
+            f"The manifest of {report.path} cannot be trusted: {about}{broken[0].detail}.",
             hint=f"extract again: madkit cache prune --store {report.path.name} --yes, then madkit extract",
         )
     return list(dict.fromkeys(problem.file for problem in report.problems if problem.kind != "foreign"))

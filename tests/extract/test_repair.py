@@ -76,13 +76,13 @@ def test_a_store_answers_to_its_name_its_key_and_its_folder(
         find_store(place, str(store.with_name("other")))
 
 
-@pytest.mark.parametrize("lost_journal", [False, True])
-def test_every_damage_at_once(store: Path, workspace: Path, lost_journal: bool) -> None:
+@pytest.mark.parametrize("lost", [(), ("journal.jsonl",), ("plan.json", "journal.jsonl")])
+def test_every_damage_at_once(store: Path, workspace: Path, lost: tuple[str, ...]) -> None:
     before, manifest = payload(store), json.loads((store / "manifest.json").read_text())
     for name, harm in DAMAGE.items():
         harm(store / name)
-    if lost_journal:
-        (store / "journal.jsonl").unlink()
+    for name in lost:
+        (store / name).unlink()
     times = {name: (store / name).stat().st_mtime_ns for name in before if (store / name).exists()}
     report = repair(Workspace(workspace), store, device="cpu")
     assert set(report.files) == set(DAMAGE)
