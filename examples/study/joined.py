@@ -2,8 +2,8 @@
 
 Arms are paired with their baseline over the questions of one workspace, and Holm's correction goes over one data set at
 one number of labels. Such a cell is measured as a whole wherever its runs are, and cells of several machines make one
-study. Another machine may bring further arms to a cell where it computes as the first one did: every run that both
-trained must have the same score on every suite, to the last digit, and all runs of the baseline must be among them.
+study. Another machine may bring further arms to a cell where it makes the same baseline: all of its runs must have the
+same scores on every suite, to the last digit. Then the pairs are those that they would have been on the first machine.
 """
 
 from __future__ import annotations
@@ -79,17 +79,19 @@ def extended(old: Sequence[Row], new: Sequence[Row]) -> tuple[list[Row], str]:
         return [], f"{', '.join(arms)} would come to it, but {_place(lacking[0])} was not measured here"
     common = sorted(there.keys() & here.keys(), key=str)
     for key in common:
-        if there[key] != here[key]:
+        if key[1] in baselines and there[key] != here[key]:
             return [], (
                 f"{', '.join(arms)} would come to it, but {_place(key)} scores {here[key]:.6g} here and "
                 f"{there[key]:.6g} there: another machine that computes otherwise"
             )
+    apart = [abs(there[key] - here[key]) for key in common if there[key] != here[key]]
+    same = f"{len(common) - len(apart)} of {len(common)} scores that both have are the same to the digit"
     whole: list[Row] = []
     joint = [*old, *(row for row in new if row["label"] in arms)]
     for kind in dict.fromkeys(row["kind"] for row in joint):
         rows = [{key: value for key, value in row.items() if key != "kind"} for row in joint if row["kind"] == kind]
         whole += [{"kind": kind, **asdict(row)} for row in corrected([read_row(row) for row in rows])]
-    return whole, f"has {', '.join(arms)} from here: {len(common)} scores that both have are the same to the digit"
+    return whole, f"has {', '.join(arms)} from here: {same}" + (f", the rest within {max(apart):.2g}" if apart else "")
 
 
 def scores_of(rows: Sequence[Row]) -> dict[tuple[Any, ...], float]:

@@ -339,15 +339,20 @@ def full_row(label: str, per_seed: list[float], p: float | None = None, suite: s
 
 
 def test_another_machine_brings_arms_where_it_computes_alike():
-    there = [full_row("finetune", [50.0, 52.0]), full_row("mad", [50.5, 51.0], 0.02)]
+    there = [
+        full_row("finetune", [50.0, 52.0]), full_row("kd-all", [50.0, 51.0], 0.6), full_row("mad", [50.5, 51.0], 0.02),
+    ]  # fmt: skip
     before = [{"kind": "about", **about("before")}, *there]
-    now = [full_row("finetune", [50.0, 52.0]), full_row("affinity", [60.0, 61.0], 0.03)]
-    lines, told = joined.joined(before, about(), now)
+    here = [full_row("finetune", [50.0, 52.0]), full_row("mad", [50.5, 51.25], 0.5)]
+    here += [full_row("affinity", [60.0, 61.0], 0.01)]
+    lines, told = joined.joined(before, about(), here)
     rows = [line for line in lines if line["kind"] == "row"]
-    assert [row["label"] for row in rows] == ["finetune", "mad", "affinity"]
-    assert [row["difference"]["p_holm"] for row in rows[1:]] == [0.04, 0.04], "Holm's correction over both"
-    assert [row["difference"]["n_comparisons"] for row in rows[1:]] == [2, 2]
-    assert told == ["mini-vqa at 1pct has affinity from here: 2 scores that both have are the same to the digit."]
+    assert [row["label"] for row in rows] == ["finetune", "kd-all", "mad", "affinity"]
+    assert [row["difference"]["p_holm"] for row in rows[1:]] == [0.6, 0.04, 0.03], "Holm's correction over all three"
+    assert [row["difference"]["n_comparisons"] for row in rows[1:]] == [3, 3, 3]
+    assert list(rows[2]["per_seed"]) == [50.5, 51.0], "what was there stays"
+    said = "3 of 4 scores that both have are the same to the digit, the rest within 0.25"
+    assert told == [f"mini-vqa at 1pct has affinity from here: {said}."]
     assert [(line["created"], line["cells"]) for line in lines if line["kind"] == "about"] == [
         ("before", [["mini-vqa", "1pct"]]), ("today", [["mini-vqa", "1pct"]])]  # fmt: skip
     again, _ = joined.joined(lines, about("tomorrow"), [])
