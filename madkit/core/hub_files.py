@@ -11,7 +11,15 @@ from madkit.core.errors import NotFoundError
 from madkit.core.hub import SWITCHED_OFF, why_unreachable
 
 
-def hub_file(repository: str, names: Sequence[str], *, wanted: str, hint: str, revision: str | None = None) -> Path:
+def hub_file(
+    repository: str,
+    names: Sequence[str],
+    *,
+    wanted: str,
+    hint: str,
+    revision: str | None = None,
+    former: str | None = None,
+) -> Path:
     """Return the first of ``names`` that ``repository`` has, from the local hub cache or downloaded.
 
     The hub is asked only where it answers: without a network its client would retry for half a minute.
@@ -22,16 +30,18 @@ def hub_file(repository: str, names: Sequence[str], *, wanted: str, hint: str, r
         wanted: what is wanted, to begin the error's sentence ("the weights of ...").
         hint: how to get the file otherwise.
         revision: branch, tag or commit; None for the main branch.
+        former: what the repository was called once, under which caches may still have it.
 
     Raises:
         NotFoundError: not in the cache, and the hub is switched off, out of reach or without such a file.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
-    for name in names:
-        cached = try_to_load_from_cache(repository, name, revision=revision)
-        if isinstance(cached, str):
-            return Path(cached)
+    for known in (repository,) if former is None else (repository, former):
+        for name in names:
+            cached = try_to_load_from_cache(known, name, revision=revision)
+            if isinstance(cached, str):
+                return Path(cached)
     reason = SWITCHED_OFF if constants.HF_HUB_OFFLINE else why_unreachable(constants.ENDPOINT)
     if reason is None:
         for name in names:

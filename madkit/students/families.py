@@ -51,6 +51,18 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
+class Words:
+    """The tokenizer that a family's checkpoints in Hugging Face's layout go with, where they come without one.
+
+    `repository` on the hub (`former`: what it was called once) has `size` words.
+    """
+
+    repository: str
+    size: int
+    former: str
+
+
+@dataclass(frozen=True, slots=True)
 class Official:
     """How the authors' own weight files are read (`convert`).
 
@@ -99,6 +111,7 @@ class Family:
         from_text: (a BERT checkpoint's state under `BertModel`'s names, config) -> tensors for the encoder, None where
             the family does not start from text checkpoints. Positions count from 0, whatever the checkpoint.
         readers: `model_type` of a Hugging Face config -> (that config, the state) -> Weights.
+        words: the tokenizer of its `readers`' checkpoints that have none beside them.
         visual: what its regions are: a detector's, patches of pixels, or a teacher's tokens.
         weights: where weights can be had.
         official: how the authors' files are read, None where there is no converter.
@@ -116,6 +129,7 @@ class Family:
     inputs: str
     from_text: Callable[[State, Any], State] | None = None
     readers: Mapping[str, Callable[[Mapping[str, Any], State], Weights]] = field(default_factory=dict)
+    words: Words | None = None
     visual: Visual = "regions"
     weights: tuple[WeightSource, ...] = ()
     official: Official | None = None

@@ -14,7 +14,7 @@ import torch
 from madkit.core.console import info
 from madkit.core.errors import DataError, NotFoundError, RunError, UsageProblem
 from madkit.core.files import FileLock, digest_of, read_json, write_json_atomic
-from madkit.core.hub_files import hub_folder
+from madkit.core.hub_files import hub_file, hub_folder
 from madkit.core.seeds import derive_seed
 from madkit.students.checkpoints import (
     CONFIG,
@@ -29,7 +29,7 @@ from madkit.students.heads import HeadSpec
 from madkit.students.load import SHIPPED, save_student, student_folder
 from madkit.students.setup import BEGINNING, setup_of
 from madkit.students.student import Student, StudentIdentity
-from madkit.students.tokenizer import StudentTokenizer
+from madkit.students.tokenizer import TOKENIZER, VOCABULARY, StudentTokenizer
 
 RANDOM = "random"
 MINI_INIT = "mini-uniter"
@@ -87,7 +87,7 @@ def new_student(
 
     Raises:
         UsageProblem: an unknown name, or no `init` where one is needed.
-        NotFoundError: there is no such checkpoint.
+        NotFoundError: there is no such checkpoint, or no tokenizer for it.
         DataError: a checkpoint of another kind, size or width of features.
     """
     found = full_name(name)
@@ -104,7 +104,7 @@ def new_student(
     else:
         folder = init_folder(init)
         weights = _read(family, config, folder, found)
-        tokenizer = StudentTokenizer.from_folder(folder, lowercase=_said_casing(folder))
+        tokenizer = _tokenizer(family, folder, weights, init)
         source, digest = str(init), weights_digest(folder)
     _check_words(weights, tokenizer, source)
     return assemble(family, found, weights, tokenizer, StudentIdentity(found, kind, digest), source,
@@ -198,6 +198,34 @@ def init_folder(init: str | Path) -> Path:
 
 def _likely(family: Family) -> str:
     return "a BERT checkpoint" if family.from_text is not None else f"a {', '.join(family.readers) or 'student'}'s"
+
+
+def _tokenizer(family: Family, folder: Path, weights: Weights, init: str | Path) -> StudentTokenizer:
+    """The tokenizer beside a checkpoint, else the one that its family's checkpoints go with.
+
+    Raises NotFoundError where there is neither.
+    """
+    try:
+        return StudentTokenizer.from_folder(folder, lowercase=_said_casing(folder))
+    except NotFoundError as error:
+        lent, kind = family.words, read_json(folder / CONFIG).get("model_type")
+        if lent is None or kind not in family.readers or weights.config.vocab_size != lent.size:
+            if folder == Path(init).expanduser():
+                raise
+            raise NotFoundError(
+                f"{init} has no tokenizer.",
+                hint=f"hf download {init} --local-dir FOLDER, its {VOCABULARY} or {TOKENIZER} beside it, --init FOLDER",
+            ) from error
+    path = hub_file(
+        lent.repository,
+        (VOCABULARY, TOKENIZER),
+        wanted=f"{init} has no tokenizer, and the words of {lent.repository} that go with it",
+        hint=f"where there is a network: hf download {lent.repository} {VOCABULARY}; or put that file into a folder "
+        f"with {CONFIG} and the weights: --init FOLDER",
+        former=lent.former,
+    )
+    info(f"{init} has no tokenizer: the words are those of {lent.repository}.")
+    return StudentTokenizer.from_folder(path.parent)
 
 
 def _said_casing(folder: Path) -> bool | None:

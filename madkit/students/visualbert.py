@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertPooler
 
 from madkit.students.encoder import BertLayers, Encoder, add_readers, bert_config, encoded, init_bert, widen_types
-from madkit.students.families import Family, State, Weights, WeightSource
+from madkit.students.families import Family, State, Weights, WeightSource, Words
 from madkit.students.heads import HeadSpec, LinearHead, MaskStateHead, StudentHead
 from madkit.students.interface import Encoded, StudentInputs
 from madkit.students.text_style import Mark, TextStyle, is_person, query_plan
@@ -192,6 +192,8 @@ FAMILY = Family(
     "a region",
     from_text=from_text,
     readers={"visual_bert": read_visual_bert},
+    # none of uclanlp's has a tokenizer; transformers' documentation of the model pairs them with this one
+    words=Words("google-bert/bert-base-uncased", 30_522, former="bert-base-uncased"),
     weights=(
         WeightSource("uclanlp/visualbert-vcr", "--init", "Apache-2.0 (code)", "fine-tuned on VCR; 512-d features"),
         WeightSource("uclanlp/visualbert-vqa-coco-pre", "--init", "Apache-2.0 (code)", "2048-d features"),
