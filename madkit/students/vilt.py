@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ViltConfig as HfViltConfig
-from transformers.models.vilt.modeling_vilt import ViltEmbeddings, ViltEncoder, ViltPooler
+from transformers.models.vilt.modeling_vilt import ViltEmbeddings, ViltEncoder, ViltPooler, ViltSelfAttention
 
 from madkit.students.encoder import Encoder, add_readers, encoded, init_bert, widen_types
 from madkit.students.families import Family, State, Weights, WeightSource
@@ -93,8 +93,9 @@ class ViltModel(Encoder):
         theirs = config.hugging_face()
         self.embeddings = ViltEmbeddings(theirs)
         self.encoder = ViltEncoder(theirs)
-        for layer in self.encoder.layer:
-            layer.attention.attention.dropout = nn.Identity()  # that no setting of the rate reaches it
+        for part in self.encoder.modules():
+            if isinstance(part, ViltSelfAttention):
+                part.register_module("dropout", nn.Identity())  # that no setting of the rate reaches it
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooler = ViltPooler(theirs)
         self.apply(init_bert)
