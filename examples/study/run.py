@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from strays import refuse_strays  # beside this file
 
             specs = [spec for spec, _ in study_runs(grid, chosen(grid, read(asked.results / "tuning.jsonl")))]
-            refuse_strays(workspace, specs, grid["shots"])
+            refuse_strays(workspace, specs, grid["shots"], grid["tasks"])
             evaluate_all(grid, workspace, asked.results / "study.jsonl")
         else:
             from tables import fill_page  # beside this file

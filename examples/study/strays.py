@@ -6,7 +6,7 @@ would stand in the tables as if it were the arm.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from madkit.core.errors import DataError
@@ -15,20 +15,25 @@ from madkit.core.workspace import Workspace
 from madkit.distill.sweep.sweep import RunSpec
 
 
-def refuse_strays(workspace: Workspace, specs: Iterable[RunSpec], shots: Mapping[str, Iterable[int]]) -> None:
+def refuse_strays(
+    workspace: Workspace, specs: Iterable[RunSpec], shots: Mapping[str, Iterable[int]], tasks: Collection[str]
+) -> None:
     """Raise DataError for the first run of the tables' seeds whose settings are those of no `spec`.
 
     Args:
         workspace: whose runs are looked at.
         specs: every run of the study.
         shots: number of labels -> seeds of the tables; runs of other seeds (tuning, variants) are in no table.
+        tasks: those that are evaluated.
     """
     planned: dict[tuple[str, str, str, int], list[Mapping[str, Any]]] = {}
     for spec in specs:
         planned.setdefault((spec.task, spec.arm, spec.shots, spec.seed), []).append(spec.overrides)
     for path in sorted(workspace.runs.glob("*/*/manifest.json")):
         manifest = read_json(path)
-        if manifest.get("kind") != "run" or manifest["seed"] not in shots.get(manifest["shots"], ()):
+        if manifest.get("kind") != "run" or manifest["task"] not in tasks:
+            continue
+        if manifest["seed"] not in shots.get(manifest["shots"], ()):
             continue
         arm = manifest["arm"].removesuffix("-permuted")  # what the tables call a control; its settings say it, too
         place = (manifest["task"], arm, manifest["shots"], manifest["seed"])

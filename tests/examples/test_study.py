@@ -396,10 +396,11 @@ def test_a_run_with_settings_that_are_not_chosen_is_in_no_table(tmp_path):
         write(str(number), spec)
     tuned = next(spec for spec in specs if spec.arm == "mad")
     write("tuning", replace(tuned, seed=100), **{"optim.learning_rate": 1.0})
-    strays.refuse_strays(workspace, specs, found["shots"])
+    strays.refuse_strays(workspace, specs, found["shots"], found["tasks"])
     write("stray", tuned, **{"optim.learning_rate": 1.0})
     with pytest.raises(DataError, match="stray was trained with settings that the grid does not choose"):
-        strays.refuse_strays(workspace, specs, found["shots"])
+        strays.refuse_strays(workspace, specs, found["shots"], found["tasks"])
+    strays.refuse_strays(workspace, [], found["shots"], [])  # of tasks that nobody asked for
 
 
 def test_rows_of_another_revision_or_scoring_are_not_laid_beside_each_other():
