@@ -4,7 +4,7 @@ A shard counts as done when it is synced and journalled, and the next one is com
 the one being computed is lost, a unit's arrays go into a file of the store as soon as they are complete, without a
 sync: what a killed process has written stays in the system's memory. A power cut may leave anything of it; therefore
 the file names the boot of the machine that wrote it, counts in that boot alone, and goes when the unit is in the
-journal.
+journal. It names what it is a unit of, too: under other items or shard sizes a unit of the same number has other rows.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class KeptUnit:
     absent: Mapping[int, str]
 
 
-def keep_unit(folder: Path, kept: KeptUnit) -> None:
-    """Keep a finished unit in the store's folder until :func:`forget_unit`.
+def keep_unit(folder: Path, of: str, kept: KeptUnit) -> None:
+    """Keep a finished unit of a plan (its :func:`~madkit.cache.plan.layout_digest`) until :func:`forget_unit`.
 
     Where the disk is full, or the system does not tell its boots apart (it does on Linux), nothing is kept: then a kill
     costs the unit, and nothing else.
@@ -44,7 +44,7 @@ def keep_unit(folder: Path, kept: KeptUnit) -> None:
     boot = _boot()
     if boot is None:
         return
-    about = {"boot": boot, "absent": {str(row): error for row, error in kept.absent.items()}}
+    about = {"boot": boot, "of": of, "absent": {str(row): error for row, error in kept.absent.items()}}
     arrays: dict[str, Any] = {_ABOUT: np.array(json.dumps(about)), **kept.arrays}
     path = _path(folder, kept.part, kept.unit)
     temporary = path.with_name(f"{path.name}.tmp")
@@ -56,11 +56,11 @@ def keep_unit(folder: Path, kept: KeptUnit) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def kept_units(folder: Path) -> Iterator[KeptUnit]:
-    """Yield the units that an ended process of this boot has kept in a store's folder; what else is kept is removed."""
+def kept_units(folder: Path, of: str) -> Iterator[KeptUnit]:
+    """Yield the units of a plan that an ended process of this boot has kept; what else is kept is removed."""
     boot = _boot()
     for path in sorted(folder.glob(f"{_PREFIX}*{_SUFFIX}")):
-        kept = None if boot is None else _read(path, boot)
+        kept = None if boot is None else _read(path, boot, of)
         if kept is None:
             path.unlink(missing_ok=True)
         else:
@@ -72,7 +72,7 @@ def forget_unit(folder: Path, part: Part, unit: int) -> None:
     _path(folder, part, unit).unlink(missing_ok=True)
 
 
-def _read(path: Path, boot: str) -> KeptUnit | None:
+def _read(path: Path, boot: str, of: str) -> KeptUnit | None:
     part, _, unit = path.name.removeprefix(_PREFIX).removesuffix(_SUFFIX).rpartition("-")
     if not unit.isdigit():
         return None
@@ -80,7 +80,7 @@ def _read(path: Path, boot: str) -> KeptUnit | None:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # a zip: CRC-32 of every array
             arrays = {name: file[name] for name in file.files}
         about = json.loads(str(arrays.pop(_ABOUT)))
-        if about["boot"] != boot:
+        if (about["boot"], about["of"]) != (boot, of):
             return None
         absent = {int(row): str(error) for row, error in about["absent"].items()}
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from madkit.cache.layout import FORMAT, SCHEMA, ArraySpec, ImageLayout, TextLayout, store_key
+from madkit.core.files import digest_of
 
 Part = Literal["images", "texts"]
 PARTS: tuple[Part, ...] = ("images", "texts")
@@ -127,6 +128,11 @@ def plan_in(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a plan or a manifest, which has the same and more, says of a plan."""
     names = ("schema", "format", "key", "identity", "items", *PARTS, "facts")
     return {name: document[name] for name in names if name in document}
+
+
+def layout_digest(document: Mapping[str, Any]) -> str:
+    """Return a digest of what decides which rows a unit has: key, items and sizes of a plan's document."""
+    return digest_of({name: document.get(name) for name in ("key", "items", *PARTS)})
 
 
 def unit_of_file(name: str) -> tuple[Part, int] | None:

@@ -28,9 +28,13 @@ def pack_unit(
 
     Returns:
         The content of each file, by its name in the store.
+
+    Raises:
+        ValueError: an array has other rows than the unit, or is missing.
     """
     specs = plan.arrays(part)
     rows = plan.items(part, unit)
+    _check_rows(plan, part, unit, arrays)
     gone = sorted(row - rows.start for row in absent)
     dim = specs["globals"].item[0]
     tokens = np.asarray(arrays.get("tokens", np.zeros((len(rows), 0, dim))), dtype=np.float16)
@@ -52,7 +56,19 @@ def pack_unit(
     both = np.concatenate([moments(tokens.reshape(-1, dim)), moments(globals_)])
     statistics = specs["unit_statistics"]
     packed[statistics.file(unit)] = pack_chunk(statistics, both[None])
+    if packed.keys() != plan.unit_files(part, unit):
+        raise ValueError(f"{part}, unit {unit}: lacks {sorted(plan.unit_files(part, unit) - packed.keys())}")
     return packed
+
+
+def _check_rows(plan: StorePlan, part: Part, unit: int, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    """A unit of other items, or of other shard sizes, would fit into its files and speak for the wrong images."""
+    items, tokens = len(plan.items(part, unit)), plan.token_count(part, unit)
+    for name, found in arrays.items():
+        if name in plan.arrays(part):
+            wanted = tokens if part == "texts" and name in ("tokens", "spans") else items
+            if len(found) != wanted or not items:
+                raise ValueError(f"{part}, unit {unit}: {name} has {len(found)} rows, and the unit has {wanted}")
 
 
 def _rounded(

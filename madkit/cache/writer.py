@@ -21,7 +21,7 @@ from madkit.cache.fixed_files import fixed_files, says_the_same
 from madkit.cache.journal import append_unit, journal_files, journal_rows, journalled_units, merge_journals
 from madkit.cache.kept import forget_unit, kept_units
 from madkit.cache.layout import ABSENT_ITEMS, LOCK, MANIFEST, PLAN, group_metadata
-from madkit.cache.plan import PARTS, Part, StorePlan, compact_json, unit_of_file
+from madkit.cache.plan import PARTS, Part, StorePlan, compact_json, layout_digest, unit_of_file
 from madkit.cache.remote_copy import RemoteCopy
 from madkit.cache.resuming import begun_with, has_plan, manifest_for_journal, resumed_plan, usable_manifest
 from madkit.cache.shards import file_crc32, pack_chunk
@@ -196,10 +196,15 @@ class StoreWriter:
             self._document = (self.plan, self.plan.document())
         return self._document[1]
 
+    @property
+    def digest(self) -> str:
+        """What units belong to: the key, the items and the sizes of the plan."""
+        return layout_digest(self._plan_document())
+
     def _write_kept(self) -> None:
         """Write the units that a process which was killed had finished, and not written yet."""
         written = 0
-        for kept in kept_units(self.folder):
+        for kept in kept_units(self.folder, self.digest):
             if kept.unit in self.missing(kept.part):
                 self.write_unit(kept.part, kept.unit, kept.arrays, kept.absent)
                 written += 1

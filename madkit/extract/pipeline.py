@@ -174,6 +174,7 @@ class WriterThread:
     def __init__(self, writer: StoreWriter, *, depth: int = 2, keep: bool = False) -> None:
         self._writer = writer
         self._keep = keep
+        self._of = writer.digest if keep else ""
         self._queue: queue.Queue[KeptUnit | None] = queue.Queue(maxsize=depth)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="madkit-write", daemon=True)
@@ -187,7 +188,7 @@ class WriterThread:
         self._check()
         job = KeptUnit(part, unit, arrays, absent or {})
         if self._keep:
-            keep_unit(self._writer.folder, job)
+            keep_unit(self._writer.folder, self._of, job)
         self._queue.put(job)
 
     def __exit__(
