@@ -6,12 +6,11 @@ import shutil
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from madkit.cache.layout import ABSENT_ITEMS, JOURNAL, LOCK, MANIFEST, PLAN
 from madkit.cache.manage import StoreRow, describe, find_store, list_stores, marked
 from madkit.cache.plan import PARTS
-from madkit.cache.reader import Place, adapter_name
+from madkit.cache.reader import Place
 from madkit.cache.remote import JOURNAL_FOLDER, RemoteStore
 from madkit.cache.remote_lock import RemoteLock
 from madkit.core.console import warn
@@ -20,6 +19,7 @@ from madkit.core.files import FileLock, canonical_json
 from madkit.core.workspace import Workspace
 
 _USELESS = ("unfinished", "unreadable")
+_OF_REVISION = ("revision", "long_texts")
 _OWN_FILES = (MANIFEST, PLAN, JOURNAL, LOCK, ABSENT_ITEMS, "zarr.json")
 _OWN_FOLDERS = (*PARTS, JOURNAL_FOLDER, ".fetch")
 _OWN_BEGINNINGS = (".kept-", f"{LOCK}-", "journal-")
@@ -36,8 +36,8 @@ class Removal:
 def plan_prune(workspace: Workspace, store: str | None = None) -> list[Removal]:
     """Say what to remove: one store by name, else unfinished, unreadable and superseded stores.
 
-    A store is superseded where the same teacher and source have a complete one that was made later and holds the same
-    choice of tokens in the same dtype, computed in the same dtype from the same pixels.
+    A store is superseded where there is a complete one that was made later of another revision of the same data, and
+    of nothing else: weights, pixels, tokens, dtypes and splits are somebody's choice.
 
     Raises:
         NotFoundError: nothing has that name.
@@ -50,7 +50,7 @@ def plan_prune(workspace: Workspace, store: str | None = None) -> list[Removal]:
                 raise _not_ours(row.path)
         return [Removal(row, "asked for") for row in rows]
     rows = list_stores(workspace)
-    newest: dict[tuple[Any, ...], StoreRow] = {}
+    newest: dict[str, StoreRow] = {}
     for row in rows:
         if row.state == "complete":
             group = _kind(row)
@@ -60,15 +60,18 @@ def plan_prune(workspace: Workspace, store: str | None = None) -> list[Removal]:
     for row in rows:
         if row.state in _USELESS:
             removals.append(Removal(row, row.state))
-        elif row.state == "complete" and newest[_kind(row)] is not row:
+        elif row.state == "complete" and _revision(newest[_kind(row)]) != _revision(row):
             removals.append(Removal(row, "superseded by a later one"))
     return removals
 
 
-def _kind(row: StoreRow) -> tuple[Any, ...]:
-    facts = [row.identity.get(name) for name in ("teacher", "source", "selection", "dtype", "compute_dtype")]
-    pixels = (row.identity.get("vision") or {}).get("preprocessing")  # decoder and view are somebody's choice, too
-    return (*facts, canonical_json(pixels), adapter_name(row.identity))
+def _kind(row: StoreRow) -> str:
+    """All that a store is of but the revision of its data, and that this had texts too long for the teacher."""
+    return canonical_json({name: fact for name, fact in row.identity.items() if name not in _OF_REVISION})
+
+
+def _revision(row: StoreRow) -> object:
+    return row.identity.get("revision")
 
 
 def prune(removals: list[Removal]) -> list[Removal]:

@@ -37,7 +37,11 @@ def begun_with(place: Place) -> Mapping[str, Any] | None:
             damaged = damaged or f"{place}/{name} is not a JSON object."
     if damaged is not None:
         raise CacheError(damaged, hint=f"remove it: madkit cache prune --store {place.name} --yes")
-    if isinstance(place, Path) and any(path.stat().st_size for path in journal_files(place)):
+    if isinstance(place, RemoteStore):
+        units = bool(remote_units(place))
+    else:
+        units = any(path.stat().st_size for path in journal_files(place))
+    if units:
         raise nothing_says_how(place)
     return None
 

@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from madkit.cache.journal import journalled_units
 from madkit.cache.layout import DEFAULT_SHARD_MB, store_folder
 from madkit.cache.plan import PARTS, Part, StorePlan
 from madkit.cache.reader import Place
-from madkit.cache.remote import RemoteStore, remote_store
-from madkit.cache.remote_copy import remote_units
+from madkit.cache.remote import remote_store
 from madkit.cache.remote_files import RemoteFolder
+from madkit.cache.resuming import begun_with, resumed_plan, units_there
 from madkit.core.console import info, warn
 from madkit.core.workspace import Workspace
 from madkit.extract.broken_files import broken_files
@@ -142,6 +141,9 @@ def _plan_one(workspace: Workspace, teacher: Teacher, name: str, options: Extrac
     plan = make_plan(teacher, items, identity, options.shard_mb)
     folder = store_folder(workspace.cache, parse_teacher_name(teacher.name).slug, data.source, plan.identity)
     place = remote_store(workspace, folder.name) or folder
+    begun = begun_with(place)
+    if begun is not None:  # its shards have the sizes that it was begun with
+        plan = resumed_plan(plan, begun, place)
     todo = _pending(place, plan)
     total, pending = len(items.image_ids) + len(items.texts), sum(len(rows) for rows in todo.values())
     size = _bytes(plan)
@@ -185,7 +187,7 @@ def _plan_one(workspace: Workspace, teacher: Teacher, name: str, options: Extrac
 
 def _pending(place: Place, plan: StorePlan) -> dict[Part, list[int]]:
     """Return the rows that are still to be done."""
-    done = remote_units(place) if isinstance(place, RemoteStore) else journalled_units(place)
+    done = units_there(place)
     return {
         part: [row for unit in range(plan.units(part)) if (part, unit) not in done for row in plan.items(part, unit)]
         for part in PARTS

@@ -301,7 +301,8 @@ def test_list_and_prune(tmp_path: Path, maker: Callable[..., Any]) -> None:
     assert list_stores(workspace) == []
     old, new = (maker(tmp_path / "cache" / name, [2], 2).path for name in ("old", "new"))
     manifest = json.loads((old / "manifest.json").read_text())
-    (old / "manifest.json").write_text(json.dumps({**manifest, "created": "2001-01-01T00:00:00+00:00"}))
+    manifest |= {"created": "2001-01-01T00:00:00+00:00", "identity": {**manifest["identity"], "revision": "before"}}
+    (old / "manifest.json").write_text(json.dumps(manifest))
     half = maker(tmp_path / "cache" / "half", [2], 2, finish=False).path
     assert {row.path.name: row.state for row in list_stores(workspace)} == {
         "old": "complete",
@@ -312,10 +313,20 @@ def test_list_and_prune(tmp_path: Path, maker: Callable[..., Any]) -> None:
     reasons = {removal.row.path.name: removal.reason for removal in plan_prune(workspace)}
     assert reasons == {"old": "superseded by a later one", "half": "unfinished"}
     assert [removal.row.path for removal in plan_prune(workspace, "new")] == [new]
-    other = json.loads((old / "manifest.json").read_text())
-    other["identity"]["compute_dtype"] = "bfloat16"
-    (old / "manifest.json").write_text(json.dumps(other))
-    assert "old" not in {removal.row.path.name for removal in plan_prune(workspace)}, "somebody chose another one"
+    for choice in (
+        {"compute_dtype": "bfloat16"},
+        {"vision": {"weights": "1" * 64}},
+        {"text": {"weights": "1" * 64}},
+        {"splits": ["dev"]},
+        {"teacher": "another"},
+        {"revision": "r"},  # a copy is somebody's choice, too
+    ):
+        (old / "manifest.json").write_text(json.dumps({**manifest, "identity": {**manifest["identity"], **choice}}))
+        assert [removal.row.path.name for removal in plan_prune(workspace)] == ["half"], choice
+    (old / "manifest.json").write_text(
+        json.dumps({**manifest, "identity": {**manifest["identity"], "long_texts": "windows"}})
+    )
+    assert [removal.row.path.name for removal in plan_prune(workspace)] == ["half", "old"]  # its data had long texts
     with pytest.raises(NotFoundError, match="Did you mean 'half'"):
         plan_prune(workspace, "hallf")
     remove_store(half)

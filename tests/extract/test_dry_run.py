@@ -147,6 +147,33 @@ def test_what_is_there_is_skipped_and_costs_nothing(workspace: Path, tiny_teache
     assert 0 < half["needed_bytes"] < half["bytes"]
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_what_is_there_is_counted_in_the_sizes_that_it_was_begun_with(
+    workspace: Path, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: bool
+) -> None:
+    monkeypatch.setenv("MADKIT_CACHE_DIR", str(tmp_path / "mirrors"))
+    place = Workspace(workspace, f"file://{tmp_path}/bucket" if remote else None)
+    name = f"local:{tiny_teacher}"
+    (report,) = extract(place, name, ["snli-ve"], device="cpu", shard_mb=0.002)
+    folder = tmp_path / "bucket" / report.path.name if remote else report.path
+    (folder / "manifest.json").unlink()
+    if remote:
+        for note in (folder / "journal").iterdir():
+            if note.name != "images-0.json":
+                note.unlink()
+    else:
+        journal = folder / "journal.jsonl"
+        (line,) = [line for line in journal.read_text().splitlines() if '"images", "unit": 0' in line]
+        journal.write_text(line + "\n")
+    there = json.loads((folder / "plan.json").read_text())["images"]["unit"]
+    assert 0 < there < 10
+    (plan,) = dry_run(place, name, ["snli-ve"], device="cpu")
+    assert plan.counts == {"images": (10, there, 10 - there), "texts": (19, 0, 19)}
+    shutil.rmtree(tmp_path / "mirrors", ignore_errors=True)
+    (report,) = extract(place, name, ["snli-ve"], device="cpu")
+    assert (report.computed, report.skipped) == (plan.pending, plan.skipped)
+
+
 def test_the_table_fits_a_terminal_and_warns_of_a_small_disk(
     workspace: Path, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
