@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import Any, Literal
@@ -128,6 +128,11 @@ def plan_in(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a plan or a manifest, which has the same and more, says of a plan."""
     names = ("schema", "format", "key", "identity", "items", *PARTS, "facts")
     return {name: document[name] for name in names if name in document}
+
+
+def first_outside(names: Iterable[str]) -> str | None:
+    """Return the first name that leads out of the store: by a manifest's names is written and removed."""
+    return next((name for name in names if name.startswith("/") or ".." in name.split("/")), None)
 
 
 def layout_digest(document: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from madkit.cache.journal import journalled_units
 from madkit.cache.layout import FORMAT, MANIFEST, PLAN, SCHEMA, verify_hint
 from madkit.cache.parts import ImageTokens, TextTokens
+from madkit.cache.plan import first_outside
 from madkit.cache.remote import RemoteStore
 from madkit.cache.remote_copy import remote_units
 from madkit.cache.rows import Fetch
@@ -176,6 +177,9 @@ def checked_manifest(place: Place, manifest: Any) -> dict[str, Any]:
             f"{place}/{MANIFEST} is damaged: it has no '{lacking[0] if lacking else 'images'}'.",
             hint=again_command(place),
         )
+    outside = first_outside(manifest["files"])
+    if outside is not None:
+        raise CacheError(f"{place}/{MANIFEST} names a file outside of its store: {outside}.", hint=again_command(place))
     return manifest
 
 

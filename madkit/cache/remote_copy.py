@@ -15,7 +15,7 @@ from typing import Any
 from madkit.cache.journal import journal_rows, nothing_says_how
 from madkit.cache.layout import JOURNAL, MANIFEST, PLAN
 from madkit.cache.mark import is_marked
-from madkit.cache.plan import compact_json, plan_in, unit_of_file
+from madkit.cache.plan import compact_json, first_outside, plan_in, unit_of_file
 from madkit.cache.remote import JOURNAL_FOLDER, RemoteStore, known_files, remote_store, to_json
 from madkit.cache.remote_lock import RemoteLock
 from madkit.cache.remote_mirror import Fetcher, difference, make_room, share
@@ -141,7 +141,7 @@ class RemoteCopy:
         for name in self._damaged:
             self._sizes.pop(name, None)
         manifest = self._document(MANIFEST)
-        if manifest is not None and not (is_marked(manifest) and isinstance(manifest.get("files"), dict)):
+        if not is_marked(manifest) or not _names_files(manifest):
             manifest = None
         plan = self._document(PLAN)
         lines = self._lines_of(manifest) if manifest else self._read_journal()
@@ -231,7 +231,7 @@ class RemoteCopy:
         names = [name for name in self._sizes if name.startswith(f"{JOURNAL_FOLDER}/")]
         lines: dict[Place, Line] = {}
         for line in self._remote.each(self._document, names):
-            if line is not None and isinstance(line.get("files"), dict):
+            if line is not None and _names_files(line):
                 lines[str(line["part"]), int(line["unit"])] = line
         return dict(sorted(lines.items()))
 
@@ -326,6 +326,12 @@ class _Uploads:
                 self._error = self._error or error
             finally:
                 self._queue.task_done()
+
+
+def _names_files(document: Line) -> bool:
+    """Whether a manifest or a line of a journal lists files of the store, and nothing outside of it."""
+    files = document.get("files")
+    return isinstance(files, dict) and first_outside(files) is None
 
 
 def remote_copy(workspace: Workspace, name: str, *, process: int = 0) -> RemoteCopy | None:

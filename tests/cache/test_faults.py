@@ -174,6 +174,23 @@ def test_a_manifest_that_lacks_something_is_an_error_that_names_it(store: Any, n
     assert [row.state for row in list_stores(Workspace(store.path.parents[1]))] == ["unreadable"]
 
 
+@pytest.mark.parametrize("name", ["../../thesis.tex", "/etc/passwd", "images/../../c/0"])
+def test_a_manifest_that_names_files_elsewhere_is_refused(
+    store: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its names say what is fetched into a mirror, and what is removed from there."""
+    path = store.path / "manifest.json"
+    document = json.loads(path.read_text())
+    document["files"][name] = {"bytes": 1, "crc32": "00000000"}
+    path.write_text(json.dumps(document))
+    with pytest.raises(CacheError, match="names a file outside of its store"):
+        TokenCache.open(store.path)
+    monkeypatch.setenv("MADKIT_CACHE_DIR", str(tmp_path / "mirrors"))
+    with pytest.raises(CacheError, match="names a file outside of its store"):
+        TokenCache.open(f"file://{store.path}")
+    assert not (tmp_path / "mirrors").exists()
+
+
 def test_what_the_system_cannot_read_is_one_problem_of_many(store: Any) -> None:
     shard = store.path / "images/tokens/c/1/0/0"
     shard.unlink()
