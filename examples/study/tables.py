@@ -154,12 +154,16 @@ def adaptation_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _setting(key: str, value: float | str) -> str:
+    return f"{key.split('.')[-1]} {value}" if isinstance(value, str) else f"{key.split('.')[-1]} {value:g}"
+
+
 def tuning_table(rows: Sequence[Row]) -> str:
     """Every candidate with its score on the development split, the best of each arm that has all of them in bold."""
     groups: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for row in rows:
         value = row["dev"].get("Q->AR", row["dev"].get("accuracy"))
-        settings = ", ".join(f"{key.split('.')[-1]} {value:g}" for key, value in row["settings"].items())
+        settings = ", ".join(_setting(key, value) for key, value in row["settings"].items() if value is not None)
         groups.setdefault((row["task"], row["shots"], row["arm"]), {}).setdefault(settings, []).append(value)
     if not groups:
         return "Not measured yet.\n"

@@ -237,6 +237,12 @@ def test_nothing_is_bold_before_every_candidate_is_scored():
     assert all("**" in line for line in lines[:-1])
 
 
+def test_a_candidate_is_told_by_what_it_says():
+    settings = {"optim.learning_rate": 5e-5, "mad.affinity_kind": "absolute", "mad.affinity_tau": None}
+    row = {"task": "vqa", "shots": "1pct", "arm": "mad", "seed": 100, "settings": settings, "dev": {"accuracy": 40.0}}
+    assert "learning_rate 5e-05, affinity_kind absolute: 40.0" in tables.tuning_table([row])
+
+
 def test_probes_tell_what_is_there_from_what_is_not():
     torch.manual_seed(0)
     states, noise = torch.randn(600, 8), torch.randn(600, 5)
