@@ -72,7 +72,7 @@ def test_only_a_given_list_changes_the_digest_of_a_run(tmp_path: Path) -> None:
     earlier["optim"] = {k: v for k, v in values["optim"].items() if k in first_optim}
     earlier["eval"] = {k: v for k, v in values["eval"].items() if k in {"every", "limit", "keep", "tokens"}}
     earlier["confidence"] = {k: v for k, v in values["confidence"].items() if k in {"source", "folds"}}
-    names = set(RunIdentity.__dataclass_fields__) - {"regions", "confidence_cache"}
+    names = set(RunIdentity.__dataclass_fields__) - {"regions", "confidence_cache", "student_setup"}
     identity = {name: getattr(IDENTITY, name) for name in RunIdentity.__dataclass_fields__ if name in names}
     assert IDENTITY.digest(config) == digest_of([identity, earlier])
     digests = {IDENTITY.digest(config), IDENTITY.digest(config.model_copy(update={"answer_match": "raw"}))}
