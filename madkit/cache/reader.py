@@ -19,7 +19,7 @@ from madkit.core.files import read_json
 from madkit.core.workspace import is_url
 
 _NEEDED: dict[str, type] = {"identity": dict, "files": dict, "key": str, "bytes": int}
-_OF_IDENTITY = ("teacher", "task", "source", "revision", "shared_space")
+_OF_IDENTITY = ("teacher", "task", "source", "revision")
 
 Place = Path | RemoteStore
 """Where a store lies: a folder, or a URL."""
@@ -123,7 +123,7 @@ class TokenCache:
     @property
     def shared_space(self) -> bool:
         """Whether image and text vectors can be compared by cosine."""
-        return bool(self.identity["shared_space"])
+        return bool(self.identity.get("shared_space", False))
 
     @property
     def logit_scale(self) -> float:

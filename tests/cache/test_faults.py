@@ -160,7 +160,7 @@ def test_stores_that_cannot_be_opened(tmp_path: Path, maker: Callable[..., Any])
     assert "key" in verify_cache(other.path).problems[0].detail
 
 
-@pytest.mark.parametrize("name", ["files", "key", "identity", "bytes", "identity.shared_space", "identity.source"])
+@pytest.mark.parametrize("name", ["files", "key", "identity", "bytes", "identity.teacher", "identity.source"])
 def test_a_manifest_that_lacks_something_is_an_error_that_names_it(store: Any, name: str) -> None:
     path = store.path / "manifest.json"
     document = json.loads(path.read_text())

@@ -27,7 +27,6 @@ IDENTITY = {  # what the page says that a reader needs
     "task": "snli-ve",
     "source": "snli-ve",
     "revision": "r",
-    "shared_space": False,
 }
 DIM, GRID, UNIT, LENGTHS = 6, (2, 3), 4, [3, 0, 5, 200, 1, 2, 7, 90, 4]
 

@@ -15,6 +15,7 @@ def test_exit_codes() -> None:
     }
     assert codes == {
         "MadkitError": 1,
+        "CacheInUse": 1,
         "UsageProblem": 2,
         "NotFoundError": 1,
         "DataError": 1,
