@@ -29,6 +29,7 @@ ARM_ORDER = (
 )  # fmt: skip
 _TRAIN_AGAIN = "remove the folder and train again"
 PERMUTED = "-permuted"  # at the end of an arm's name: its control
+LONG = "finetune-long"  # trains for longer than other arms, which is what it is about
 
 # Differ between seeds of one and the same experiment, or change speed and disk only.
 _NOT_THE_EXPERIMENT = {"seed", "micro_tokens", "keep_checkpoints", "device", "workers", *OUTSIDE}
@@ -64,6 +65,18 @@ class Run:
     def table(self) -> tuple[str, str]:
         """Source and data revision: runs that differ here never stand in one table."""
         return self.source, self.revision
+
+    @property
+    def steps(self) -> int | None:
+        """How many steps it was trained for with labels; None where its manifest does not say."""
+        found = self.config.get("optim.steps")
+        return int(found) if isinstance(found, int) else None
+
+    @property
+    def batch_size(self) -> int | None:
+        """Labelled examples in a step; None where its manifest does not say."""
+        found = self.config.get("optim.batch_size")
+        return int(found) if isinstance(found, int) else None
 
     @property
     def experiment(self) -> str:
@@ -123,13 +136,14 @@ class Group:
 def find_runs(workspace: Workspace, protocol: Protocol) -> tuple[list[Run], list[Problem], int]:
     """Complete runs that the protocol wants, what is wrong with others, and how many are not finished.
 
-    Raises NotFoundError where the workspace holds no run at all, ConfigError where the protocol asks for a task that
-    neither madkit nor the workspace knows.
+    Raises NotFoundError where the workspace holds no run at all, or complete ones that the protocol asks nothing of,
+    ConfigError where the protocol asks for a task that neither madkit nor the workspace knows.
     """
     known = dict.fromkeys([*TASKS, *imported_datasets(workspace)])
     runs: list[Run] = []
     problems: list[Problem] = []
     unfinished = 0
+    outside: list[dict[str, Any]] = []
     manifests = sorted(workspace.runs.glob("*/*/manifest.json"))
     for manifest in manifests:
         if manifest.parent.name.startswith("pre-phase-"):
@@ -148,13 +162,25 @@ def find_runs(workspace: Workspace, protocol: Protocol) -> tuple[list[Run], list
         }
         if protocol.wants(**axes):
             runs.append(run)
+        else:
+            outside.append(axes)
     protocol.check_tasks(known)
-    if not runs and not problems and not unfinished:
+    if not runs and not problems and (outside or not unfinished):
         raise NotFoundError(
-            f"There are no runs in {workspace.runs}{' that this protocol asks for' if manifests else ''}.",
-            hint="madkit distill --task vcr --shots 1pct",
+            f"There are no runs in {workspace.runs}{_why_outside(outside, protocol) if manifests else ''}.",
+            hint="madkit evaluate --protocol full" if outside else "madkit distill --task vcr --shots 1pct",
         )
     return runs, problems, unfinished
+
+
+def _why_outside(outside: Sequence[Mapping[str, Any]], protocol: Protocol) -> str:
+    """That a protocol asks for none of these runs, and by which of its keys where one alone keeps all of them out."""
+    said = " that this protocol asks for"
+    for key, name in (("shots", "shots"), ("arms", "arm"), ("students", "student"), ("seeds", "seed")):
+        asked, there = getattr(protocol, key), list(dict.fromkeys(axes[name] for axes in outside))
+        if asked != "any" and there and not set(asked) & set(there):
+            return f"{said}: it names {key} {', '.join(map(str, asked))}, and they have {', '.join(map(str, there))}"
+    return said
 
 
 def read_run(folder: Path) -> Run | None:

@@ -9,7 +9,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from madkit.core.errors import MadkitError, NotFoundError
-from madkit.evaluate.grid import Group, Problem, Run, arm_order, find_runs, group_runs, shots_order
+from madkit.evaluate.grid import LONG, PERMUTED, Group, Problem, Run, arm_order, find_runs, group_runs, shots_order
 from madkit.evaluate.protocol import Protocol, load_protocol
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ class MissingCell:
     `task` is what `--task` takes. `source`, `revision` and `student` are None where the workspace holds no run of the
     task, the others where the protocol leaves the axis open besides. `like` are the runs of the same arm whose settings
     the cell should have, of the same number of labels where there are such; `teacher` the one whose cache they read.
+    Without such runs `beside` are those of another arm that it will be compared with: it should train as long as they.
     """
 
     task: str
@@ -35,10 +36,17 @@ class MissingCell:
     seed: int | None = None
     teacher: str | None = None
     like: tuple[Run, ...] = ()
+    beside: tuple[Run, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For the results document."""
-        return {name: getattr(self, name) for name in ("task", "source", "student", "shots", "arm", "seed")}
+        told = {name: getattr(self, name) for name in ("task", "source", "student", "shots", "arm", "seed")}
+        return {**told, "steps": self.steps}
+
+    @property
+    def steps(self) -> int | None:
+        """How many steps the runs made that it is like or beside; None where nobody says."""
+        return next((run.steps for run in (*self.like, *self.beside)), None)
 
     @property
     def place(self) -> str:
@@ -89,6 +97,7 @@ def _of_student(student: str, there: Sequence[Group], protocol: Protocol) -> lis
         if (student, one, arm, seed) in held:
             continue
         like = _like(own, student, one, arm)
+        beside = None if like is not None else _beside(own, student, one, protocol.baseline)
         missing.append(
             MissingCell(
                 # a data set goes by its own name, the embedded benchmark by the task's
@@ -102,6 +111,7 @@ def _of_student(student: str, there: Sequence[Group], protocol: Protocol) -> lis
                 seed=int(seed),
                 teacher=like.first.teacher if like is not None else _only_teacher(own),
                 like=like.runs if like is not None else (),
+                beside=beside.runs if beside is not None else (),
             )
         )
     return missing
@@ -111,6 +121,14 @@ def _like(groups: Sequence[Group], student: str, shots: str, arm: str) -> Group 
     """The experiment of that arm with most runs, with the same number of labels where there is one."""
     same = [group for group in groups if (group.first.student, group.first.arm) == (student, arm)]
     return max(same, key=lambda group: (group.first.shots == shots, len(group.runs), group.label), default=None)
+
+
+def _beside(groups: Sequence[Group], student: str, shots: str, baseline: str) -> Group | None:
+    """The baseline with as many labels, or another arm; none where there is none, or several that train unequally."""
+    there = [group for group in groups if (group.first.student, group.first.shots) == (student, shots)]
+    usual = [group for group in there if group.first.arm == baseline]
+    usual = usual or [group for group in there if group.first.arm.removesuffix(PERMUTED) != LONG]
+    return usual[0] if len({group.first.steps for group in usual}) == 1 else None
 
 
 def _only_teacher(groups: Sequence[Group]) -> str | None:

@@ -62,7 +62,8 @@ class Row(Experiment):
     the row: fewer than `n_seeds` means that runs share one, and the interval does not hold its spread. Of `n_labelled`
     training examples the teacher's cache had no values for `n_untaught` (of the seed with most of them). `vqa_rule` is
     the version of VQA's official accuracy ("current" or "pre2021"), None where the task has none. `precision` is what
-    the answers were computed in: "fp32", "bf16", or both where seeds differ ("bf16, fp32").
+    the answers were computed in: "fp32", "bf16", or both where seeds differ ("bf16, fp32"). `steps` with labels, of
+    `batch_size` examples each, are what the runs were trained for.
     """
 
     is_mini: bool
@@ -85,6 +86,8 @@ class Row(Experiment):
     n_untaught: int = 0
     vqa_rule: str | None = None
     precision: str = "fp32"
+    steps: int | None = None
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,11 @@ def plan_of(workspace: Workspace, protocol: str) -> Plan:
             specs[run.table] = spec_of(replace(run, spec=described.get(run.table)), held)
             if held is not None:
                 warn_of_other_regions(run, held)
-            cells.extend(Cell(run, suite) for suite in _suites(run, held, wanted))
+            suites = _suites(run, held, wanted)
+            if not suites:
+                words = f"{run.source} has no test split, so that there is nothing to score."
+                problems.append(Problem(run.source, words, "give its lines a `split`, and import them again"))
+            cells.extend(Cell(run, suite) for suite in suites)
         except MadkitError as error:
             problems.append(Problem(run.path.name, error.message, error.hint))
     return Plan(name, wanted, groups, data, specs, tuple(cells), tuple(problems), unfinished)

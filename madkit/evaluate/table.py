@@ -137,6 +137,8 @@ def _row(group: Group, spec: TaskSpec, suite: str, metric: str, scores: Mapping[
         n_labelled=least_taught.labelled,
         n_untaught=least_taught.untaught,
         precision=", ".join(sorted({cell.precision for cell in scores.values()})),
+        steps=run.steps,
+        batch_size=run.batch_size,
     )
 
 

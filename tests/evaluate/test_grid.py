@@ -33,6 +33,14 @@ def test_an_empty_workspace_says_how_to_begin(made_up):
     assert caught.value.hint == "madkit distill --task vcr --shots 1pct"
 
 
+def test_a_protocol_that_asks_for_none_of_the_runs_says_by_what(made_up):
+    made_up.add_run("mad", 0, shots="24")
+    made_up.add_run("finetune", 0, status="running", tag="late")
+    with pytest.raises(NotFoundError, match="it names shots 1pct, 5pct, and they have 24") as caught:
+        find_runs(made_up.workspace, Protocol(shots=("1pct", "5pct")))
+    assert caught.value.hint == "madkit evaluate --protocol full"
+
+
 def test_only_complete_runs_of_this_schema_count(made_up):
     made_up.add_run(seed=0)
     made_up.add_run(seed=1, status="running")

@@ -128,6 +128,18 @@ def test_missing_cells_are_trained_with_the_settings_of_their_arm_and_stand_in_t
     assert len(asked) == 6  # nothing is missing any more
 
 
+@pytest.mark.parametrize("steps", [3, None])
+def test_a_missing_baseline_trains_as_long_as_what_it_is_compared_with(trained, steps, capsys):
+    """A number of steps that somebody gave holds for it, too; one that the rule gives is left to the rule."""
+    made_up, asked = trained
+    given = {} if steps is None else {"optim.steps": steps}
+    made_up.add_run("mad", 0, config=full_config("mad", **given), **SPEC)
+    assert main(["evaluate", "--workspace", str(made_up.workspace.root), "--train-missing", "--json"]) == 0
+    ((spec, config),) = asked
+    assert (spec.arm, spec.seed, config["optim"]["steps"]) == ("finetune", 0, steps)
+    assert "was trained for" not in capsys.readouterr().out
+
+
 def test_an_empty_workspace_is_trained_from_the_protocol_alone(trained, tmp_path, capsys):
     made_up, asked = trained
     protocol = tmp_path / "mine.yaml"

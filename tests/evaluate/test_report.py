@@ -19,7 +19,7 @@ from madkit.evaluate.report.gallery import marked, picture
 from madkit.evaluate.report.latex import latex
 from madkit.evaluate.report.svg import shortened, text_width, ticks
 from madkit.evaluate.report.terminal import next_step, terminal
-from madkit.evaluate.report.text import as_csv, markdown, suite_name
+from madkit.evaluate.report.text import as_csv, facts, markdown, suite_name
 from madkit.evaluate.results import Results
 
 ATTACK = '<script>alert("x")</script>'
@@ -186,6 +186,24 @@ def test_a_single_run_without_baseline_makes_a_report(made_up, tmp_path):
     assert (
         next_step(results) == "madkit distill --task snli-ve --shots 1pct --arm finetune --student mini-uniter --seed 0"
     )
+
+
+def test_arms_that_trained_for_other_numbers_of_steps_are_named(made_up):
+    """A baseline that was trained by another rule would otherwise be compared without a word."""
+    made_up.add_data("snli-ve", "mini-snli-ve")
+    made_up.add_run("mad", 0, config={"arm": "mad", "optim": {"steps": 3, "batch_size": 32}})
+    assert (next_step(made_up.evaluate("smoke")) or "").endswith(
+        "--arm finetune --student mini-uniter --seed 0 --steps 3"
+    )
+    made_up.add_run("finetune", 0, config={"arm": "finetune", "optim": {"steps": 400, "batch_size": 8}})
+    results = made_up.evaluate("smoke")
+    told = [line for line in facts(results) if "trained for" in line]
+    assert told == [
+        "mad (mini-snli-ve, 1 % of the labels) was trained for 3 steps, finetune for 400.",
+        "mad (mini-snli-ve, 1 % of the labels) was trained for 32 examples a step, finetune for 8.",
+    ]
+    assert told[0] in markdown(results)
+    assert {row.label: (row.steps, row.batch_size) for row in results.rows} == {"finetune": (400, 8), "mad": (3, 32)}
 
 
 def test_no_result_at_all_still_makes_a_page(made_up):

@@ -408,3 +408,13 @@ def test_the_document_is_json_and_comes_back_as_it_was(made_up):
 def test_other_documents_are_refused(document):
     with pytest.raises(MadkitError):
         Results.from_document(document)
+
+
+def test_data_without_a_test_split_is_said_to_have_nothing_to_score(made_up):
+    made_up.add_data("snli-ve", "mini-snli-ve", names=())
+    made_up.add_run("mad", 0)
+    results = made_up.evaluate()
+    assert results.rows == ()
+    assert [problem["error"] for problem in results.problems] == [
+        "mini-snli-ve has no test split, so that there is nothing to score."
+    ]

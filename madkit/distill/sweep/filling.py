@@ -61,6 +61,10 @@ class Cell(Protocol):
         """Runs of one experiment."""
 
     @property
+    def beside(self) -> Sequence[Like]:
+        """Runs of another arm that a run without any to follow is compared with."""
+
+    @property
     def place(self) -> str:
         """For messages."""
 
@@ -84,13 +88,21 @@ def specs_for(
             if cell.like:
                 arm, own = str(_written(cell.like, folder)), dict[str, Any]()
             else:
-                arm, own = cell.arm, dict(overrides or {})
+                arm, own = cell.arm, {**_as_long(cell.beside), **(overrides or {})}
             teacher = cell.teacher if load_arm(arm, own).needs_cache else None
         except MadkitError as error:
             problems.append((cell.place, error))
             continue
         specs.append(RunSpec(cell.task, arm, cell.shots, cell.seed, cell.student, teacher, own))
     return specs, problems
+
+
+def _as_long(beside: Sequence[Like]) -> dict[str, Any]:
+    """The number of steps that the runs beside were told, if they were told one."""
+    if not beside:
+        return {}
+    steps = settings_of([run.path for run in beside])["optim"]["steps"]
+    return {} if steps is None else {"optim.steps": steps}
 
 
 def _written(runs: Sequence[Like], folder: Path) -> Path:

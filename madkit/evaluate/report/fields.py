@@ -58,6 +58,8 @@ OWN = {
     "Row.n_labelled": "labelled training examples",
     "Row.n_untaught": "how many of them the teacher's cache had no values for (the seed with most of them)",
     "Row.precision": 'what the answers were computed in: "fp32", "bf16", or both where seeds differ',
+    "Row.steps": "steps with labels that its runs were trained for; null where they do not say",
+    "Row.batch_size": "labelled examples in a step; likewise",
     "Difference.mean": "mean difference in points over common seeds and the same questions",
     "Difference.low": "lower end of its 95 % interval for new seeds and new images; null with one seed",
     "Difference.high": "upper end of the same",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from madkit.evaluate.grid import LONG
 from madkit.evaluate.published import notes
 from madkit.evaluate.report.text import (
     EXPLANATION,
@@ -33,6 +34,7 @@ def next_step(results: Results) -> str | None:
             f"madkit distill --task {cell['task']} --shots {cell['shots']} --arm {cell['arm']} "
             + ("" if cell["student"] is None else f"--student {cell['student']} ")
             + f"--seed {cell['seed']}"
+            + ("" if cell.get("steps") is None or cell["arm"] == LONG else f" --steps {cell['steps']}")
         )
     return None
 

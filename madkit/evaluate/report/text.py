@@ -123,6 +123,7 @@ def facts(results: Results) -> list[str]:
     apart = _no_common_seed(results)
     if apart:
         lines.append(f"No difference to {results.settings.get('baseline')}, having no seed in common with it: {apart}.")
+    lines += _other_budgets(results)
     shared = [row for row in results.rows if row.n_pre_phases is not None and row.n_pre_phases < row.n_seeds]
     if shared:
         arms = _listed(dict.fromkeys(row.label for row in shared))
@@ -148,6 +149,24 @@ def _no_common_seed(results: Results) -> str:
             others.setdefault((*_condition(row), row.label), row)
     apart = [row for row in others.values() if (seeds := baselines.get(_condition(row))) and not seeds & set(row.seeds)]
     return _listed(f"{row.label} ({row.source}, {shots_name(row.shots)})" for row in apart) if apart else ""
+
+
+def _other_budgets(results: Results) -> list[str]:
+    """Which arms were trained for other numbers of steps, or of examples in a step, than what they are held against."""
+    told: dict[str, None] = {}
+    held = {(*_condition(row), row.label): row for row in results.rows}
+    for row in results.rows:
+        against = held.get((*_condition(row), row.difference.baseline)) if row.difference is not None else None
+        if against is None:
+            continue
+        where = f"({row.source}, {shots_name(row.shots)})"
+        for name, mine, theirs in (
+            ("steps", row.steps, against.steps),
+            ("examples a step", row.batch_size, against.batch_size),
+        ):
+            if mine is not None and theirs is not None and mine != theirs:
+                told[f"{row.label} {where} was trained for {mine:,} {name}, {against.label} for {theirs:,}."] = None
+    return list(told)
 
 
 def _condition(row: Row) -> tuple[str, ...]:
