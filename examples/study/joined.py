@@ -74,7 +74,12 @@ def extended(old: Sequence[Row], new: Sequence[Row]) -> tuple[list[Row], str]:
     if not arms:
         return [], ""
     there, here = scores_of(old), scores_of(new)
-    baselines = {row["difference"]["baseline"] for row in new if row.get("difference")}
+    baselines = {row["difference"]["baseline"] for row in (*old, *new) if row.get("difference")}
+    if not baselines:
+        return [], f"{', '.join(arms)} would come to it, but there is nothing that they are held against"
+    revisions = {row["revision"] for row in (*old, *new)}
+    if len(revisions) > 1:
+        return [], f"{', '.join(arms)} would come to it, but they are of revisions {' and '.join(sorted(revisions))}"
     if lacking := [key for key in there if key[1] in baselines and key not in here]:
         return [], f"{', '.join(arms)} would come to it, but {_place(lacking[0])} was not measured here"
     common = sorted(there.keys() & here.keys(), key=str)

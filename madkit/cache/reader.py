@@ -226,7 +226,7 @@ def missing_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 def adapter_name(identity: Mapping[str, Any]) -> str | None:
     """Return the name of the adaptation in a store's identity, None for a teacher as its publisher made it."""
-    sides = (identity.get(side) or {} for side in ("vision", "text"))
+    sides = (_object(identity, side) for side in ("vision", "text"))
     return next((str(side["adapter"]["name"]) for side in sides if "adapter" in side), None)
 
 
@@ -246,9 +246,14 @@ def extract_command(identity: Mapping[str, Any], *, same: bool = False) -> str:
     if same:
         if identity.get("compute_dtype"):
             command += f" --compute-dtype {identity['compute_dtype']}"
-        seen = (identity.get("vision") or {}).get("preprocessing") or {}
-        if seen.get("decoder"):
+        seen = _object(_object(identity, "vision"), "preprocessing")  # a store of another program may hold anything
+        if isinstance(seen.get("decoder"), str):
             command += f" --decoder {seen['decoder']}"
         if seen.get("resize_mode") == "squash" and "resize_edge" not in seen and "crop" not in seen:
             command += " --view whole"  # changes nothing for a teacher that squeezes images anyway
     return command
+
+
+def _object(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = values.get(key)
+    return found if isinstance(found, Mapping) else {}

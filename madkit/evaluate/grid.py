@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ ARM_ORDER = (
 )  # fmt: skip
 _TRAIN_AGAIN = "remove the folder and train again"
 PERMUTED = "-permuted"  # at the end of an arm's name: its control
+_SETUP = "student_setup"
 LONG = "finetune-long"  # trains for longer than other arms, which is what it is about
 
 # Differ between seeds of one and the same experiment, or change speed and disk only.
@@ -85,6 +86,11 @@ class Run:
         if self.adaptation:
             settings |= {"cache_key": self.adaptation}
         return digest_of([*self.table, self.task, self.student, self.arm, self.shots, self.teacher, settings])
+
+    @property
+    def experiment_of_any_setup(self) -> str:
+        """The same without configuration and tokenizer of a student's own folder, which earlier runs do not name."""
+        return replace(self, config={key: value for key, value in self.config.items() if key != _SETUP}).experiment
 
 
 @dataclass(frozen=True)
@@ -202,8 +208,10 @@ def read_run(folder: Path) -> Run | None:
     try:
         flat = flatten(without_later(manifest["config"]))  # so that runs from before a key and since are one experiment
         flat |= {key: manifest.get(key) for key in ("student_digest", "cache_key", "regions")}
-        if manifest.get("student_setup") is not None:
-            flat["student_setup"] = manifest["student_setup"]
+        if manifest.get(_SETUP) is not None:
+            flat[_SETUP] = manifest[_SETUP]
+        if _probed_the_adapted(manifest, flat):
+            flat["probed"] = "the adapted teacher"
         pre_phase = flat.get("pre_phase.seed")
         arm, teacher, adaptation, note = _told(manifest)
         return Run(
@@ -230,6 +238,21 @@ def read_run(folder: Path) -> Run | None:
             f"{folder / 'manifest.json'} is damaged ({type(error).__name__}: {error}).",
             hint=_TRAIN_AGAIN,
         ) from None
+
+
+def _probed_the_adapted(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether soft labels or a pool's confidence came from a teacher that had learnt the labels, as they once did.
+
+    No run of now does that unasked (`confidence.teacher: same`), and none of both kinds may be averaged.
+    """
+    adapted = manifest.get("adapted") or {}
+    if not adapted or adapted.get("untouched") or manifest.get("confidence_cache") is not None:
+        return False
+    probes = any(
+        config.get(f"{phase}.soft_labels.weight") or config.get(f"{phase}.objective.weighting", "uniform") != "uniform"
+        for phase in ("pool", "pre_phase")
+    )
+    return probes and config.get("confidence.teacher") != "same"
 
 
 def _told(manifest: Mapping[str, Any]) -> tuple[str, str | None, str, str]:
@@ -261,8 +284,14 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Runs of one experiment together. Two runs of one experiment and seed (trained twice) count once: the last."""
     experiments: dict[str, dict[int, Run]] = defaultdict(dict)
-    for run in sorted(runs, key=lambda run: run.path.name):
-        experiments[run.experiment][run.seed] = run
+    runs = sorted(runs, key=lambda run: run.path.name)
+    # runs from before a student's own setup was noted belong with those since, if they can only be of one setup
+    setups: dict[str, set[object]] = defaultdict(set)
+    for run in runs:
+        setups[run.experiment_of_any_setup].add(run.config.get(_SETUP))
+    for run in runs:
+        one = len(setups[run.experiment_of_any_setup] - {None}) == 1
+        experiments[run.experiment_of_any_setup if one else run.experiment][run.seed] = run
     groups = [tuple(by_seed[seed] for seed in sorted(by_seed)) for by_seed in experiments.values()]
     arms: dict[tuple[str, ...], list[tuple[Run, ...]]] = defaultdict(list)
     for members in groups:

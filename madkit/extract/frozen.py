@@ -189,7 +189,9 @@ def load_as_stored(
     """
     arithmetic = str(identity.get("compute_dtype", "float32"))
     teacher = load_computing(str(identity["teacher"]), arithmetic, weights=weights, device=device, adapter=adapter)
-    stored = (identity.get("vision") or {}).get("preprocessing", {})
+    side = identity.get("vision")
+    stored = side.get("preprocessing") if isinstance(side, Mapping) else None
+    stored = stored if isinstance(stored, Mapping) else {}  # a store of another program says it in its own way
     if stored.get("resize_mode") == "squash":
         teacher, _ = with_view(teacher, "whole")
     decoder = stored.get("decoder")

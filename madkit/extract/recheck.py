@@ -76,7 +76,7 @@ def recheck(workspace: Workspace, path: Place, sample: int, *, weights: Path | N
         splits = cache.identity.get("splits", "all")
         identity = store_identity(teacher, data, None if splits == "all" else splits)
         for key in ("vision", "text", "revision"):
-            if identity[key] != cache.identity[key]:
+            if identity[key] != cache.identity.get(key):
                 raise CacheError(
                     f"The cache {path.name} was made with another {key if key == 'revision' else key + ' teacher'} "
                     "than the one at hand, so nothing can be compared.",

@@ -101,9 +101,10 @@ def repair(
         data = find_dataset(workspace, str(identity["source"]), str(identity["revision"])) or open_task(
             workspace, str(identity["task"]), build=False, part="auto"
         )
-        splits = None if identity["splits"] == "all" else identity["splits"]
+        splits = None if identity.get("splits", "all") == "all" else identity["splits"]
         items = collect_items(data, split_names(data, splits), teacher)
-        here = store_identity(teacher, data, splits, tokens=identity["selection"], dtype=identity["dtype"])
+        kept = {"tokens": identity.get("selection", "all"), "dtype": identity.get("dtype", "float16")}
+        here = store_identity(teacher, data, splits, **kept)
         plan = make_plan(teacher, items, here, 1.0)
         different = sorted(
             name for name in {*identity, *plan.identity} if identity.get(name) != plan.identity.get(name)

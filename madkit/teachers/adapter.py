@@ -357,7 +357,8 @@ class ProjectedText:
 def adapter_mark(identity: Mapping[str, Any]) -> dict[str, str] | None:
     """Return name and digest of the adapter in a store's identity, None for a teacher that was not adapted."""
     for side in SIDES:
-        found = (identity.get(side) or {}).get("adapter")
+        encoder = identity.get(side)
+        found = encoder.get("adapter") if isinstance(encoder, Mapping) else None
         if found is not None:
             return {"name": str(found["name"]), "digest": str(found["digest"])}
     return None

@@ -486,3 +486,10 @@ def test_every_part_is_written_in_units(store: Any) -> None:
     rows = [json.loads(line) for line in (store.path / "journal.jsonl").read_text().splitlines()]
     assert {row["part"] for row in rows} == set(PARTS)
     assert len(rows) == len({(row["part"], row["unit"]) for row in rows}) > 4
+
+
+def test_the_command_of_a_store_needs_nothing_of_its_encoders() -> None:
+    """Another program may describe them as it likes, and no hint may keep its store from being read."""
+    here = {"teacher": "t", "task": "vcr"}
+    for vision in (None, "clip", {"preprocessing": "centre crop"}, {"preprocessing": {"decoder": 3}}, ["adapter"]):
+        assert reader.extract_command({**here, "vision": vision}, same=True) == "madkit extract --teacher t --task vcr"

@@ -22,7 +22,8 @@ from madkit.cache.plan import StorePlan
 from madkit.cli.main import main
 from madkit.core.errors import CacheError
 
-IDENTITY = {  # what the page says that a reader needs
+IDENTITY = {  # what the page says that a reader needs, and an encoder described in words
+    "vision": "theirs, images squeezed",
     "teacher": "another program's",
     "task": "snli-ve",
     "source": "snli-ve",

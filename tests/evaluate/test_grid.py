@@ -226,3 +226,20 @@ def test_a_run_from_before_a_setting_existed_is_the_same_experiment(made_up):
         ("mad [optimizer=adamw]", (0, 1)),
         ("mad [optimizer=sgd]", (2,)),
     ]
+
+
+def test_runs_from_before_a_students_setup_was_noted_belong_with_those_since(made_up):
+    for seed, setup in ((0, None), (1, "aa"), (2, "aa")):
+        made_up.add_run("mad", seed, student_setup=setup)
+    (group,) = groups_of(made_up)
+    assert (group.label, group.seeds) == ("mad", (0, 1, 2))
+    made_up.add_run("mad", 1, student_setup="bb", tag="changed")
+    assert [group.seeds for group in groups_of(made_up)] != [(0, 1, 2)], "two setups are two experiments"
+
+
+def test_soft_labels_of_a_teacher_that_had_learnt_the_labels_are_another_experiment(made_up):
+    adapted = {"name": "a", "base": "mini", "train": "lora", "kind": "lora", "same_examples": True, "outside": 0}
+    config = {"arm": "soft-labels", "pool": {"soft_labels": {"weight": 1.0}}, "confidence": {"teacher": "unadapted"}}
+    for tag, asked in (("before", None), ("since", "mini-mini-snli-ve-0123456789ab")):
+        made_up.add_run("soft-labels", 0, tag=tag, teacher="a", adapted=adapted, confidence_cache=asked, config=config)
+    assert [len(group.runs) for group in groups_of(made_up)] == [1, 1]

@@ -98,8 +98,9 @@ class FoundFiles:
         places = [] if self.images is None else [self.images, *_below(self.images)]
         if self.images is None:
             places += [*beside, *self.folders]
+        searched = self.root if self.images is None else self.images  # which need not have anything in common
         for place in dict.fromkeys(places):
-            if len(place.parts) - len(self.root.parts) <= _DEPTH and archives.exists(place / relative):
+            if len(place.parts) - len(searched.parts) <= _DEPTH and archives.exists(place / relative):
                 return place
         return (self.images or self.root) if self.without_images else None
 

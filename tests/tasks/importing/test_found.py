@@ -65,3 +65,14 @@ def test_one_file_is_enough(tmp_path: Path) -> None:
     files = FoundFiles(tmp_path / "mine.jsonl", tmp_path / "pictures")
     assert files.all == [tmp_path / "mine.jsonl"]
     assert files.folder_of("1.png") == tmp_path / "pictures"
+
+
+def test_a_long_way_to_the_images_is_no_depth(tmp_path: Path) -> None:
+    """How far below is counted from the folder that is searched, which may lie anywhere."""
+    shared = tmp_path.joinpath(*"a shared disk of many groups and their data sets".split(), "images")
+    (shared / "train2014").mkdir(parents=True)
+    (shared / "train2014" / "1.jpg").write_bytes(b"")
+    (tmp_path / "annotations").mkdir()
+    found = FoundFiles(tmp_path / "annotations", images=shared)
+    assert found.folder_of("train2014/1.jpg") == shared
+    assert found.folder_of("1.jpg") == shared / "train2014"
