@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from madkit.core.errors import MadkitError
+from madkit.core.errors import MadkitError, NotFoundError
 from madkit.core.files import write_text_atomic
 from madkit.core.workspace import Workspace
 from madkit.distill.sweep.sweep import RunReport, RunSpec, run_many
@@ -287,14 +287,18 @@ def evaluate_all(grid: Mapping[str, Any], workspace: Workspace, path: Path) -> N
     }
     in_two_phases = [arm for arm in arm_names() if load_arm(arm, {}).pre_phase is not None]
     document = results_of(workspace, "study", protocol)
-    beside = results_of(workspace, "study-long", {**protocol, "arms": [AS_LONG, *in_two_phases], "baseline": AS_LONG})
+    longer = {**protocol, "arms": [AS_LONG, *in_two_phases], "baseline": AS_LONG}
+    try:
+        beside = results_of(workspace, "study-long", longer)["rows"]
+    except NotFoundError:  # a workspace that holds none of these arms
+        beside = []
     about = {
         "madkit": document["environment"],
         "created": document["created"],
         "metric_version": document["metric_version"],
     }
     rows = [{"kind": "row", **row} for row in document["rows"]]
-    rows += [{"kind": f"against {AS_LONG}", **row} for row in beside["rows"] if row["headline"]]
+    rows += [{"kind": f"against {AS_LONG}", **row} for row in beside if row["headline"]]
     lines, told = joined(read(path), about, rows)
     for line in told:
         print(line)

@@ -69,7 +69,7 @@ def test_one_file_is_enough(tmp_path: Path) -> None:
 
 def test_a_long_way_to_the_images_is_no_depth(tmp_path: Path) -> None:
     """How far below is counted from the folder that is searched, which may lie anywhere."""
-    shared = tmp_path.joinpath(*"a shared disk of many groups and their data sets".split(), "images")
+    shared = tmp_path.joinpath(*"sharedisk", "images")
     (shared / "train2014").mkdir(parents=True)
     (shared / "train2014" / "1.jpg").write_bytes(b"")
     (tmp_path / "annotations").mkdir()
