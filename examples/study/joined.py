@@ -74,17 +74,19 @@ def extended(old: Sequence[Row], new: Sequence[Row]) -> tuple[list[Row], str]:
     if not arms:
         return [], ""
     there, here = scores_of(old), scores_of(new)
-    baselines = {row["difference"]["baseline"] for row in (*old, *new) if row.get("difference")}
+    kinds = {row["kind"] for row in new if row["label"] in arms}
+    held = [row for row in (*old, *new) if row["kind"] in kinds and row.get("difference")]
+    baselines = {(row["kind"], row["difference"]["baseline"]) for row in held}
     if not baselines:
         return [], f"{', '.join(arms)} would come to it, but there is nothing that they are held against"
     revisions = {row["revision"] for row in (*old, *new)}
     if len(revisions) > 1:
         return [], f"{', '.join(arms)} would come to it, but they are of revisions {' and '.join(sorted(revisions))}"
-    if lacking := [key for key in there if key[1] in baselines and key not in here]:
+    if lacking := [key for key in there if key[:2] in baselines and key not in here]:
         return [], f"{', '.join(arms)} would come to it, but {_place(lacking[0])} was not measured here"
     common = sorted(there.keys() & here.keys(), key=str)
     for key in common:
-        if key[1] in baselines and there[key] != here[key]:
+        if key[:2] in baselines and there[key] != here[key]:
             return [], (
                 f"{', '.join(arms)} would come to it, but {_place(key)} scores {here[key]:.6g} here and "
                 f"{there[key]:.6g} there: another machine that computes otherwise"

@@ -348,7 +348,9 @@ def test_another_machine_brings_arms_where_it_computes_alike():
     there = [
         full_row("finetune", [50.0, 52.0]), full_row("kd-all", [50.0, 51.0], 0.6), full_row("mad", [50.5, 51.0], 0.02),
     ]  # fmt: skip
-    before = [{"kind": "about", **about("before")}, *there]
+    longer = [{**row, "kind": "against finetune-long"} for row in (there[0], there[2])]
+    longer[1] = {**longer[1], "difference": {**longer[1]["difference"], "baseline": "finetune-long"}}
+    before = [{"kind": "about", **about("before")}, *there, *longer]  # of another family, which the new arm is none of
     here = [full_row("finetune", [50.0, 52.0]), full_row("mad", [50.5, 51.25], 0.5)]
     here += [full_row("affinity", [60.0, 61.0], 0.01)]
     lines, told = joined.joined(before, about(), here)
