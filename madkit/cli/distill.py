@@ -84,7 +84,9 @@ def distill(
             show_default="the only cache",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Equal seeds pair the arms.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", min=0, help="Equal seeds pair the arms.", show_default="0")
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -164,6 +166,8 @@ def distill(
 
     if config is not None and arm is not None:
         raise UsageProblem("--arm and --config both name a configuration.", hint="give one of them.")
+    if seed is not None and seeds is not None:
+        raise UsageProblem("--seed and --seeds both name seeds.", hint="give one of them.")
     place = Workspace.at(workspace, cache=cache)
     overrides = parse_overrides(set_ or [])
     if steps is not None:
@@ -179,7 +183,7 @@ def distill(
 
         dimensions: dict[str, Any] = {
             "task": task, "arm": arms, "shots": shots, "student": student, "teacher": teacher,
-            "seeds": seeds if seeds is not None else seed or None, "init": init, "recipe": recipe,
+            "seeds": seed if seeds is None else seeds, "init": init, "recipe": recipe,
         }  # fmt: skip
         given = {name: value for name, value in dimensions.items() if value not in (None, [])}
         asked = load_plan(plan, given, overrides)
@@ -201,7 +205,7 @@ def distill(
         init=init,
         recipe=recipe,
         teacher=teacher,
-        seed=seed,
+        seed=seed or 0,
         config_overrides=overrides,
         threads=threads,
     )

@@ -137,12 +137,12 @@ def predict(
              **sight, **how)  # fmt: skip
         return
     given = {"--images": images, "--regions": regions, "--regions-format": regions_format}
-    alone = [name for name, value in given.items() if value] + ["--allow-missing"] * allow_missing
+    alone = [name for name, value in given.items() if value not in (None, [])] + ["--allow-missing"] * allow_missing
     if alone:
         raise UsageProblem(
             f"{alone[0]} is for a file of questions, and none is given.", hint=f"madkit predict {run} questions.jsonl"
         )
-    _split(place, run, split or "test", json_, task=task, format_=form, output=output, **how)
+    _split(place, run, "test" if split is None else split, json_, task=task, format_=form, output=output, **how)
 
 
 def _split(workspace: Workspace, run: str, split: str, json_: bool, **options: Any) -> None:

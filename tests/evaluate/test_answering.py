@@ -70,6 +70,9 @@ def test_the_command_writes_into_the_runs_folder_and_says_where(tiny, capsys, mo
     assert len(path.read_text().splitlines()) == len(tiny.data.examples(suite))
     assert main(["predict", str(tiny.run), "--split", "tset", *where]) == 2
     assert "Did you mean 'test'" in capsys.readouterr().err
+    assert main(["predict", str(tiny.run), "--split", "", *where]) == 2  # a name that is given counts, empty as it is
+    assert main(["predict", str(tiny.run), "--regions-format", "", *where]) == 2
+    assert "--regions-format is for a file of questions" in capsys.readouterr().err
     wrong = "vqa-json" if tiny.task == "vcr" else "vcr-csv"
     assert main(["predict", NAME, "--format", wrong, *where]) == 2
     assert f"The format {wrong} does not hold answers of the task {tiny.task}" in capsys.readouterr().err

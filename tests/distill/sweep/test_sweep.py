@@ -308,9 +308,20 @@ def test_the_command_prints_a_table_of_what_is_there_and_names_what_failed(works
         (["--arm", "mad", "--arm", "finetune"], "--arm was given 2 times"),
         (["--seeds", "0-3"], "--seeds is for a sweep"),
         (["--sweep", "--seeds", "x"], "'x' does not name seeds"),
+        (["--sweep", "--seeds", "1", "--seed", "7"], "--seed and --seeds both name seeds."),
     ],
 )
 def test_a_sweep_is_asked_for(workspace, student, capsys, extra, text):
     base = ["distill", "--task", "snli-ve", "--student", str(student), "--workspace", str(workspace.root)]
     assert main([*base, *extra]) in (1, 2)
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("extra", "seeds"), [(["--seed", "0"], {0}), (["--seed", "7"], {7}), ([], {3, 4})])
+def test_a_seed_beside_a_plan_goes_before_the_plans_seeds(workspace, tmp_path, monkeypatch, extra, seeds):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("task: snli-ve\nseeds: 3-4\n")
+    asked = []
+    monkeypatch.setattr(sweep, "run_many", lambda place, specs, **_: asked.extend(specs))
+    assert main(["distill", "--plan", str(plan), "--workspace", str(workspace.root), *extra]) == 0
+    assert {spec.seed for spec in asked} == seeds
