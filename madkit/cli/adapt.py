@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from madkit.cli.elsewhere import placed
 from madkit.cli.options import JsonOption, WorkspaceOption
 from madkit.cli.output import emit, print_table
 
@@ -135,7 +136,8 @@ def _print(result: AdaptResult) -> None:
     done = "Nothing to do: the adaptation was complete." if result.skipped else "Done:"
     print(f"{done} {manifest['outcome']}.")
     if not manifest["untouched"]:
-        print(f"Next: madkit extract --adapter {manifest['name']} --task {manifest['source'].removeprefix('mini-')}")
+        task = manifest["source"].removeprefix("mini-")
+        print(placed(f"Next: madkit extract --adapter {manifest['name']} --task {task}"))
     print(result.path)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from madkit.cli.elsewhere import placed
 from madkit.cli.options import CacheOption, JsonOption, WorkspaceOption
 from madkit.cli.output import emit, print_table
 
@@ -90,7 +91,7 @@ def info(
             if items:
                 print_table(["absent", "row", "what is wrong"], items[:_SHOWN_ABSENT])
             if len(items) > _SHOWN_ABSENT:
-                print(f"... and {len(items) - _SHOWN_ABSENT:,} more; all: madkit cache info --json")
+                print(placed(f"... and {len(items) - _SHOWN_ABSENT:,} more; all: madkit cache info --json"))
 
     emit({"stores": documents}, json_, human)
 
@@ -320,7 +321,7 @@ def prune(
         )
         if not yes:
             one = "" if store is None else f" --store {store}"
-            print(f"\nNothing was removed; to remove: madkit cache prune{one} --yes")
+            print(placed(f"\nNothing was removed; to remove: madkit cache prune{one} --yes"))
 
     emit({"removed" if yes else "would_remove": rows}, json_, human)
 

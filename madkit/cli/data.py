@@ -9,6 +9,7 @@ import typer
 
 from madkit.cli.data_regions import app as regions_app
 from madkit.cli.data_sets import TaskArgument, answers, open_data, shots, suite
+from madkit.cli.elsewhere import placed
 from madkit.cli.options import JsonOption, WorkspaceOption
 from madkit.cli.output import emit, print_table
 
@@ -98,7 +99,7 @@ def import_(
         if made.data is not None and facts is not None:
             name, regions = facts["dataset"], made.data.region_digest() or "regions" in made.data.manifest
             step = f"extract --teacher NAME --task {name}" if regions else f"data regions add {name} PATH"
-            print(f"Next: madkit {step}")
+            print(placed(f"Next: madkit {step}"))
         print(made.data.root if made.data is not None else made.suites[0].parents[1])
 
     document = {"unchanged": made.unchanged, "data": facts, "suites": suites, "notes": list(made.notes)}
@@ -115,7 +116,7 @@ def list_(workspace: WorkspaceOption = None, json_: JsonOption = False) -> None:
 
     def human() -> None:
         if not rows:
-            print("No data yet. Import some: madkit data import NAME PATH")
+            print(placed("No data yet. Import some: madkit data import NAME PATH"))
             return
         print_table(
             ["data set", "task", "train", "dev", "test", "suites", "regions", "revision"],
@@ -290,7 +291,7 @@ def _print_splits(facts: dict[str, Any]) -> None:
 
 def _regions_line(facts: dict[str, Any]) -> str:
     if not facts["regions"]:
-        return f"none. Add some: madkit data regions add {facts['dataset']} PATH"
+        return placed(f"none. Add some: madkit data regions add {facts['dataset']} PATH")
     return ", ".join(f"{entry['format']} {entry['path']}" for entry in facts["regions"])
 
 

@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from madkit.cli.elsewhere import placed
 from madkit.cli.output import emit, print_table
 
 if TYPE_CHECKING:
@@ -124,4 +125,5 @@ def _print(rows: list[dict[str, Any]]) -> None:
     print_table([*headers, "dev score", "mean ± sd", "seeds"], cells, right={len(headers) + 1, len(headers) + 2})
     trained = sum(row["trained"] for row in rows)
     count = sum(len(row["seeds"]) for row in rows)
-    print(f"{trained} of {counted(count, 'runs')} trained now. Intervals, test suites and shifts: madkit evaluate")
+    done = f"{trained} of {counted(count, 'runs')} trained now."
+    print(placed(f"{done} Intervals, test suites and shifts: madkit evaluate"))

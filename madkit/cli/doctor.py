@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from madkit.cli.elsewhere import placed
 from madkit.cli.options import CacheOption, JsonOption, WorkspaceOption
 from madkit.cli.output import emit
 
@@ -60,6 +61,6 @@ def _print(found: Examination) -> None:
         for line in lines[1:]:
             typer.echo(f"        {line}")
         if one.mend:
-            typer.echo(f"        mend: {one.mend}")  # never wrapped, so that it can be copied
+            typer.echo(f"        mend: {placed(one.mend)}")  # never wrapped, so that it can be copied
     told = ", ".join(f"{number} {status}" for status, number in counts(found.findings).items())
     typer.echo(f"\n{told} in {found.seconds:.1f} s")

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 
+from madkit.cli.elsewhere import placed
 from madkit.core.errors import MadkitError
 
 DEBUG_VARIABLE = "MADKIT_DEBUG"
@@ -19,7 +20,7 @@ def report(error: Exception) -> int:
     message, hint = explain(error)
     print(f"Error: {message}", file=sys.stderr)
     if hint:
-        print(f"Try: {hint}", file=sys.stderr)
+        print(f"Try: {placed(hint)}", file=sys.stderr)
     return error.exit_code if isinstance(error, MadkitError) else 1
 
 

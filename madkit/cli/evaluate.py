@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from madkit.cli.elsewhere import placed
 from madkit.cli.options import CacheOption, JsonOption, WorkspaceOption
 from madkit.cli.output import emit, print_table
 
@@ -151,7 +152,7 @@ def evaluate(
         results = beside_published(results)
     folder = results.protocol if vqa_rule is Rule.current else f"{results.protocol}-{vqa_rule.value}"
     page = write_report(place.reports / folder, results, gallery=scenes(place, results))
-    emit({**results.document(), "report": str(page)}, json_, lambda: _print(results, page, workspace))
+    emit({**results.document(), "report": str(page)}, json_, lambda: _print(results, page))
     _tell(results.problems)
 
 
@@ -235,16 +236,13 @@ def print_results(results: Results) -> None:
     _print_teachers(results)
 
 
-def _print(results: Results, page: Path, workspace: Path | None) -> None:
-    import shlex
-
+def _print(results: Results, page: Path) -> None:
     from madkit.evaluate.report.terminal import next_step
 
     print_results(results)
     step = next_step(results)
     if step:
-        elsewhere = "" if workspace is None else f" --workspace {shlex.quote(str(workspace))}"
-        print(f"Next: {step}{elsewhere}")
+        print(placed(f"Next: {step}"))
     print(page)
 
 

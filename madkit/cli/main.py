@@ -14,7 +14,9 @@ from typer.main import get_command
 
 from madkit.cli.app import build_app
 from madkit.cli.completion import leave_as_given
+from madkit.cli.elsewhere import forget, placed
 from madkit.cli.errors import report
+from madkit.core.console import dressed_by
 
 INTERRUPTED = 130
 
@@ -25,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments without the program's name; None takes them from ``sys.argv``.
     """
-    code = _run(list(sys.argv[1:] if argv is None else argv))
+    forget()
+    with dressed_by(placed):
+        code = _run(list(sys.argv[1:] if argv is None else argv))
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from madkit.cli.elsewhere import remember
 from madkit.core.workspace import CACHE_VARIABLE, DEFAULT, VARIABLE
 
 WorkspaceOption = Annotated[
@@ -15,6 +16,7 @@ WorkspaceOption = Annotated[
         "--workspace",
         metavar="DIR",
         envvar=VARIABLE,
+        callback=remember,
         show_default=f"./{DEFAULT}",
         help="The folder that holds everything madkit makes.",
     ),
@@ -26,6 +28,7 @@ CacheOption = Annotated[
         "--cache",
         metavar="URL",
         envvar=CACHE_VARIABLE,
+        callback=remember,
         show_default="cache in the workspace",
         help="Where token caches lie: a folder, or a URL such as s3://bucket/caches.",
     ),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from madkit.core.launcher import rank
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from rich.console import Console, RenderableType
     from rich.progress import Progress as RichProgress
@@ -57,6 +57,17 @@ def stdout_clear() -> Iterator[None]:
         os.close(kept)
 
 
+@contextmanager
+def dressed_by(dress: Callable[[str], str]) -> Iterator[None]:
+    """Pass every message of this process through a function before it is printed: a program's own words on top."""
+    before = _Words.dress
+    _Words.dress = staticmethod(dress)
+    try:
+        yield
+    finally:
+        _Words.dress = staticmethod(before)
+
+
 def progress(description: str, total: int | None, unit: str = "items") -> Progress:
     """Return a context manager that shows how far some work is.
 
@@ -86,9 +97,16 @@ def _speaks() -> bool:
     return rank() == 0
 
 
+class _Words:
+    """What messages pass through; as they are unless a program says otherwise."""
+
+    dress: Callable[[str], str] = str
+
+
 def _say(message: str) -> None:
     if not _speaks():
         return
+    message = _Words.dress(message)
     live = _Live.bar
     if live is not None:
         live.console.print(message, markup=False, highlight=False, soft_wrap=True)

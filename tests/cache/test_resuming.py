@@ -183,7 +183,7 @@ def test_a_manifest_never_vouches_for_shards_of_other_sizes(
     assert "images/tokens has 1 shards, and the manifest lists others" in report.problems[0].detail
     workspace = str(store.path.parents[1])
     assert main(["cache", "verify", "--workspace", workspace]) == 3
-    assert f"madkit cache prune --store {store.path.name} --yes" in capsys.readouterr().err
+    assert f"madkit cache prune --workspace {workspace} --store {store.path.name} --yes" in capsys.readouterr().err
 
 
 def test_metadata_of_other_sizes_than_the_manifests_are_found(store: Any) -> None:

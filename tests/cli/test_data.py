@@ -62,7 +62,8 @@ def test_import_list_and_show(vcr: Path, tmp_path: Path, capsys: pytest.CaptureF
     code, out, _ = madkit(capsys, "data", "import", "vcr", vcr, *place, "--dev-cut", "0.2")
     assert code == 0
     assert out.startswith("Imported: vcr (Visual Commonsense Reasoning)")
-    assert out.splitlines()[-2:] == ["Next: madkit data regions add vcr PATH", str(tmp_path / "ws" / "data" / "vcr")]
+    step = f"madkit data regions add --workspace {tmp_path / 'ws'} vcr PATH"  # the one of this workspace
+    assert out.splitlines()[-2:] == [f"Next: {step}", str(tmp_path / "ws" / "data" / "vcr")]
     assert document(capsys, "data", "import", "vcr", vcr, *place, "--dev-cut", "0.2")["unchanged"]
     (row,) = document(capsys, "data", "list", *place)["datasets"]
     assert (row["dataset"], row["task"], row["embedded"], row["regions"]) == ("vcr", "vcr", False, False)
@@ -213,7 +214,7 @@ def test_regions_that_do_not_fit_are_refused(
     [
         (("data", "import", "vrc", "."), 2, "Did you mean 'vcr'"),
         (("data", "import", "vcr", "/gone"), 1, "nothing at /gone"),
-        (("data", "show", "vcr"), 1, "madkit data import vcr PATH"),
+        (("data", "show", "vcr"), 1, "/ws vcr PATH"),
         (("data", "show", "vqq"), 2, "no task or imported data set named 'vqq'"),
         (("data", "check", "snli-ve"), 1, "holds no data for snli-ve"),
         (("data", "import"), 2, "Missing argument"),

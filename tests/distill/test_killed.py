@@ -93,7 +93,7 @@ def test_the_command_answers_mistakes_with_a_sentence_and_a_code(workspace, stud
         (["--set", "nonsense"], 2, "is not key=value"),
         (["--arm", "mad", "--config", "x.yaml"], 2, "give one of them"),
         (["--shots", "many"], 2, "'many'"),
-        (["--arm", "mad", "--teacher", "mini"], 1, "madkit extract --teacher mini --task vcr"),
+        (["--arm", "mad", "--teacher", "mini"], 1, " --teacher mini --task vcr"),
     ):
         base = ["distill", "--task", "vcr", "--student", str(student), "--workspace", str(workspace.root)]
         assert main([*base, *extra]) == code, extra

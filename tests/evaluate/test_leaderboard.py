@@ -64,4 +64,4 @@ def test_data_without_official_test_sets_is_one_sentence(boards, capsys):
     code, printed = typed(made_up, capsys)
     assert code == 1
     assert "has an official test set without labels (mini-snli-ve)" in printed.err
-    assert "Try: import the benchmark's test files: madkit data import --help" in printed.err
+    assert "Try: import the benchmark's test files: madkit data import " in printed.err

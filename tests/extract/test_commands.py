@@ -58,7 +58,7 @@ def test_extract_cache_and_teachers(workspace: Path, tiny_teacher: Path, capsys:
     (problem,) = json.loads(out)["stores"][0]["problems"]
     assert (problem["file"], problem["detail"]) == ("images/tokens/c/0/0/0", "wrong checksum in row 0")
     assert "Error: 1 of 1 caches is not sound." in err
-    assert f"Try: madkit cache repair {first['path'].rpartition('/')[2]}" in err
+    assert f"Try: madkit cache repair --workspace {workspace} {first['path'].rpartition('/')[2]}" in err
     shard.unlink()
     code, out, _ = madkit(capsys, "extract", *common, "--json")
     assert 0 < json.loads(out)["stores"][0]["computed"] <= 3
@@ -71,7 +71,7 @@ def test_extract_cache_and_teachers(workspace: Path, tiny_teacher: Path, capsys:
     name = Path(first["path"]).name
     code, out, _ = madkit(capsys, "cache", "prune", "--store", name, "--workspace", workspace)
     assert (code, Path(first["path"]).exists()) == (0, True)
-    assert f"madkit cache prune --store {name} --yes" in out
+    assert f"madkit cache prune --workspace {workspace} --store {name} --yes" in out
     assert madkit(capsys, "cache", "prune", "--store", name, "--yes", "--workspace", workspace)[0] == 0
     assert not Path(first["path"]).exists()
 

@@ -125,7 +125,7 @@ def test_a_student_that_sees_with_its_teacher_says_that_the_cache_is_absent(
     assert main(["predict", str(tmp_path / "out"), "-o", str(tmp_path / "answers"), *where]) == 1
     err = capsys.readouterr().err
     assert "sees with its teacher's tokens, and their cache mini-mini-snli-ve-0123456789ab is gone." in err
-    assert "madkit extract --teacher mini" in err
+    assert f"madkit extract --workspace {run.workspace.root} --teacher mini" in err
     (tmp_path / "q.jsonl").write_text('{"image": "a.png", "text": "x"}\n')
     assert main(["predict", str(tmp_path / "out"), str(tmp_path / "q.jsonl"), *where]) == 2
     assert "sees with its teacher's tokens, and needs one token cache of these images" in capsys.readouterr().err
