@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from madkit.cli.options import JsonOption, WorkspaceOption
+from madkit.cli.options import OUTPUT, JsonOption, WorkspaceOption
 from madkit.cli.output import emit, print_table
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def shots(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the subset.")] = 0,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to.", show_default="stdout")
+        Path | None, typer.Option(*OUTPUT, metavar="FILE", help="Where to.", show_default="stdout")
     ] = None,
     source: Annotated[
         Path | None,
@@ -85,7 +85,7 @@ def answers(
         typer.Option("--like", metavar="FILE", help="Compare with a published list: UNITER's, LXMERT's, JSON or text."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Keep the list, for --set answers=FILE.")
+        Path | None, typer.Option(*OUTPUT, metavar="FILE", help="Keep the list, for --set answers=FILE.")
     ] = None,
     workspace: WorkspaceOption = None,
     json_: JsonOption = False,

@@ -10,6 +10,8 @@ import typer
 from madkit.cli.elsewhere import remember
 from madkit.core.workspace import CACHE_VARIABLE, DEFAULT, VARIABLE
 
+OUTPUT = ("--output", "--out", "-o")  # how every command calls the file or folder that it writes
+
 WorkspaceOption = Annotated[
     Path | None,
     typer.Option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from madkit.cli.options import JsonOption, WorkspaceOption
+from madkit.cli.options import OUTPUT, JsonOption, WorkspaceOption
 from madkit.cli.output import emit
 
 if TYPE_CHECKING:
@@ -87,15 +87,13 @@ def predict(
             "--format",
             metavar="FORMAT",
             help="jsonl, csv, vcr-csv, vqa-json or snli-ve-jsonl.",
-            show_default="jsonl; submission: the official one",
+            show_default="by the name of --output; jsonl; submission: the official one",
         ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output",
-            "--out",
-            "-o",
+            *OUTPUT,
             metavar="FILE",
             help="Where to.",
             show_default="into the run's folder; QUESTIONS: to stdout",

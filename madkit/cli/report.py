@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from madkit.cli.options import JsonOption, WorkspaceOption
+from madkit.cli.options import OUTPUT, JsonOption, WorkspaceOption
 from madkit.cli.output import emit
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def report(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there instead of printing.")
+        Path | None, typer.Option(*OUTPUT, metavar="FILE", help="Write there instead of printing.")
     ] = None,
     schema: Annotated[
         bool, typer.Option("--schema", help="The JSON Schema of the results document instead of results.")

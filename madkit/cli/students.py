@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from madkit.cli.options import JsonOption
+from madkit.cli.options import OUTPUT, JsonOption
 from madkit.cli.output import emit, print_table
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def convert(
         Path,
         typer.Option("--vocab", metavar="PATH", help="vocab.txt of the BERT it began with.", show_default=False),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder.", show_default=False)],
+    out: Annotated[Path, typer.Option(*OUTPUT, metavar="DIR", help="A new folder.", show_default=False)],
     answers: Annotated[
         Path | None,
         typer.Option("--answers", metavar="FILE", help="Answers of its VQA head.", show_default="head left out"),
@@ -125,9 +125,7 @@ def export(
     source: Annotated[
         str, typer.Argument(metavar="STUDENT", help="The folder of a run or of a trained student, or ORG/NAME.")
     ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="A new .pt2 or .onnx file.", show_default=False)
-    ],
+    out: Annotated[Path, typer.Option(*OUTPUT, metavar="FILE", help="A new .pt2 or .onnx file.", show_default=False)],
     json_: JsonOption = False,
 ) -> None:
     """Write a trained student as one program of torch.export (.pt2) or in ONNX (.onnx), which runs without madkit.

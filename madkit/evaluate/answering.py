@@ -18,9 +18,12 @@ from madkit.evaluate.origin import RUN_MANIFEST, find_data, find_run, spec_of, s
 from madkit.evaluate.sight import CONFIG, regions_of_run
 from madkit.evaluate.submission import (
     FORMATS,
+    OWN_FORMATS,
     check_format,
     conditioned,
     csv_text,
+    format_of,
+    known,
     official_format,
     suffix,
     write_submission,
@@ -33,9 +36,6 @@ if TYPE_CHECKING:
     from madkit.evaluate.grid import Run
     from madkit.tasks.data import TaskData
     from madkit.tasks.example import Example
-
-
-OWN_FORMATS = ("jsonl", "csv")  # of answers to a user's own questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,8 @@ def answer(
         run: its folder, or its name in the workspace; or an exported student's folder or name on the hub, `ORG/NAME`.
         task: the data set to answer; None: the one that the run was trained on, in that very revision.
         split: a split, a suite, or an official test set without labels ("submission").
-        format_: one of `submission.FORMATS`; None: the task's official one for official test sets, else "jsonl".
+        format_: one of `submission.FORMATS`; None: what the name of `output` says, else the task's
+            official one for official test sets, else "jsonl".
         output: the file; None: `submissions/<split>` in the run's folder, which an exported student's is not.
         raw: the student's scores as they are, in place of softmax probabilities.
         device: where the student runs.
@@ -102,8 +103,10 @@ def answer(
         warn_of_other_regions(found, data)
     spec = spec_of(found, data)
     check_split(data, split)
-    form = format_ or (official_format(spec) if split in data.submissions() else "jsonl")
-    check_format(form, spec)
+    if format_ is not None:
+        check_format(format_, spec)
+    usual = official_format(spec) if split in data.submissions() else "jsonl"
+    form = format_of(output, format_, usual, known(spec))
     path = output or found.path / "submissions" / f"{split}{suffix(form)}"
     if path.is_dir():
         raise UsageProblem(f"{path} is a folder.", hint="name a file: -o FILE")
@@ -172,7 +175,7 @@ def answer_questions(
         regions_format: layout of the files; None: found out.
         split: ask the lines of this split alone.
         allow_missing: leave out questions whose images or features are absent or broken.
-        format_: one of `OWN_FORMATS`; None: "jsonl".
+        format_: one of `OWN_FORMATS`; None: what the name of `output` says, else "jsonl".
         output: the file, whole or not there; what is answered is kept beside it until then. None: `tell` gets the rows.
         tell: called with each row of answers (`asking.row_of`), in the order of the questions.
         raw: the student's scores as they are, in place of softmax probabilities.
@@ -183,12 +186,13 @@ def answer_questions(
     Raises NotFoundError, UsageProblem, DataError and RunError as `asking.predict`, and UsageProblem for a format that
     does not hold such answers.
     """
-    form = format_ or "jsonl"
-    if form not in OWN_FORMATS:
-        why = "is that of an official test set" if form in FORMATS else f"does not exist.{suggest(form, OWN_FORMATS)}"
-        raise UsageProblem(f"The format {form} {why}".rstrip(".") + ".", hint="--format jsonl or --format csv")
+    if format_ is not None and format_ not in OWN_FORMATS:
+        near = f"does not exist.{suggest(format_, OWN_FORMATS)}"
+        why = "is that of an official test set" if format_ in FORMATS else near
+        raise UsageProblem(f"The format {format_} {why}".rstrip(".") + ".", hint="--format jsonl or --format csv")
     if output is not None and output.is_dir():
         raise UsageProblem(f"{output} is a folder.", hint="name a file: --out FILE")
+    form = format_of(output, format_, "jsonl", OWN_FORMATS)
     if output is None and form != "jsonl":
         raise UsageProblem(f"The format {form} needs a file.", hint="--out FILE.csv")
     student = find_student(workspace, run)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from madkit.tasks.spec import TaskSpec
 
 FORMATS = ("jsonl", "csv", "vcr-csv", "vqa-json", "snli-ve-jsonl")
+OWN_FORMATS = ("jsonl", "csv")  # of answers to any questions
 VCR_CHOICES = 4
 ANSWER_COLUMNS = tuple(f"answer_{number}" for number in range(VCR_CHOICES))
 RATIONALE_COLUMNS = tuple(
@@ -67,6 +68,39 @@ def known(spec: TaskSpec) -> tuple[str, ...]:
 def suffix(name: str) -> str:
     """The file name's end for a format."""
     return {"vcr-csv": ".csv", "csv": ".csv", "vqa-json": ".json"}.get(name, ".jsonl")
+
+
+_ENDINGS = (".jsonl", ".csv", ".json", ".parquet")  # that say what a file holds, whether answers are written so or not
+
+
+def format_of(path: Path | None, asked: str | None, usual: str, fitting: Sequence[str]) -> str:
+    """The format of a file of answers: what was asked for, else what the file's name says, else the usual one.
+
+    Args:
+        path: the file, None where it is not the user who names it.
+        asked: a format, or None.
+        usual: where nothing else is said; it goes before others of its ending.
+        fitting: the formats that can hold the answers.
+
+    Raises UsageProblem for a name that ends otherwise than what was asked for, or as none of `fitting`.
+    """
+    ending = "" if path is None else path.suffix.lower()
+    if asked is not None:
+        if path is not None and ending in _ENDINGS and ending != suffix(asked):
+            raise UsageProblem(
+                f"{path.name} does not end as a file in the format {asked} does.",
+                hint=f"--out {path.with_suffix(suffix(asked))}, or without --format",
+            )
+        return asked
+    if not ending:
+        return usual
+    found = [one for one in dict.fromkeys((usual, *OWN_FORMATS, *fitting)) if one in fitting and suffix(one) == ending]
+    if not found:
+        raise UsageProblem(
+            f"No answers to these questions are written as {ending}.",
+            hint=f"--format {' or '.join(fitting)}, or a file name that says it",
+        )
+    return found[0]
 
 
 def conditioned(examples: Iterable[Example]) -> list[Example]:

@@ -80,3 +80,9 @@ def test_it_is_printed_or_written(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert reference.main([]) == 0
     assert reference.main([str(tmp_path / "x.md")]) == 0
     assert capsys.readouterr().out == (tmp_path / "x.md").read_text() == reference.reference()
+
+
+def test_every_command_calls_what_it_writes_alike() -> None:
+    rows = [line for line in reference.reference().splitlines() if re.match(r"\|.*`(--output|--out|-o)`", line)]
+    assert len(rows) >= 6
+    assert all(row.startswith("| `--output`, `--out`, `-o` ") for row in rows), rows

@@ -130,7 +130,7 @@ def test_the_command_writes_lines_or_a_file(mine: Mine, capsys: pytest.CaptureFi
     assert [path.name for path in out.parent.iterdir()] == ["answers.jsonl"]
     assert main([*base, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["answers"] == mine.ask().rows
-    assert main([*base, "--format", "csv", "-o", str(out.with_suffix(".csv"))]) == 0
+    assert main([*base, "--output", str(out.with_suffix(".csv"))]) == 0  # the name says the format
     assert "24 questions answered, as csv." in capsys.readouterr().out
     assert len(out.with_suffix(".csv").read_text().splitlines()) == COUNT + 1
     assert not (mine.base / "nothing").exists(), "no workspace is needed"
@@ -327,6 +327,8 @@ def test_what_cannot_be_meant(mine: Mine, capsys: pytest.CaptureFixture[str]) ->
         ([student, path, "--format", "vcr-csv"], 2, "official test set"),
         ([student, path, "--format", "csv"], 2, "needs a file"),
         ([student, path, "--out", str(mine.base)], 2, "is a folder"),
+        ([student, path, "--out", "a.parquet"], 2, "written as .parquet"),
+        ([student, path, "--out", "a.csv", "--format", "jsonl"], 2, "Try: --out a.jsonl"),
         ([student, path, "--regions", str(mine.base / "features.h6")], 1, "Did you mean 'features.h5'"),
         ([student, path, "--regions", "pixel"], 1, "Did you mean 'pixels'"),
         ([student, path, "--regions", str(mine.regions), "--regions-format", "buttd-tsv"], 2, "Did you mean"),

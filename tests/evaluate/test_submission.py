@@ -17,6 +17,7 @@ from madkit.evaluate.submission import (
     VCR_COLUMNS,
     check_submission,
     conditioned,
+    format_of,
     id_order,
     known,
     official_format,
@@ -183,3 +184,30 @@ def test_ids_are_sorted_by_their_number():
 
 def test_probabilities_do_not_overflow():
     assert probabilities([1e4, 0.0, -1e4]) == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "usual", "fitting", "form"),
+    [
+        ("a.csv", None, "jsonl", ("vcr-csv", "jsonl", "csv"), "csv"),
+        ("a.CSV", None, "vcr-csv", ("vcr-csv", "jsonl", "csv"), "vcr-csv"),
+        ("a.json", None, "jsonl", ("vqa-json", "jsonl", "csv"), "vqa-json"),
+        ("a.jsonl", None, "snli-ve-jsonl", ("snli-ve-jsonl", "jsonl", "csv"), "snli-ve-jsonl"),
+        ("a.csv", None, "vqa-json", ("vqa-json", "jsonl", "csv"), "csv"),
+        ("answers", None, "vqa-json", ("vqa-json", "jsonl", "csv"), "vqa-json"),
+        ("a.txt", "csv", "jsonl", ("jsonl", "csv"), "csv"),
+        (None, None, "jsonl", ("jsonl", "csv"), "jsonl"),
+    ],
+)
+def test_a_files_name_says_its_format(name, asked, usual, fitting, form):
+    assert format_of(None if name is None else Path(name), asked, usual, fitting) == form
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "hint"),
+    [("a.csv", "jsonl", "--out a.jsonl"), ("a.parquet", "csv", "--out a.csv"), ("a.parquet", None, "jsonl or csv")],
+)
+def test_a_name_that_contradicts_the_format_is_refused(name, asked, hint):
+    with pytest.raises(UsageProblem) as caught:
+        format_of(Path(name), asked, "jsonl", ("jsonl", "csv"))
+    assert hint in (caught.value.hint or "")
