@@ -197,7 +197,7 @@ def check(
     """Compare a data set with the files that it came from: changed, missing, unreadable, out of place (exit 3)."""
     from madkit.core.console import progress
     from madkit.core.errors import VerificationFailed
-    from madkit.tasks.check import check_dataset
+    from madkit.tasks.check import SIZES, check_dataset
 
     data = open_data(workspace, task)
     with progress(f"Checking {data.name}", 4, "parts") as bar:
@@ -213,16 +213,23 @@ def check(
         for row in rows:
             for problem in row["first"]:
                 print(f"{row['check']}: {problem}")
+            for said in row["notes"]:
+                print(f"Note: {row['check']}: {said}")
+            if (more := row["noted"] - len(row["notes"])) > 0:
+                print(f"Note: {row['check']}: {_count(more)} more like these")
 
     wrong = sum(row["wrong"] for row in rows)
     emit({"dataset": data.name, "revision": data.revision, "checks": rows, "wrong": wrong}, json_, human)
     if wrong:
-        in_regions = all(not row["wrong"] or "region features" in row["check"] for row in rows)
+        checks = [row["check"] for row in rows if row["wrong"]]
+        hint = "put the files back as they were, or import them again"
+        if all("region features" in check for check in checks):
+            hint = f"madkit data regions add {data.name} PATH, with all files of features that there are"
+        elif checks == [SIZES]:
+            hint = "mend 'width' and 'height', which the boxes are meant in, and import again"
         raise VerificationFailed(
             f"{wrong:,} {'thing is' if wrong == 1 else 'things are'} wrong with {data.name}.",
-            hint=f"madkit data regions add {data.name} PATH, with all files of features that there are"
-            if in_regions
-            else "put the files back as they were, or import them again",
+            hint=hint,
         )
 
 

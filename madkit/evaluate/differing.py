@@ -22,6 +22,7 @@ from madkit.evaluate.protocol import Protocol as EvaluationProtocol
 from madkit.evaluate.report.gallery import GalleryItem
 from madkit.evaluate.report.text import shots_name
 from madkit.evaluate.stage import predictions_path
+from madkit.regions.declared import DeclaredBoxes, placed
 from madkit.tasks.picture import numbered
 
 if TYPE_CHECKING:
@@ -224,12 +225,14 @@ def _item(pair: _Pair, example: Example, group: str, choose: Chooser | None) -> 
 
     try:
         with Image.open(BytesIO(archives.read_bytes(example.image.path))) as opened:
-            picture = opened.convert("RGB")
+            declared = DeclaredBoxes(example.boxes, (example.width, example.height))
+            turned, corners = placed(opened, declared, str(example.image.path))
+            picture = turned.convert("RGB")
     except (MadkitError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     scale = min(1.0, WIDTH / picture.width)
     sides = (picture.width, picture.height) * 2
-    boxes = [_corners(box, sides) for box in example.boxes]
+    boxes = [_corners(box, sides) for box in corners.tolist()]
     if not boxes:
         try:
             regions = pair.data.regions(pair.row.suite)

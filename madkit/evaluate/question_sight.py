@@ -14,8 +14,9 @@ from madkit.core.console import info
 from madkit.core.errors import DataError, NotFoundError, UsageProblem
 from madkit.core.files import read_json
 from madkit.core.registry import suggest
+from madkit.regions.declared import DeclaredBoxes
 from madkit.regions.interface import RegionReader, Regions
-from madkit.regions.pixels import GRID, pixel_regions, read_image
+from madkit.regions.pixels import GRID, file_regions
 
 if TYPE_CHECKING:
     from madkit.evaluate.questions import Survey
@@ -31,11 +32,11 @@ class BoxPixels:
 
     Args:
         files: image id -> file.
-        boxes: image id -> absolute boxes; an image without any gets a grid.
+        boxes: image id -> its boxes; an image without any gets a grid.
         side: a feature is side * side * 3 numbers (see `madkit.regions.pixels`).
     """
 
-    def __init__(self, files: Mapping[str, Path], boxes: Mapping[str, Any], *, side: int) -> None:
+    def __init__(self, files: Mapping[str, Path], boxes: Mapping[str, DeclaredBoxes], *, side: int) -> None:
         self._files, self._boxes, self._side = files, boxes, side
 
     @property
@@ -48,9 +49,8 @@ class BoxPixels:
         return list(self._files)
 
     def get(self, image_id: str) -> Regions:
-        """The regions of an image. Raises NotFoundError or DataError for a file that is no image."""
-        path = self._files[image_id]
-        return pixel_regions(read_image(path), self._boxes.get(image_id), self._side, GRID, where=str(path))
+        """The regions of an image. Raises NotFoundError or DataError as `file_regions` does."""
+        return file_regions(self._files[image_id], self._boxes.get(image_id), self._side, GRID)
 
     def get_many(self, image_ids: Sequence[str]) -> list[Regions]:
         """The regions of many images."""

@@ -18,6 +18,7 @@ from madkit.core import archives
 from madkit.core.console import progress
 from madkit.core.errors import NotFoundError, UsageProblem
 from madkit.core.registry import suggest
+from madkit.regions.declared import DeclaredBoxes
 from madkit.tasks.formats.custom import ImageFiles, LineReader
 from madkit.tasks.formats.custom_lines import HIDDEN, Header, LinePlace, iter_lines, near_to, read_header, split_of
 from madkit.tasks.formats.source_lines import Row, UniqueIds, kind_of
@@ -60,17 +61,17 @@ class Survey:
 
     count: int = 0
     images: dict[str, Path] = field(default_factory=dict)
-    boxes: dict[str, tuple[tuple[float, float, float, float], ...]] = field(default_factory=dict)
+    boxes: dict[str, DeclaredBoxes] = field(default_factory=dict)
     first: dict[str, LinePlace] = field(default_factory=dict)
 
     def add(self, question: Question) -> None:
         """Take in a question."""
-        image = question.example.image
+        example, image = question.example, question.example.image
         self.count += 1
         self.images.setdefault(image.id, image.path)
         self.first.setdefault(image.id, question.place)
-        if question.example.boxes:
-            self.boxes.setdefault(image.id, question.example.boxes)
+        if example.boxes:
+            self.boxes.setdefault(image.id, DeclaredBoxes(example.boxes, (example.width, example.height)))
 
 
 class Questions:

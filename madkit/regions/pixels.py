@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from madkit.core.archives import read_bytes
-from madkit.core.errors import DataError, UsageProblem
+from madkit.core.errors import DataError, MadkitError, UsageProblem
 from madkit.regions.area import resize_area
 from madkit.regions.butd_writer import Item, write_butd_hdf5
+from madkit.regions.declared import DeclaredBoxes, placed
 from madkit.regions.geometry import check_absolute
 from madkit.regions.interface import Floats, Regions
 
@@ -53,8 +54,8 @@ def pixel_regions(
 
     Args:
         image: uint8 [H, W, 3].
-        boxes: [n, 4] absolute corners; each takes all pixels that it touches. None or none at all: the whole image and
-            the cells of a grid over it.
+        boxes: [n, 4] corners in pixels of this image; each takes all pixels that it touches. None or none at all: the
+            whole image and the cells of a grid over it.
         side: a region becomes side x side x 3 numbers.
         grid: cells in a row and in a column.
         where: for the messages of errors.
@@ -98,13 +99,30 @@ def read_image(path: Path) -> Image:
 
     Raises NotFoundError, or DataError for a file that is no whole image.
     """
+    return _read(path, DeclaredBoxes((), (0, 0)))[0]
+
+
+def file_regions(path: Path, boxes: DeclaredBoxes | None, side: int = SIDE, grid: int = GRID) -> Regions:
+    """`pixel_regions` of an image file, or one in a zip, whose boxes are meant in the size that is declared for it.
+
+    Raises NotFoundError, or DataError for a file that is no whole image or no copy of one of the declared size, and for
+    boxes that cannot be in it.
+    """
+    image, corners = _read(path, boxes or DeclaredBoxes((), (0, 0)))
+    return pixel_regions(image, corners, side, grid, where=str(path))
+
+
+def _read(path: Path, boxes: DeclaredBoxes) -> tuple[Image, npt.NDArray[np.float64]]:
     from PIL import Image as PillowImage
     from PIL import UnidentifiedImageError
 
     data = read_bytes(path)
     try:
-        with PillowImage.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
+        with PillowImage.open(io.BytesIO(data)) as opened:
+            image, corners = placed(opened, boxes, str(path))
+            return np.asarray(image.convert("RGB")), corners
+    except MadkitError:
+        raise
     except UnidentifiedImageError:  # its text is the address of a buffer
         raise DataError(f"{path} is no image that can be read (no known format).", hint="get the file again") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, zlib.error ... for damaged files
@@ -114,7 +132,7 @@ def read_image(path: Path) -> Image:
 
 def make_pixel_regions(
     path: Path,
-    items: Iterable[tuple[str, Path, Boxes | None]],
+    items: Iterable[tuple[str, Path, DeclaredBoxes | None]],
     *,
     side: int = SIDE,
     grid: int = GRID,
@@ -125,7 +143,7 @@ def make_pixel_regions(
 
     Args:
         path: the file to write; it appears when it is whole.
-        items: (image id, image file, which may lie in a zip, absolute boxes or None) of every image.
+        items: (image id, image file, which may lie in a zip, boxes or None) of every image.
         side: as in `pixel_regions`.
         grid: as in `pixel_regions`.
         workers: threads that decode images.
@@ -136,14 +154,15 @@ def make_pixel_regions(
 
     Raises:
         NotFoundError: an image file does not exist.
-        DataError: a damaged image, boxes that cannot be in it, a repeated id, no images. Nothing is left behind.
+        DataError: a damaged image, one of another shape than is declared, boxes that cannot be in it, a repeated id, no
+            images. Nothing is left behind.
     """
 
-    def make(item: tuple[str, Path, Boxes | None]) -> Item:
+    def make(item: tuple[str, Path, DeclaredBoxes | None]) -> Item:
         image_id, file, boxes = item
-        image = read_image(file)
-        regions = pixel_regions(image, boxes, side, grid, where=str(file))
-        size = (image.shape[1], image.shape[0])
+        regions = file_regions(file, boxes, side, grid)
+        size = regions.size
+        assert size is not None  # pixels have one
         return image_id, regions.boxes * np.asarray(size * 2, dtype=np.float32), regions.features, size
 
     def made() -> Iterator[Item]:
@@ -156,8 +175,8 @@ def make_pixel_regions(
 
 
 def _ahead(
-    make: Callable[[tuple[str, Path, Boxes | None]], Item],
-    items: Iterable[tuple[str, Path, Boxes | None]],
+    make: Callable[[tuple[str, Path, DeclaredBoxes | None]], Item],
+    items: Iterable[tuple[str, Path, DeclaredBoxes | None]],
     workers: int,
 ) -> Iterator[Item]:
     """`map` in order, with a few results made in threads before they are asked for."""

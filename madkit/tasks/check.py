@@ -19,20 +19,26 @@ from madkit.tasks.example import Example
 from madkit.tasks.importing.write import sha256_of
 
 if TYPE_CHECKING:
-    from madkit.regions import RegionReader
+    from PIL import Image
 
+    from madkit.regions import RegionReader
+    from madkit.regions.declared import Size
+
+SIZES = "images' sizes"
 _SHOWN = 5
 Advance = Callable[[int], None]
 
 
 @dataclass(slots=True)
 class Finding:
-    """One check: what was looked at, how many were looked at, and what was wrong (a few of them)."""
+    """One check: what was looked at, how many, what was wrong and what is worth a note (a few of them)."""
 
     what: str
     looked_at: int = 0
     wrong: int = 0
     first: list[str] = field(default_factory=list)
+    noted: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def complain(self, problem: str) -> None:
         """Count one more thing that is wrong."""
@@ -40,9 +46,16 @@ class Finding:
         if len(self.first) < _SHOWN:
             self.first.append(problem)
 
+    def note(self, said: str) -> None:
+        """Count one more thing that is not wrong, but may not be meant."""
+        self.noted += 1
+        if len(self.notes) < _SHOWN:
+            self.notes.append(said)
+
     def as_row(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"check": self.what, "looked_at": self.looked_at, "wrong": self.wrong, "first": list(self.first)}
+        found = {"looked_at": self.looked_at, "wrong": self.wrong, "first": list(self.first)}
+        return {"check": self.what, **found, "noted": self.noted, "notes": list(self.notes)}
 
 
 def check_dataset(
@@ -51,8 +64,8 @@ def check_dataset(
     """Check a data set against its files.
 
     Owners' files are compared by size (by SHA-256 with `deep`), every image is looked for and a sample is decoded (all
-    with `deep`), every example is read and its tags and boxes are compared, and the region features of every image are
-    looked for and a sample is read (all with `deep`).
+    with `deep`) and compared with the size that the data say, every example is read and its tags and boxes are
+    compared, and the region features of every image are looked for and a sample is read (all with `deep`).
 
     Args:
         data: the data set.
@@ -64,13 +77,13 @@ def check_dataset(
     done = advance or (lambda _: None)
     done(1)
     names = [*data.splits(), *(name for name in data.suites() if name != "test"), *data.submissions()]
-    examples, by_split = _examples(data, names)
+    examples, by_split, sizes = _examples(data, names)
     images = {image: path for held in by_split.values() for image, path in held.items()}
     findings += examples
     done(1)
     findings.append(_image_files(images.values()))
     chosen = _sample(sorted(images), len(images) if deep else sample, data.revision)
-    findings.append(_decoding([images[name] for name in chosen]))
+    findings += _decoding([(images[name], sizes.get(name, ())) for name in chosen])
     done(1)
     findings += _regions(data, by_split, deep, sample)
     done(1)
@@ -91,22 +104,27 @@ def _source_files(data: TaskData, deep: bool) -> Finding:
     return finding
 
 
-def _examples(data: TaskData, names: Sequence[str]) -> tuple[list[Finding], dict[str, dict[str, Path]]]:
-    """The findings, and by split the files of its images under their ids."""
+def _examples(
+    data: TaskData, names: Sequence[str]
+) -> tuple[list[Finding], dict[str, dict[str, Path]], dict[str, set[Size]]]:
+    """The findings, by split the files of its images under their ids, and the sizes that the data say of images."""
     readable, tags = Finding("examples"), Finding("tags and boxes")
     by_split: dict[str, dict[str, Path]] = {}
+    sizes: dict[str, set[Size]] = {}
     for name in names:
         images = by_split.setdefault(name, {})
         try:
             for example in data.examples(name):
                 readable.looked_at += 1
                 images[example.image.id] = example.image.path
+                if example.width:
+                    sizes.setdefault(example.image.id, set()).add((example.width, example.height))
                 _check_tags(example, name, tags)
                 if example.label is None and example.answers is None and data.labelled(name):
                     readable.complain(f"{name}: {example.id} has no label")
         except MadkitError as error:
             readable.complain(f"{name}: {error.message}")
-    return [readable, tags], by_split
+    return [readable, tags], by_split, sizes
 
 
 def _check_tags(example: Example, split: str, finding: Finding) -> None:
@@ -126,20 +144,38 @@ def _image_files(paths: Iterable[Path]) -> Finding:
     return finding
 
 
-def _decoding(paths: Sequence[Path]) -> Finding:
+def _decoding(images: Sequence[tuple[Path, Iterable[Size]]]) -> list[Finding]:
+    """Decode images, and compare each with the sizes that the data say of it."""
     from PIL import Image
 
-    finding = Finding("images decoded")
-    for path in paths:
+    finding, sized = Finding("images decoded"), Finding(SIZES)
+    for path, sizes in images:
         finding.looked_at += 1
         try:
             with Image.open(BytesIO(archives.read_bytes(path))) as image:
                 image.load()
+                for size in sorted(sizes):
+                    _check_size(image, size, path, sized)
         except MadkitError as error:
             finding.complain(error.message)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             finding.complain(f"{path} cannot be decoded ({error})")
-    return finding
+    return [finding, sized] if sized.looked_at else [finding]
+
+
+def _check_size(image: Image.Image, size: Size, path: Path, finding: Finding) -> None:
+    from madkit.regions.declared import Fit, difference, fit_of
+
+    finding.looked_at += 1
+    fit, said = fit_of(image, size), difference(image, size, str(path))
+    if fit is Fit.NONE:
+        finding.complain(said)
+    elif fit is Fit.SCALED:
+        finding.note(f"{said}: its boxes are read as those of a copy of that size")
+    elif fit is Fit.TURNED:
+        finding.note(
+            f"{said}: its boxes are read as those of the picture that its EXIF note turns; teachers do not turn"
+        )
 
 
 def _regions(data: TaskData, by_split: dict[str, dict[str, Path]], deep: bool, sample: int) -> list[Finding]:

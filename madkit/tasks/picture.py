@@ -13,6 +13,8 @@ from madkit.tasks.example import Example, Segment
 from madkit.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from PIL import Image, ImageDraw, ImageFont
 
 WIDTH = 640  # pixels of a drawn example
@@ -24,10 +26,13 @@ _INK, _FAINT, _RIGHT = "#1b1f24", "#66707c", "#1e8449"
 
 
 def draw_example(example: Example, spec: TaskSpec) -> Image.Image:
-    """Draw one example, 640 pixels wide. Raises DataError where its image cannot be read."""
+    """Draw one example, 640 pixels wide.
+
+    Raises DataError where its image cannot be read, or is no copy of a picture of the size that its boxes are meant in.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
-    image = _open(example)
+    image, boxes = _open(example)
     scale = min(WIDTH / image.width, _TALLEST / image.height)
     picture = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     lines = list(_lines(example, spec))
@@ -36,7 +41,7 @@ def draw_example(example: Example, spec: TaskSpec) -> Image.Image:
     page.paste(picture, ((WIDTH - picture.width) // 2, 0))
     draw = ImageDraw.Draw(page)
     left = (WIDTH - picture.width) // 2
-    for number, (x1, y1, x2, y2) in enumerate(example.boxes):
+    for number, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
         colour = _COLOURS[number % len(_COLOURS)]
         corners = [left + x1 * scale, y1 * scale, left + x2 * scale - 1, y2 * scale - 1]
         draw.rectangle(corners, outline=colour, width=2)
@@ -67,13 +72,17 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int = 2) -> Image.Im
     return page
 
 
-def _open(example: Example) -> Image.Image:
+def _open(example: Example) -> tuple[Image.Image, npt.NDArray[np.float64]]:
     from PIL import Image
+
+    from madkit.regions.declared import DeclaredBoxes, placed
 
     path = example.image.path
     try:
         with Image.open(BytesIO(archives.read_bytes(path))) as opened:
-            return opened.convert("RGB")
+            boxes = DeclaredBoxes(example.boxes, (example.width, example.height))
+            picture, corners = placed(opened, boxes, str(path))
+            return picture.convert("RGB"), corners
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"The image {path} cannot be read ({error or type(error).__name__}).") from None
 

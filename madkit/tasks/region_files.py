@@ -313,17 +313,20 @@ def make_pixels(
     """Make pixel features of every image of a data set, from its boxes or a grid, and attach them.
 
     They know nothing of objects; they make a data set without detector features usable, by the embedded student among
-    others. Raises DataError for images that cannot be read.
+    others. Raises DataError for images that cannot be read, or whose shape is not that of the declared size.
     """
+    from madkit.regions.declared import DeclaredBoxes
     from madkit.regions.pixels import make_pixel_regions
 
-    seen: dict[str, tuple[Path, Any]] = {}
+    seen: dict[str, tuple[Path, DeclaredBoxes | None]] = {}
     for name in [*data.splits(), *data.suites(), *data.submissions()]:
         for example in data.examples(name):
             known = seen.get(example.image.id)
-            if known is None or (not known[1] and example.boxes):
-                seen[example.image.id] = (example.image.path, example.boxes)
-    items = [(image, path, boxes or None) for image, (path, boxes) in seen.items()]
+            if known is None or (known[1] is None and example.boxes):
+                size = (example.width, example.height)
+                boxes = DeclaredBoxes(example.boxes, size) if example.boxes else None
+                seen[example.image.id] = (example.image.path, boxes)
+    items = [(image, path, boxes) for image, (path, boxes) in seen.items()]
     with FileLock(data.root / f".{PIXELS}.lock", what=f"the pixel features of {data.name}"):
         for left in data.root.glob(f".{PIXELS}.*.tmp"):  # of a killed one; the lock is ours
             left.unlink(missing_ok=True)

@@ -293,6 +293,20 @@ def test_pixels_of_the_boxes_where_there_are_no_features(mine: Mine, capsys: pyt
     assert any("is no image that can be read (no known format)" in one.problem for one in told.left_out)
 
 
+@VCR
+def test_pixels_of_boxes_that_are_meant_in_another_size(mine: Mine) -> None:
+    wanted = mine.ask(regions="pixels").rows
+    half = {"width": 48, "height": 48}
+    mine.rows = [row | half | {"boxes": [[value / 2 for value in box] for box in row["boxes"]]} for row in mine.rows]
+    assert mine.ask(regions="pixels").rows == wanted
+    mine.rows[3] |= {"width": 600}
+    image = mine.rows[3]["image"]
+    mine.rows = [row for row in mine.rows if row["image"] != image or row["width"] == 600]
+    with pytest.raises(DataError, match=r"line \d+: .*\.png is 96 x 96, the data say 600 x 48"):
+        mine.ask(regions="pixels")
+    assert len(mine.ask(regions="pixels", allow_missing=True).left_out) == 1
+
+
 @SNLI_VE
 def test_scores_that_are_not_finite_are_refused(mine: Mine) -> None:
     student = load_student(mine.student)

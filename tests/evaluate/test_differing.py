@@ -81,6 +81,17 @@ def test_pictures_are_made_small_with_their_boxes(scenes):
     assert list(item.labels) == ["1"]
 
 
+def test_boxes_are_drawn_in_the_size_that_they_are_meant_in(scenes):
+    made_up, _ = scenes
+    results = made_up.evaluate("smoke")
+    (data,) = made_up.data.values()
+    plain = data.examples
+    data.examples = lambda suite: [replace(one, width=1920, height=960) for one in plain(suite)]
+    assert list(differing_scenes(made_up.workspace, results)[0].boxes) == [(24.0, 12.0, 120.0, 60.0)]
+    data.examples = lambda suite: [replace(one, width=600, height=960) for one in plain(suite)]
+    assert differing_scenes(made_up.workspace, results) == []
+
+
 def test_what_cannot_be_shown_is_left_out(scenes):
     made_up, picture = scenes
     results = made_up.evaluate("smoke")

@@ -14,6 +14,7 @@ from PIL import Image
 from madkit.core.errors import DataError, NotFoundError, UsageProblem
 from madkit.regions import open_regions
 from madkit.regions.area import resize_area
+from madkit.regions.declared import DeclaredBoxes
 from madkit.regions.pixels import make_pixel_regions, pixel_features, pixel_regions, read_image
 from madkit.tasks.mini.draw import Draw
 from madkit.tasks.mini.render import Picture, region_features
@@ -116,7 +117,10 @@ def test_a_file_of_many_images(tmp_path: Path) -> None:
             Image.fromarray(pixels).save(buffer, "PNG")
             archive.writestr(f"in/{name}.png", buffer.getvalue())
     seen: list[int] = []
-    items = [(name, tmp_path / "photos.zip" / "in" / f"{name}.png", [[1, 2, 9.5, 20]]) for name in images]
+    items = [
+        (name, tmp_path / "photos.zip" / "in" / f"{name}.png", DeclaredBoxes(((1, 2, 9.5, 20),), (pixels.shape[1], 30)))
+        for name, pixels in images.items()
+    ]
     path = tmp_path / "r.h5"
     assert make_pixel_regions(path, items, side=4, advance=seen.append) == 40
     assert sum(seen) == 40
