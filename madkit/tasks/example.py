@@ -44,9 +44,10 @@ class Example:
     The model reads `context` (in order) and, where the task offers choices, scores each of `candidates`. `boxes` are
     absolute pixel corners (x1, y1, x2, y2) of an image of `width` x `height` pixels, of which the file may be a copy in
     another size (`madkit.regions.declared` brings the two together); both are 0 where the benchmark's files do not say.
-    `label` is the index of the right candidate or class, None where the file does not tell (test sets). `answers` maps raw answer strings to soft scores in 0..1 (VQA), `annotations` keeps the annotators'
-    raw answers for the official metric, and `main_answer` the one that the benchmark's files call the most frequent.
-    `form` is the kind of question, used for stratified scores, never as an input.
+    `label` is the index of the right candidate or class, None where the file does not tell (test sets). `answers` maps
+    raw answer strings to soft scores in 0..1 (VQA), `annotations` keeps the annotators' raw answers for the official
+    metric, and `main_answer` the one that the benchmark's files call the most frequent. `form` is the kind of question,
+    used for stratified scores, never as an input.
     """
 
     id: str
