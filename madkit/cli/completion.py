@@ -156,6 +156,7 @@ _BY_COMMAND: dict[tuple[str, str], Names] = {
     ("teachers show", "name"): _teachers,
     ("teachers check", "name"): _teachers,
     ("students show", "name"): _students,
+    ("students export", "source"): _runs,
     ("config show", "name"): _configurations,
     ("config init", "name"): _configurations,
     ("report", "protocol"): _reports,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from madkit.cli.options import OUTPUT, JsonOption
+from madkit.cli.options import OUTPUT, JsonOption, WorkspaceOption
 from madkit.cli.output import emit, print_table
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ EXAMPLES = """
 madkit students list
 madkit students show uniter-large
 madkit students convert uniter-base.pt --family uniter --vocab vocab.txt --out uniter
-madkit students export madkit-workspace/runs/vqa/uniter/student --out student.pt2
+madkit students export mini-uniter-mad-1pct-s0-8a31ed01 --out student.pt2
 """
 
 app = typer.Typer(no_args_is_help=True, help="List, describe, convert and export students.")
@@ -123,9 +123,10 @@ def convert(
 @app.command("export")
 def export(
     source: Annotated[
-        str, typer.Argument(metavar="STUDENT", help="The folder of a run or of a trained student, or ORG/NAME.")
+        str, typer.Argument(metavar="STUDENT", help="A run's folder or name, a trained student's folder, or ORG/NAME.")
     ],
     out: Annotated[Path, typer.Option(*OUTPUT, metavar="FILE", help="A new .pt2 or .onnx file.", show_default=False)],
+    workspace: WorkspaceOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Write a trained student as one program of torch.export (.pt2) or in ONNX (.onnx), which runs without madkit.
@@ -134,7 +135,7 @@ def export(
     """
     from madkit.students.export import export_student
 
-    made = export_student(source, out)
+    made = export_student(_trained(workspace, source), out)
     document = {"path": str(made.path), "bytes": made.bytes, "difference": made.difference,
                 "outputs": list(made.outputs)}  # fmt: skip
 
@@ -142,6 +143,24 @@ def export(
         print(f"{made.path}: {made.bytes / 1e6:,.1f} MB, differs from the student by {made.difference:.1e} at most")
 
     emit(document, json_, human)
+
+
+def _trained(workspace: Path | None, source: str) -> str | Path:
+    """Where the student of a run of the workspace lies; folders and students' own names are left as they are."""
+    from madkit.core.errors import NotFoundError
+    from madkit.core.registry import suggest
+    from madkit.core.workspace import Workspace
+    from madkit.evaluate.answering import find_student
+    from madkit.students.families import size_names
+
+    if Path(source).is_dir():
+        return source
+    try:
+        return find_student(Workspace.at(workspace), source)
+    except NotFoundError:
+        if source in size_names() or suggest(source, size_names()):
+            return source
+        raise
 
 
 def _print_conversion(result: Conversion) -> None:

@@ -91,9 +91,9 @@ def export_student(source: str | Path, path: Path) -> Exported:
     inside = Path(source) / "student"  # of a run's folder
     try:
         student = load_student(inside if (inside / CONFIG).is_file() else source)
-    except NotFoundError as error:
-        hint = "give the folder `student` of a run: madkit students export RUN/student --out FILE.pt2"
-        raise NotFoundError(error.message, hint=hint) from None
+    except (NotFoundError, UsageProblem) as error:
+        hint = "give a run, or a trained student's folder: madkit students export RUN --out FILE.pt2"
+        raise type(error)(error.message, hint=hint) from None
     plain = PlainStudent(student).eval()
     facts = {
         "name": student.identity.name,

@@ -18,6 +18,7 @@ from madkit.evaluate.origin import find_data, find_run
 from madkit.evaluate.score_file import score_file
 from madkit.evaluate.stage import evaluate
 from madkit.evaluate.submission import known
+from madkit.students.export import Exported
 from madkit.students.load import load_student, save_student
 
 NAME = "tiny-finetune-1pct-s0-01234567"
@@ -146,3 +147,22 @@ def test_data_is_found_under_any_folder_name(tiny, tmp_path):
     found = find_data(other, find_run(tiny.workspace, NAME))
     assert found is not None
     assert found.root == other.data / "another-name"
+
+
+def test_students_are_exported_by_the_name_of_their_run(tiny, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def export(source, out):
+        asked.append(source)
+        return Exported(out, 1_000, 0.0, ("scores",))
+
+    monkeypatch.setattr("madkit.students.export.export_student", export)
+    where = ["--workspace", str(tiny.workspace.root)]
+    for name in (NAME, str(tiny.run), str(tiny.run / "student")):
+        assert main(["students", "export", name, "-o", str(tmp_path / "s.pt2"), *where]) == 0
+    assert asked == [tiny.run / "student", str(tiny.run), str(tiny.run / "student")]
+    capsys.readouterr()
+    assert main(["students", "export", NAME[:-1], "--out", str(tmp_path / "s.pt2"), *where]) == 1
+    told = capsys.readouterr().err
+    assert f"Did you mean '{NAME}'" in told
+    assert "--student" not in told

@@ -104,7 +104,7 @@ def test_onnx_without_its_packages_is_one_sentence(trained: Path, tmp_path: Path
 def test_what_is_no_student_is_met_with_what_is(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no student '/nope'") as error:
         export_student("/nope", tmp_path / "student.pt2")
-    assert "madkit students export RUN/student" in str(error.value.hint)
+    assert "madkit students export RUN --out" in str(error.value.hint)
 
 
 def test_what_cannot_be_exported_leaves_nothing(trained: Path, tmp_path: Path, monkeypatch) -> None:
