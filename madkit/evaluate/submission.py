@@ -150,10 +150,11 @@ def check_submission(found: Iterable[str], expected: Iterable[str], *, where: st
     """
     counts = Counter(iter(found))  # of a mapping, Counter would take the values
     asked = dict.fromkeys(expected)
+    missing = [one for one in asked if one not in counts]
     problems = [
         f"{len(ids):,} {words} ({', '.join(ids[:_SHOWN])}{', ...' if len(ids) > _SHOWN else ''})"
         for ids, words in (
-            ([] if subset else [one for one in asked if one not in counts], "missing"),
+            ([] if subset else missing, "missing"),
             ([one for one, count in counts.items() if count > 1], "answered twice"),
             ([one for one in counts if one not in asked], "not of this split"),
         )
@@ -163,7 +164,7 @@ def check_submission(found: Iterable[str], expected: Iterable[str], *, where: st
         raise DataError(
             f"{where}: {'; '.join(problems)}, of {len(asked):,} that are asked.",
             hint="leave out what is asked elsewhere, and answer no question twice"
-            if subset
+            if subset or not missing or len(problems) > 1
             else "answer every question once; madkit score takes a part of them with --subset",
         )
 

@@ -177,6 +177,11 @@ class TaskData:
         if name in self._added:
             return self._added[name]
         names = [*entries, *self._added]
+        if name == SPLITS[0]:  # a default, or what is trained on: not a name that anybody got wrong
+            raise UsageProblem(
+                f"{self.source} has no train split.",
+                hint=f"import it with one to train on it; to be looked at and answered are: {', '.join(names)}",
+            )
         raise UsageProblem(
             f"{self.source} has no split or test suite {name!r}.{suggest(name, names)}",
             hint=f"use one of: {', '.join(names)}",

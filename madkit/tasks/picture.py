@@ -8,7 +8,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from madkit.core import archives
-from madkit.core.errors import DataError
+from madkit.core.errors import DataError, MadkitError
 from madkit.tasks.example import Example, Segment
 from madkit.tasks.spec import TaskSpec
 
@@ -73,7 +73,7 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int = 2) -> Image.Im
 
 
 def _open(example: Example) -> tuple[Image.Image, npt.NDArray[np.float64]]:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     from madkit.regions.declared import DeclaredBoxes, placed
 
@@ -83,7 +83,11 @@ def _open(example: Example) -> tuple[Image.Image, npt.NDArray[np.float64]]:
             boxes = DeclaredBoxes(example.boxes, (example.width, example.height))
             picture, corners = placed(opened, boxes, str(path))
             return picture.convert("RGB"), corners
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:  # whose message shows an object of Python
+        raise DataError(f"The image {path} cannot be read (no format that Pillow knows).") from None
+    except (MadkitError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise what they like for damage
         raise DataError(f"The image {path} cannot be read ({error or type(error).__name__}).") from None
 
 

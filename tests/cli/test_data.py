@@ -78,6 +78,16 @@ def test_import_list_and_show(vcr: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert {line["what"] for line in facts["examples"][0]} >= {"id", "text", "choice", "right choice"}
 
 
+def test_a_damaged_picture_is_named_and_no_object_of_python(
+    imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("madkit.core.archives.read_bytes", lambda path: b"no picture")
+    code, _, err = madkit(capsys, "data", "show", "vcr", "--workspace", imported, "--save", tmp_path / "page.png")
+    assert code == 1
+    assert "cannot be read (no format that Pillow knows)." in err
+    assert "BytesIO" not in err
+
+
 def test_examples_are_drawn_with_their_boxes(
     imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,6 +125,10 @@ def test_many_wrong_ids_are_counted_and_the_first_five_named():
         "f.json: 1,999 missing (0, 2, 3, 4, 5, ...); 1 answered twice (1); 1 not of this split (x), "
         "of 2,000 that are asked."
     )
+    assert "--subset" not in str(caught.value.hint)  # which would fail in the same way
+    with pytest.raises(DataError) as caught:
+        check_submission(["1"], ["1", "2"], where="f.json")
+    assert "--subset" in str(caught.value.hint)
     check_submission(["1"], ["1", "2"], where="f.json", subset=True)
     with pytest.raises(DataError, match="1 not of this split") as caught:
         check_submission(["1", "3"], ["1", "2"], where="f.json", subset=True)

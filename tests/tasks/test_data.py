@@ -227,3 +227,13 @@ def test_a_manifest_that_is_no_object(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("[]")
     with pytest.raises(DataError, match="no JSON object"):
         TaskData(tmp_path)
+
+
+def test_data_without_a_train_split_says_so(tmp_path: Path) -> None:
+    make(tmp_path / "snli-ve")
+    manifest = json.loads((tmp_path / "snli-ve" / "manifest.json").read_text())
+    manifest["splits"] = {"test": manifest["splits"]["test"]}
+    (tmp_path / "snli-ve" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageProblem, match=r"snli-ve has no train split\.") as caught:
+        TaskData(tmp_path / "snli-ve").examples("train")
+    assert (caught.value.hint or "").endswith("answered are: test")

@@ -98,6 +98,8 @@ def iter_json_lines(path: Path, advance: Advance | None = None, *, whole: bool =
                 place.fail(f"not valid JSON ({error.msg} at column {error.colno})")
             except RecursionError:
                 place.fail("the JSON is nested too deeply")
+            except ValueError:  # Python reads no whole number of more than 4,300 digits
+                place.fail("a whole number has too many digits to be read")
             if not isinstance(row, dict):
                 place.fail(f"a JSON object is needed, found {kind_of(row)}")
             if whole and (b"\\ud" in raw or b"\\uD" in raw) and not whole_characters(row):
@@ -125,6 +127,8 @@ def load_json(path: Path) -> Any:
         Place(path, error.lineno).fail(f"not valid JSON ({error.msg} at column {error.colno})")
     except RecursionError:
         Place(path).fail("the JSON is nested too deeply")
+    except ValueError:  # Python reads no whole number of more than 4,300 digits
+        Place(path).fail("a whole number has too many digits to be read")
 
 
 def kind_of(value: object) -> str:

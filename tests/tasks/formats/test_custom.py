@@ -10,6 +10,7 @@ from madkit.core.errors import DataError
 from madkit.tasks.example import Example, Tag
 from madkit.tasks.formats.custom import ImageFiles, LineReader
 from madkit.tasks.formats.custom_lines import LinePlace, iter_lines, read_header, split_of
+from madkit.tasks.formats.source_lines import iter_json_lines, load_json
 from madkit.tasks.spec import TaskKind
 
 IMAGES = Path("/pictures")
@@ -25,6 +26,16 @@ def read(kind: str, *changes: dict[str, Any], labels: list[str] | None = None, s
     reader = LineReader("mine", kind, ImageFiles(IMAGES), labels)
     rows = [{key: value for key, value in {**LINES[kind], **change}.items() if value is not ...} for change in changes]
     return [reader.example(row, LinePlace(Path("mine.jsonl"), n), split) for n, row in enumerate(rows, 1)]
+
+
+def test_a_number_of_thousands_of_digits_has_its_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "f.jsonl"
+    file.write_text('{"a": 1}\n{"a": ' + "1" * 5000 + "}\n")
+    with pytest.raises(DataError, match=r"f.jsonl, line 2: a whole number has too many digits"):
+        list(iter_json_lines(file))
+    file.write_text("1" * 5000)
+    with pytest.raises(DataError, match=r"f.jsonl: a whole number has too many digits"):
+        load_json(file)
 
 
 def test_multiple_choice() -> None:
