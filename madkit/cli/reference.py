@@ -51,7 +51,7 @@ all of them are done, what failed is named at the end, and the exit code is 1.
 |---|---|
 | `MADKIT_WORKSPACE` | the workspace, where no `--workspace` is given; else `./madkit-workspace` |
 | `MADKIT_CACHE` | folder or URL of the token caches, where no `--cache` is given; else `cache` in the workspace |
-| `MADKIT_CACHE_DIR` | where mirrors of caches at URLs lie; else `~/.cache/madkit` |
+| `MADKIT_CACHE_DIR` | mirrors of caches at URLs, and indexes of read-only region files; else `~/.cache/madkit` |
 | `MADKIT_DEBUG` | `1`: an error's traceback comes before its sentence |
 | `HF_HUB_OFFLINE` | `1`: the Hugging Face hub is never asked |
 | `HF_TOKEN` | the hub's token, for `--push` of `madkit export` |

@@ -111,7 +111,10 @@ def is_url(place: str) -> bool:
 
 
 def mirror_root() -> Path:
-    """Return the folder of all mirrors: ``$MADKIT_CACHE_DIR``, else ``madkit`` in the user's cache folder."""
+    """Return the folder of what can be had again: ``$MADKIT_CACHE_DIR``, else ``madkit`` in the user's cache folder.
+
+    Mirrors of remote caches lie in it, and indexes of region files that no workspace knows.
+    """
     chosen = os.environ.get(MIRROR_VARIABLE)
     if chosen:
         return Path(chosen).expanduser()

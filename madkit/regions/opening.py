@@ -8,10 +8,13 @@ from typing import Any
 
 from madkit.core.errors import UsageProblem
 from madkit.core.registry import Registry, suggest
+from madkit.core.workspace import mirror_root
 from madkit.regions.detect import detect_format
 from madkit.regions.interface import RegionReader
 
 __all__ = ["READERS", "detect_format", "open_regions"]
+
+_INDEX_FOLDER = "index_folder"  # the option of readers that keep an index
 
 READERS: Registry[type[RegionReader]] = Registry("region-file format")
 READERS.register(
@@ -31,12 +34,15 @@ READERS.register("milvlg-npz", "madkit.regions.milvlg_npz:MilvlgNpzReader", abou
 READERS.register("mmf-npy", "madkit.regions.mmf_npy:MmfNpyReader", about="MMF's and Pythia's .npy with _info.npy")
 
 
-def open_regions(format: str, path: Path, **options: Any) -> RegionReader:
+def open_regions(format: str, path: Path, *, index_folder: Path | None = None, **options: Any) -> RegionReader:
     """Open a file or folder of region features.
 
     Args:
         format: the layout, one of `READERS`; `detect_format` tells it from the files.
         path: the file or folder.
+        index_folder: where an index is kept, of a layout that needs one, when it cannot lie beside the file (shared
+            storage is often read-only, and without a place the file is scanned whole at every opening); the user's
+            cache folder by default.
         **options: of the layout's reader. Where the layout has confidences: `min_confidence`, `min_boxes` and
             `max_boxes`, UNITER's rule.
 
@@ -47,11 +53,21 @@ def open_regions(format: str, path: Path, **options: Any) -> RegionReader:
         MadkitError: the layout needs a package that is not installed.
     """
     reader = READERS.get(format)
-    known = [name for name in inspect.signature(reader).parameters if name != "path"]
+    known = [name for name in inspect.signature(reader).parameters if name not in ("path", _INDEX_FOLDER)]
     for name in options:
         if name not in known:
             raise UsageProblem(
                 f"Region files of the format {format!r} have no option {name!r}.{suggest(name, known)}",
                 hint=f"leave it out; options: {', '.join(known)}" if known else "leave it out",
             )
+    if _INDEX_FOLDER in inspect.signature(reader).parameters:
+        options[_INDEX_FOLDER] = index_folder or _user_indexes()
     return reader(path, **options)  # type: ignore[call-arg]  # the protocol says nothing of constructors
+
+
+def _user_indexes() -> Path | None:
+    """Where indexes go that no data set has a place for; None for a user without a home, as in some containers."""
+    try:
+        return mirror_root() / "region-index"
+    except RuntimeError:
+        return None

@@ -26,6 +26,7 @@ SUITES = "suites"
 SHOTS = "shots"
 LISTS = "lists"
 REGIONS = "regions.json"
+REGION_INDEX = ".region-index"
 SPLITS = ("train", "dev", "test")
 # Official test sets, whose labels are not public: to predict, never to score.
 SUBMISSIONS = ("submission", "submission-dev")
@@ -142,8 +143,16 @@ class TaskData:
                     self.manifest if home == self.root else {},
                     lambda: {**(self.image_files() if home == self.root else {}), **self.image_files(key)},
                     hint=f"name all files with features: madkit data regions add {owner} PATH",
+                    indexes=self.region_indexes,
                 )
             return self._regions[key]
+
+    @property
+    def region_indexes(self) -> Path:
+        """Where indexes of region files are kept that cannot lie beside these: beside the data sets, which may share
+        files, so that an import that replaces a data set leaves them.
+        """
+        return self.root.parent / REGION_INDEX
 
     def region_digest(self, suite: str | None = None) -> str | None:
         """What the region features of a split or suite are known by; None for those that came with the data."""

@@ -35,12 +35,13 @@ def open_region_files(
     images: Callable[[], Mapping[str, str]],
     *,
     hint: str | None = None,
+    indexes: Path | None = None,
 ) -> RegionReader | None:
     """The reader of a data set's region features, None where it has none.
 
     Features come with the data (the manifest's key `regions`: a file under the data's own image ids) or were added
     later (`regions.json` in the folder: one or several files in their owners' layouts and under their owners' names).
-    `hint` is what to do about an image that these lack.
+    `hint` is what to do about an image that these lack, `indexes` where indexes go that cannot lie beside the files.
 
     Raises NotFoundError for a file that is gone, DataError for damaged ones and for those that have been written anew
     since they were added and hold something else.
@@ -50,7 +51,7 @@ def open_region_files(
     listed = folder / REGIONS
     if listed.is_file():
         parts = _parts(listed)
-        reader = _open_parts(folder, parts, images(), hint)[0]
+        reader = _open_parts(folder, parts, images(), hint, indexes)[0]
         _check_unchanged(folder, parts, reader, hint)
         return reader
     own = manifest.get("regions")
@@ -58,7 +59,7 @@ def open_region_files(
         return None
     if not (isinstance(own, dict) and {"format", "path"} <= own.keys()):
         raise DataError(f"{folder / 'manifest.json'}: 'regions' needs 'format' and 'path'.")
-    return open_regions(str(own["format"]), folder / str(own["path"]))
+    return open_regions(str(own["format"]), folder / str(own["path"]), index_folder=indexes)
 
 
 def added_digest(folder: Path) -> str | None:
@@ -91,7 +92,11 @@ def _parts(path: Path) -> list[dict[str, Any]]:
 
 
 def _open_parts(
-    folder: Path, parts: Sequence[Mapping[str, Any]], images: Mapping[str, str], hint: str | None = None
+    folder: Path,
+    parts: Sequence[Mapping[str, Any]],
+    images: Mapping[str, str],
+    hint: str | None = None,
+    indexes: Path | None = None,
 ) -> tuple[RegionReader, list[str]]:
     """One reader over the parts, and the ids of the images that none of them has.
 
@@ -101,7 +106,9 @@ def _open_parts(
     from madkit.regions import NamedRegions, match_images, open_regions
 
     def reader_of(chosen: Sequence[Mapping[str, Any]]) -> tuple[RegionReader, list[str]]:
-        readers = [open_regions(p["format"], folder / p["path"], **p.get("options", {})) for p in chosen]
+        readers = [
+            open_regions(p["format"], folder / p["path"], index_folder=indexes, **p.get("options", {})) for p in chosen
+        ]
         keys, missing = match_images(readers, images)
         return NamedRegions(readers, keys, hint=hint), missing
 
@@ -191,7 +198,7 @@ def _attach(
     data: TaskData, folder: Path, suite: str | None, parts: list[dict[str, Any]], *, allow_missing: bool
 ) -> Attached:
     images = data.image_files(suite)
-    reader, missing = _open_parts(folder, parts, images)
+    reader, missing = _open_parts(folder, parts, images, indexes=data.region_indexes)
     if len(missing) == len(images) or (missing and not allow_missing):
         shown = ", ".join(missing[:_SHOWN]) + (", and others" if len(missing) > _SHOWN else "")
         files = ", ".join(f"{part['path']} ({part['format']})" for part in parts)

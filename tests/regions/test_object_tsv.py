@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from madkit.core.errors import DataError, NotFoundError, UsageProblem
 from madkit.regions import open_regions
 from madkit.regions.object_tsv import ObjectTsvReader
+from madkit.regions.tsv_index import index_path
 
 Row = dict[str, Any]
 
@@ -65,6 +66,40 @@ def opened(layout: str, path: Path, **options: Any) -> ObjectTsvReader:
     reader = open_regions(layout, path, **options)
     assert isinstance(reader, ObjectTsvReader)
     return reader
+
+
+@BOTH
+def test_beside_a_file_that_takes_no_index_it_is_scanned_once(
+    tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MADKIT_CACHE_DIR", str(tmp_path / "user"))
+    path = write(tmp_path / "r.tsv", layout, [a_row()])
+    index_path(path).mkdir()  # as where the folder cannot be written to; the tests may run as root, who always can
+    assert opened(layout, path).index.built
+    again = opened(layout, path).index
+    assert not again.built
+    assert again.path is not None
+    assert again.path.parent == tmp_path / "user" / "region-index"
+    elsewhere = [opened(layout, path, index_folder=tmp_path / "mine").index for _ in range(2)]
+    assert [index.built for index in elsewhere] == [True, False]
+    assert elsewhere[1].path == index_path(path, tmp_path / "mine")
+    assert capsys.readouterr().err == ""
+
+
+def test_who_has_no_home_reads_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def expanded(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("MADKIT_CACHE_DIR", raising=False)
+    monkeypatch.setattr(Path, "expanduser", expanded)
+    path = write(tmp_path / "r.tsv", "butd-tsv", [a_row()])
+    assert opened("butd-tsv", path).index.path == index_path(path)
+    index_path(path).unlink()
+    index_path(path).mkdir()
+    assert opened("butd-tsv", path).index.path is None
+    assert "could not be kept" in capsys.readouterr().err
 
 
 @BOTH

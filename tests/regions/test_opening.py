@@ -248,3 +248,5 @@ def test_unknown_formats_and_options(tmp_path: Path) -> None:
         open_regions("uniter-npz", uniter_npz(tmp_path), max_box=3)
     with pytest.raises(UsageProblem, match="have no option 'min_confidence'"):
         open_regions("butd-hdf5", hdf5(tmp_path), min_confidence=0.2)
+    open_regions("butd-hdf5", tmp_path / "r.h5", index_folder=tmp_path / "indexes").close()  # for those that have one
+    assert not (tmp_path / "indexes").exists()

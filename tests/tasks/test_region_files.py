@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from madkit.cli.main import main
 from madkit.core.errors import DataError, NotFoundError, UsageProblem
 from madkit.core.workspace import Workspace
-from madkit.regions import write_butd_hdf5
+from madkit.regions import convert_regions, open_regions, tsv_index, write_butd_hdf5
 from madkit.shifts import make_shift
 from madkit.tasks import region_files
 from madkit.tasks.check import check_dataset
@@ -206,3 +207,34 @@ def test_data_sets_of_one_source_share_the_features(workspace: Workspace) -> Non
         made = data_of(moved, name)
         assert made.region_digest() == digest
         assert sum(finding.wrong for finding in check_dataset(made, deep=True)) == 0
+
+
+def test_files_in_a_folder_that_cannot_be_written_to_are_scanned_once(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MADKIT_CACHE_DIR", str(tmp_path / "user"))
+    table = tmp_path / "all_obj36.tsv"
+    convert_regions(open_regions("butd-hdf5", features(tmp_path / "all.h5", (*VCR, *GD))), table, "lxmert-tsv")
+    tsv_index.index_path(table).mkdir()  # the tests may run as root, whom no permission stops
+    scans: list[Path] = []
+    scan = tsv_index._scan
+
+    def counted(path: Path, *others: Any) -> Any:
+        scans.append(path)
+        return scan(path, *others)
+
+    monkeypatch.setattr(tsv_index, "_scan", counted)
+    data = data_of(workspace)
+    attach_regions(data, [table])
+    attach_regions(data, [table], suite=SUITES[0])
+    assert tsv_index.index_path(table, workspace.data / ".region-index").is_file()
+    assert scans == [table]
+    assert value(data_of(workspace), "train") == value(data_of(workspace), SUITES[0]) == 0.5
+    assert (value(data_of(workspace), "train"), scans) == (0.5, [table])
+    make_shift(workspace, data, "source")
+    import_data(workspace, "vcr", tmp_path / "vcr", ImportOptions(dev_cut=0))
+    for name in ("vcr", "vcr-lsmdc"):
+        assert (value(data_of(workspace, name), "train"), scans) == (0.5, [table])
+    check = ["data", "regions", "check", str(table)]  # knows no workspace
+    assert [main(check), main(check)] == [0, 0]
+    assert scans == [table, table]
