@@ -228,7 +228,7 @@ def _item(pair: _Pair, example: Example, group: str, choose: Chooser | None) -> 
             declared = DeclaredBoxes(example.boxes, (example.width, example.height))
             turned, corners = placed(opened, declared, str(example.image.path))
             picture = turned.convert("RGB")
-    except (MadkitError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (MadkitError, OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError):
         return None
     scale = min(1.0, WIDTH / picture.width)
     sides = (picture.width, picture.height) * 2

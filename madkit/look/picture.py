@@ -57,7 +57,7 @@ def _open(path: Path) -> Image.Image:
     try:
         with Image.open(BytesIO(archives.read_bytes(path))) as opened:
             return opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         raise DataError(f"The image {path} cannot be read ({error or type(error).__name__}).") from None
 
 

@@ -79,7 +79,7 @@ class PatchReader:
             raise DataError(f"The image {path} does not exist.") from None
         except UnidentifiedImageError:  # its text is the address of a buffer
             raise DataError(f"The image {path} cannot be read (no known format).") from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
             raise DataError(f"The image {path} cannot be read ({error or type(error).__name__}).") from None
         return cut(np.asarray(image, dtype=np.float32) / np.float32(127.5) - np.float32(1.0), self._patch)
 

@@ -158,7 +158,7 @@ def _decoding(images: Sequence[tuple[Path, Iterable[Size]]]) -> list[Finding]:
                     _check_size(image, size, path, sized)
         except MadkitError as error:
             finding.complain(error.message)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
             finding.complain(f"{path} cannot be decoded ({error})")
     return [finding, sized] if sized.looked_at else [finding]
 

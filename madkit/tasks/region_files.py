@@ -309,7 +309,7 @@ def image_sizes(data: TaskData, reader: RegionReader) -> dict[str, tuple[int, in
         try:
             with Image.open(path if path.is_file() else BytesIO(read_bytes(path))) as opened:
                 sizes[key if isinstance(key, str) else key[0][1]] = opened.size
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
             raise DataError(f"The image {path} cannot be read ({error or type(error).__name__}).") from None
     return sizes
 
