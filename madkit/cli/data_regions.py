@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -78,7 +78,7 @@ def add(
     from madkit.tasks.region_files import attach_regions
 
     data = open_data(workspace, task)
-    options = {"min_confidence": min_confidence, "min_boxes": min_boxes, "max_boxes": max_boxes}
+    options: dict[str, Any] = {"min_confidence": min_confidence, "min_boxes": min_boxes, "max_boxes": max_boxes}
     attached = attach_regions(
         data,
         paths or [],
@@ -130,7 +130,7 @@ def check(
     from madkit.regions import detect_format, open_regions
 
     layout = format or detect_format(path)
-    options = {"min_confidence": min_confidence, "min_boxes": min_boxes, "max_boxes": max_boxes}
+    options: dict[str, Any] = {"min_confidence": min_confidence, "min_boxes": min_boxes, "max_boxes": max_boxes}
     reader = open_regions(layout, path, **{key: value for key, value in options.items() if value is not None})
     ids = list(reader.ids())
     chosen = ids[:limit] if limit else ids
@@ -194,7 +194,7 @@ def convert(
 
     kinds: dict[Width, Literal["float16", "float32"]] = {Width.float16: "float16", Width.float32: "float32"}
     layout = format or detect_format(source)
-    options = {"min_confidence": min_confidence, "min_boxes": min_boxes, "max_boxes": max_boxes}
+    options: dict[str, Any] = {"min_confidence": min_confidence, "min_boxes": min_boxes, "max_boxes": max_boxes}
     reader = open_regions(layout, source, **{key: value for key, value in options.items() if value is not None})
     sizes = None
     if task is not None:
