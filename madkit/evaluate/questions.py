@@ -18,7 +18,7 @@ from madkit.core import archives
 from madkit.core.console import progress
 from madkit.core.errors import NotFoundError, UsageProblem
 from madkit.core.registry import suggest
-from madkit.regions.declared import DeclaredBoxes
+from madkit.regions.declared import DeclaredBoxes, joined
 from madkit.tasks.formats.custom import ImageFiles, LineReader
 from madkit.tasks.formats.custom_lines import HIDDEN, Header, LinePlace, iter_lines, near_to, read_header, split_of
 from madkit.tasks.formats.source_lines import Row, UniqueIds, kind_of
@@ -55,7 +55,7 @@ class Question:
 class Survey:
     """What is known after every line has been read once.
 
-    count: lines that are asked. images: file by image id. boxes: those of the first line about an image that has some.
+    count: lines that are asked. images: file by image id. boxes: those that the lines about an image name.
     first: the first line about each image.
     """
 
@@ -71,7 +71,10 @@ class Survey:
         self.images.setdefault(image.id, image.path)
         self.first.setdefault(image.id, question.place)
         if example.boxes:
-            self.boxes.setdefault(image.id, DeclaredBoxes(example.boxes, (example.width, example.height)))
+            boxes = DeclaredBoxes(example.boxes, (example.width, example.height))
+            known = self.boxes.setdefault(image.id, boxes)
+            if known != boxes:
+                self.boxes[image.id] = joined(known, boxes)
 
 
 class Questions:

@@ -32,6 +32,17 @@ class DeclaredBoxes:
     size: Size
 
 
+def joined(first: DeclaredBoxes, other: DeclaredBoxes) -> DeclaredBoxes:
+    """The boxes of one image that two lines name, each once, in the size that the first line declares."""
+    corners = other.corners
+    if first.size != other.size:
+        if 0 in (*first.size, *other.size):  # in the file's own pixels here, in a copy's there: nobody can tell
+            return first
+        scale = np.array(first.size * 2) / np.array(other.size * 2)
+        corners = tuple((box[0], box[1], box[2], box[3]) for box in (np.array(corners) * scale).tolist())
+    return DeclaredBoxes(tuple(dict.fromkeys((*first.corners, *corners))), first.size)
+
+
 class Fit(Enum):
     """How a declared size agrees with an image file."""
 

@@ -317,22 +317,22 @@ def image_sizes(data: TaskData, reader: RegionReader) -> dict[str, tuple[int, in
 def make_pixels(
     data: TaskData, *, side: int, grid: int, workers: int, advance: Callable[[int], None] | None = None
 ) -> Attached:
-    """Make pixel features of every image of a data set, from its boxes or a grid, and attach them.
+    """Make pixel features of every image of a data set, from all boxes that its lines name or a grid, and attach them.
 
     They know nothing of objects; they make a data set without detector features usable, by the embedded student among
     others. Raises DataError for images that cannot be read, or whose shape is not that of the declared size.
     """
-    from madkit.regions.declared import DeclaredBoxes
+    from madkit.regions.declared import DeclaredBoxes, joined
     from madkit.regions.pixels import make_pixel_regions
 
     seen: dict[str, tuple[Path, DeclaredBoxes | None]] = {}
     for name in [*data.splits(), *data.suites(), *data.submissions()]:
         for example in data.examples(name):
-            known = seen.get(example.image.id)
-            if known is None or (known[1] is None and example.boxes):
-                size = (example.width, example.height)
-                boxes = DeclaredBoxes(example.boxes, size) if example.boxes else None
-                seen[example.image.id] = (example.image.path, boxes)
+            path, known = seen.get(example.image.id, (example.image.path, None))
+            if example.boxes:  # lines about one image may each name a box of their own
+                boxes = DeclaredBoxes(example.boxes, (example.width, example.height))
+                known = boxes if known is None or known == boxes else joined(known, boxes)
+            seen[example.image.id] = (path, known)
     items = [(image, path, boxes) for image, (path, boxes) in seen.items()]
     with FileLock(data.root / f".{PIXELS}.lock", what=f"the pixel features of {data.name}"):
         for left in data.root.glob(f".{PIXELS}.*.tmp"):  # of a killed one; the lock is ours

@@ -17,6 +17,7 @@ from madkit.core.workspace import Workspace
 from madkit.tasks.data import LISTS, MANIFEST, SHOTS, SUITES, TaskData
 from madkit.tasks.importing import IMPORTERS, FoundFiles, ImportOptions, ImportPlan
 from madkit.tasks.importing.write import MissingImages, total_bytes, write_dataset
+from madkit.tasks.region_files import PIXELS
 from madkit.tasks.spec import TASKS
 from madkit.tasks.suites import write_suite
 
@@ -130,8 +131,17 @@ class _Meter:
 
 
 def keep_additions(home: Path, folder: Path, *, same: bool) -> None:
-    """Carry over what was added before: region files always, suites and id lists where they still fit."""
-    for file in visible(home, "regions*"):
+    """Carry over what was added before: region files always, suites and id lists where they still fit.
+
+    Features that madkit made of the data's own boxes go with the boxes: in data that changed they would be of others.
+    """
+    made_here = (home / PIXELS).is_file() and not same
+    if made_here:
+        warn(
+            f"The data changed, so its pixel features are dropped; they are made again with: madkit data regions make "
+            f"{home.name}"
+        )
+    for file in [] if made_here else visible(home, "regions*"):
         try:
             os.link(file, folder / file.name)  # pixel features are large, and nobody writes into them
         except OSError:
