@@ -133,15 +133,14 @@ class _Meter:
 def keep_additions(home: Path, folder: Path, *, same: bool) -> None:
     """Carry over what was added before: region files always, suites and id lists where they still fit.
 
-    Features that madkit made of the data's own boxes go with the boxes: in data that changed they would be of others.
+    Features that madkit made of the data's own boxes stay those of the boxes as they were, which is said.
     """
-    made_here = (home / PIXELS).is_file() and not same
-    if made_here:
+    if (home / PIXELS).is_file() and not same:
         warn(
-            f"The data changed, so its pixel features are dropped; they are made again with: madkit data regions make "
-            f"{home.name}"
+            "The data changed, and its pixel features are kept: if boxes or pictures changed, make them again: madkit "
+            f"data regions make {home.name}"
         )
-    for file in [] if made_here else visible(home, "regions*"):
+    for file in visible(home, "regions*"):
         try:
             os.link(file, folder / file.name)  # pixel features are large, and nobody writes into them
         except OSError:
