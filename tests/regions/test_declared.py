@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -56,8 +57,7 @@ def test_whatever_a_copy_is_rounded_to_it_fits(real: tuple[int, int], longest: i
         def getexif(self) -> dict[int, int]:
             return {}
 
-    picture: Image.Image = Opened()  # type: ignore[assignment]
-    assert fit_of(picture, (width, height)) in (Fit.SAME, Fit.SCALED)
+    assert fit_of(cast("Image.Image", Opened()), (width, height)) in (Fit.SAME, Fit.SCALED)
 
 
 def test_boxes_are_scaled_each_way_and_whole_pixels_stay_whole() -> None:
