@@ -53,6 +53,7 @@ TRAINING = [
     "pool",
     "teaching",
     "asked",
+    "next_commands",
     "stage",
     "sweep",
 ]

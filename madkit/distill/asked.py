@@ -95,7 +95,7 @@ class Asked:
     """A run that is known by all that decides its numbers; nothing of it is made. Close it: caches are open.
 
     Attributes:
-        workspace, data, seed: as asked for.
+        workspace, names, data, seed: as asked for; `teacher` is what the caller named, a name or several or None.
         train, labelled: examples of the train split, and those of them whose labels are used.
         named, teachers: whose caches are read; opened, or None for arms without a teacher.
         config: all settings, resolved.
@@ -116,8 +116,10 @@ class Asked:
         named: Named,
         seed: int,
         config: DistillConfig,
+        teacher: str | Sequence[str] | None = None,
     ) -> None:
         self.workspace = workspace
+        self.names, self.teacher = names, teacher
         self.data = data
         self.seed = seed
         self.train: Sequence[Example] = data.examples("train")
@@ -222,7 +224,7 @@ def ask_for(
     named = name_teachers(workspace, data, teacher, config, labelled, sees=sees, shots=names.shots, seed=seed)
     with turn():  # its first weights are put together by one process
         start = beginning(workspace, str(student), names.init, data, named.first.store, config.visual_input)
-    return Asked(workspace, data, names, labelled, start, named, seed, config)
+    return Asked(workspace, data, names, labelled, start, named, seed, config, teacher)
 
 
 def _digest_of_file(path: Path) -> str:

@@ -27,6 +27,7 @@ from madkit.distill.loop.loop import Look, LoopResult, make_accelerator, run_loo
 from madkit.distill.loop.plan import loop_settings, training_order
 from madkit.distill.loop.trackers import Trackers
 from madkit.distill.loop.weight_mean import weight_means
+from madkit.distill.next_commands import next_commands
 from madkit.distill.objective.objective import is_fresh
 from madkit.distill.pool.joint_pool import Pool, encode_together, gather_pool
 from madkit.distill.pool.pre_phase import SETUP_MARK, PrePhaseResult, pre_phase
@@ -298,7 +299,8 @@ class _Run:
             "dev": scores[-1] if scores else {},
         }
         steps = [row for row in read_jsonl(folder / "metrics.jsonl") if "loss" in row]
-        write_text_atomic(folder / "summary.md", summary_text(asked.identity, asked.config, facts, result.looks, steps))
+        text = summary_text(asked.identity, asked.config, facts, result.looks, steps, next_commands(asked))
+        write_text_atomic(folder / "summary.md", text)
         return asked.folder.finish(facts)
 
 

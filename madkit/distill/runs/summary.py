@@ -22,6 +22,7 @@ def summary_text(
     facts: dict[str, Any],
     looks: Sequence[dict[str, Any]],
     steps: Sequence[Mapping[str, Any]] = (),
+    commands: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Markdown: the run's names and settings that matter, its losses, its scores on the development split.
 
@@ -31,25 +32,18 @@ def summary_text(
         facts: what the manifest says of the run's end.
         looks: the journal's lines with "dev".
         steps: the journal's lines with "loss".
+        commands: what to type next, each with what it is for.
     """
     lines = [f"# {identity.student}, {identity.arm}, {identity.shots}, seed {identity.seed}", ""]
     if identity.is_mini:
         lines += ["Embedded benchmark: these figures say nothing about the real one.", ""]
     lines += _table(["", ""], _names(identity, config, facts), "ll")
     lines += _losses(steps)
-    another = f"madkit distill --task {identity.task} --shots {identity.shots} --arm {identity.arm}"
     lines += _scores(looks, facts)
-    lines += [
-        "## Next",
-        "",
-        "```",
-        "madkit evaluate                 # this run and its neighbours on every test suite, with intervals",
-        f"{another} --seed {identity.seed + 1}   # one seed is no measurement",
-        "```",
-        "",
-        "Every setting is in `config.yaml`, every step in `metrics.jsonl`, the student in `student/`.",
-        "",
-    ]
+    if commands:
+        typed = [f"{command}   # {why}" for command, why in commands]
+        lines += ["## Next", "", "```", *typed, "```", ""]
+    lines += ["Every setting is in `config.yaml`, every step in `metrics.jsonl`, the student in `student/`.", ""]
     return "\n".join(lines)
 
 

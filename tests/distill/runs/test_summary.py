@@ -18,7 +18,7 @@ STEPS = [{"step": step, "loss": 2.0 / step, "terms": {"task": 1.0 / step, "text"
 
 def test_a_summary_says_what_how_long_and_what_next():
     config = DistillConfig.model_validate({"optim": {"ema": 0.99, "learning_rate": 1e-3}})
-    text = summary_text(IDENTITY, config, FACTS, LOOKS, STEPS)
+    text = summary_text(IDENTITY, config, FACTS, LOOKS, STEPS, [("madkit evaluate", "every suite")])
     for line in (
         "# tiny, mad, 1pct, seed 3",
         "| labels | 1pct: 700 questions, 1,400 examples |",
@@ -30,9 +30,9 @@ def test_a_summary_says_what_how_long_and_what_next():
         "| text | 0.2929 | 0.02836 |",
         "`▁█▅` Q->AR  ",
         "| 20 * | 40.00 |",
+        "madkit evaluate   # every suite",
     ):
         assert line in text.splitlines()
-    assert "madkit distill --task vcr --shots 1pct --arm mad --seed 4" in text
     assert "say nothing about the real one" in text
 
 
@@ -40,6 +40,7 @@ def test_a_summary_of_little_is_short():
     text = summary_text(IDENTITY, DistillConfig(), {**FACTS, "resumed_from": 0, "stopped_early": False}, LOOKS[2:])
     assert "## Losses" not in text
     assert "▁" not in text
+    assert "## Next" not in text
     assert "| steps | 40 (weights of step 20) |" in text
 
 

@@ -1,0 +1,58 @@
+"""What to type after a run, for its summary, which is read where nobody knows how the run was asked for."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from madkit.core.workspace import CACHE_VARIABLE, DEFAULT, VARIABLE, Workspace
+from madkit.distill.asked import MINI_STUDENT, Asked
+
+
+def next_commands(asked: Asked) -> list[tuple[str, str]]:
+    """Commands for a run's summary with what each is for: its score on the test suites, and the same with another seed.
+
+    The second repeats every name and setting that the run was asked for by, so that the two runs are of one arm. Both
+    name workspace and cache where a call without them would look elsewhere.
+    """
+    places = list(_places(asked.workspace))
+    evaluate = ["madkit", "evaluate", *places]
+    return [
+        (shlex.join(evaluate), "this run and its neighbours on every test suite, with intervals"),
+        (shlex.join(["madkit", "distill", *_same(asked), *places]), "one seed is no measurement"),
+    ]
+
+
+def _same(asked: Asked) -> Iterator[str]:
+    names = asked.names
+    yield from ("--task", names.task, "--shots", names.shots, "--arm", names.arm)
+    if names.student is not None and str(names.student) != MINI_STUDENT:
+        yield from ("--student", str(names.student))
+    if names.init is not None:
+        yield from ("--init", names.init)
+    if names.recipe is not None:
+        yield from ("--recipe", names.recipe)
+    teachers = [asked.teacher] if isinstance(asked.teacher, str) else asked.teacher or []
+    for teacher in teachers:
+        yield from ("--teacher", teacher)
+    for key, value in (names.overrides or {}).items():
+        yield from ("--set", f"{key}={_yaml(value)}")
+    yield from ("--seed", str(asked.seed + 1))
+
+
+def _yaml(value: Any) -> str:
+    """A value as `--set` reads it again."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
+    return text.removesuffix("...\n").strip()
+
+
+def _places(workspace: Workspace) -> Iterator[str]:
+    if workspace.root != Path(os.environ.get(VARIABLE) or DEFAULT).expanduser():
+        yield from ("--workspace", str(workspace.root))
+    if workspace.cache_at is not None and workspace.cache_at != os.environ.get(CACHE_VARIABLE, "").rstrip("/"):
+        yield from ("--cache", workspace.cache_at)
