@@ -12,9 +12,9 @@ Every stage can be killed and called again: what is there is not made again. `ad
 labelled subset, extracts with those that the development split finds better than the untouched one, and appends to
 docs/results/adaptation.jsonl; arms that take an adapted teacher find it by themselves. `tune` appends to
 docs/results/tuning.jsonl, `variants` to docs/results/variants.jsonl, `evaluate` writes docs/results/study.jsonl, and
-`table` fills the tables of docs/results.md from these files alone. `--tasks`, `--shots` and `--arms` limit a call to a
-part of the grid. A workspace need not hold the whole study: `evaluate` replaces the rows of a task and number of labels
-of which it has every run that stands there, and leaves the others (joined.py).
+`table` fills the tables of docs/results.md and draws its pictures from these files alone. `--tasks`, `--shots` and
+`--arms` limit a call to a part of the grid. A workspace need not hold the whole study: `evaluate` replaces the rows of
+a task and number of labels of which it has every run that stands there, and leaves the others (joined.py).
 """
 
 from __future__ import annotations
@@ -71,9 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             refuse_strays(workspace, specs, grid["shots"], grid["tasks"])
             evaluate_all(grid, workspace, asked.results / "study.jsonl")
         else:
-            from tables import fill_page  # beside this file
+            from picture import draw_pictures  # beside this file
+            from tables import fill_page, headlines, ordered
 
             fill_page(asked.results, asked.results.parent / "results.md")
+            rows = headlines(read(asked.results / "study.jsonl"))
+            draw_pictures(rows, ordered({row["label"] for row in rows}), asked.results.parent / "images")
     except MadkitError as error:
         print(f"{error.message} {error.hint or ''}")
         return error.exit_code

@@ -24,7 +24,7 @@ def fill_page(results: Path, page: Path) -> None:
     Raises DataError for a marker of no known table or without an end.
     """
     known = read(results / "study.jsonl")
-    rows = [row for row in known if row.get("kind") == "row" and row["headline"]]
+    rows = headlines(known)
     tables = {
         "updates": updates_table(row for row in known if row.get("kind") == f"against {AS_LONG}"),
         "tuning": tuning_table(read(results / "tuning.jsonl")),
@@ -111,14 +111,20 @@ def updates_table(rows: Iterable[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def headlines(study: Sequence[Row]) -> list[Row]:
+    """The rows of the main metric of each task against plain fine-tuning."""
+    return [row for row in study if row.get("kind") == "row" and row["headline"]]
+
+
 def ordered(labels: Iterable[str]) -> list[str]:
     """Arms in the order of the comparison, what is set apart from them behind."""
     return sorted(labels, key=lambda label: (place_of(label), label))
 
 
 def place_of(label: str) -> int:
-    """Where an arm stands in the order; the last place for one that it does not know."""
-    return ORDER.index(label) if label in ORDER else len(ORDER)
+    """Where an arm stands in the order; the last place for a control and for what is not known."""
+    arm = label.removesuffix(" (teacher at inference)")
+    return ORDER.index(arm) if arm in ORDER else len(ORDER)
 
 
 def score(row: Row) -> str:

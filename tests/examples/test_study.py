@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -34,7 +36,7 @@ def module(name: str) -> ModuleType:
 
 
 run, tables, knowledge, joined = module("run"), module("tables"), module("knowledge"), module("joined")
-strays = module("strays")
+strays, picture = module("strays"), module("picture")
 
 
 def grid() -> dict[str, Any]:
@@ -198,6 +200,49 @@ def test_tables_tell_what_is_shown_from_what_is_not(tmp_path):
     page.write_text("<!-- table: nothing -->\n<!-- end -->\n")
     with pytest.raises(DataError, match="nothing"):
         tables.fill_page(tmp_path, page)
+
+
+def drawn(
+    label: str, mean: float, low: float | None, high: float | None, p: float, shots: str = "1pct"
+) -> dict[str, Any]:
+    found = {"mean": mean, "low": low, "high": high, "p_holm": p, "baseline": "finetune"}
+    return {"source": "mini-vqa", "label": label, "shots": shots, "suite": "test", "difference": found}
+
+
+def test_a_picture_has_a_mark_for_every_difference_and_fills_those_that_are_shown():
+    rows = [
+        drawn("mad", 1.0, -1.0, 3.0, 0.9), drawn("affinity", 12.0, 10.0, 14.0, 0.001),
+        drawn("affinity", 30.0, 9.0, 51.0, 0.2, "full"), drawn("clip-vil", -44.1, -46.0, -42.0, 0.001),
+        drawn("kd-all", 5.0, None, None, 0.001),
+    ]  # fmt: skip
+    text = picture.picture(rows, ["kd-all", "mad", "affinity", "clip-vil"], "test")
+    _, *lanes = text.split('class="stripe"')  # what stands before it is the legend, which has one mark of each kind
+    marks = re.findall(r'class="(dot[^"]*)"', "".join(lanes))
+    assert sorted(marks) == ["dot s0", "dot s0 hollow", "dot s2 hollow"]  # clip-vil's lies further out
+    assert ">-44.1</text>" in text
+    assert len(re.findall("<path", text)) == 2  # arrows: an interval that ends further out, and one that lies there
+    assert ">kd-all</text>" not in text  # one seed: no interval
+    assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_marks_stand_where_the_axis_says(tmp_path):
+    left = 100.0
+    places = [picture._x(value, left) for value in (-100, -20, 0, 40, 100)]
+    assert places[0] == places[1] == left
+    assert places[3] == places[4] == left + picture.PANEL
+    assert places[2] == pytest.approx(left + picture.PANEL / 3)
+
+
+def test_the_tables_and_pictures_of_the_page_are_those_of_the_committed_rows(tmp_path):
+    docs = FOLDER.parents[1] / "docs"
+    page = tmp_path / "results.md"
+    page.write_text((docs / "results.md").read_text(encoding="utf-8"), encoding="utf-8")
+    tables.fill_page(docs / "results", page)
+    assert page.read_text(encoding="utf-8") == (docs / "results.md").read_text(encoding="utf-8")
+    rows = tables.headlines(tables.read(docs / "results" / "study.jsonl"))
+    picture.draw_pictures(rows, tables.ordered({row["label"] for row in rows}), tmp_path)
+    for name in picture.PICTURES:
+        assert (tmp_path / name).read_text(encoding="utf-8") == (docs / "images" / name).read_text(encoding="utf-8")
 
 
 def test_arms_of_two_phases_stand_beside_as_many_updates():
