@@ -44,7 +44,7 @@ def draw_pictures(rows: Sequence[Row], labels: Sequence[str], folder: Path) -> N
 
 
 def picture(rows: Sequence[Row], labels: Sequence[str], suite: str) -> str:
-    """An SVG of paired differences to `finetune` on one suite with their 95 % intervals in points, a panel for each task.
+    """An SVG of paired differences to `finetune` on one suite with 95 % intervals, in points, a panel for each task.
 
     A filled mark stands where Holm's correction leaves a difference, as an asterisk does in the tables.
     """
