@@ -135,6 +135,8 @@ def _print(result: AdaptResult) -> None:
     )
     done = "Nothing to do: the adaptation was complete." if result.skipped else "Done:"
     print(f"{done} {manifest['outcome']}.")
+    if manifest["kept_step"] == manifest["steps"] == manifest["config"]["optim"]["steps"]:
+        print(f"The last step is the best one, so more may be better: --set optim.steps={2 * manifest['steps']}")
     if not manifest["untouched"]:
         task = manifest["source"].removeprefix("mini-")
         print(placed(f"Next: madkit extract --adapter {manifest['name']} --task {task}"))

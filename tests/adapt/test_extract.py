@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from madkit.adapt.stage import adapt
+from madkit.adapt.stage import AdaptResult, adapt
 from madkit.cache.manage import choose_cache, describe, list_stores
 from madkit.cache.pruning import plan_prune
 from madkit.cache.reader import TokenCache, extract_command
+from madkit.cli.adapt import _print
 from madkit.cli.main import main
 from madkit.core.errors import CacheError, NotFoundError
 from madkit.distill.teacher.adaptation import pick_teacher
@@ -116,6 +117,8 @@ def test_commands(
     assert document["before"]["accuracy"] <= document["after"]["accuracy"]
     assert main([*call, *sets, "--train", "heads"]) == 0
     shown = capsys.readouterr().out
+    best_at_last = document["kept_step"] == document["steps"]
+    assert ("more may be better: --set optim.steps=" in shown) == best_at_last
     assert "Nothing to do: the adaptation was complete." in shown
     assert ("madkit extract --adapter mine --task snli-ve" in shown) is not document["untouched"]
     assert main(["extract", "--adapter", "mind", "--task", "snli-ve"]) == 1
@@ -126,3 +129,19 @@ def test_commands(
     assert "No teacher was named" in capsys.readouterr().err
     assert main([*call, "--set", "lora.rnak=3"]) == 1
     assert "rank" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kept", "steps", "said"), [(160, 160, True), (144, 160, False), (80, 80, False), (0, 30, False)]
+)
+def test_a_training_that_was_still_gaining_says_so(
+    kept: int, steps: int, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 160 steps: stopped early is not still gaining, and neither is a teacher that stays as it was."""
+    scores = {"accuracy": 0.4, "retrieval": 0.1, "loss": 3.0}
+    manifest = {
+        "kept_step": kept, "steps": steps, "config": {"optim": {"steps": 160}}, "untouched": kept == 0,
+        "looks": [{"step": kept, "train": scores, "dev": scores}], "source": "mini-vqa", "name": "mine", "outcome": "",
+    }  # fmt: skip
+    _print(AdaptResult(Path("mine"), False, manifest))
+    assert ("--set optim.steps=320" in capsys.readouterr().out) == said
