@@ -27,6 +27,7 @@ from madkit.tasks.example import Example
 
 _CHUNK = 512
 _DENSE = 64  # outputs up to which all probabilities of an example are kept
+_ROUNDING = 1e-5  # all probabilities of an example sum to 1, up to this
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,11 +263,17 @@ def answer_pool(
 
 
 def tempered(shares: Tensor, temperature: float) -> Tensor:
-    """Probabilities [B, K] with another temperature: p^(1/T) over its sum. Zeros stay zeros."""
+    """Probabilities [B, K] with another temperature: p^(1/T), scaled to the sum of p. Zeros stay zeros.
+
+    The kept ones of many answers sum to less than 1, at every temperature to the same.
+    """
     if temperature == 1:
         return shares
-    sharp: Tensor = shares.double().pow(1 / temperature)
-    return (sharp / sharp.sum(-1, keepdim=True).clamp_min(1e-300)).to(shares.dtype)
+    p = shares.double()
+    mass = p.sum(-1, keepdim=True)
+    mass = mass.where((mass - 1).abs() > _ROUNDING, 1.0)
+    sharp: Tensor = p.pow(1 / temperature)
+    return (sharp / sharp.sum(-1, keepdim=True).clamp_min(1e-300) * mass).to(shares.dtype)
 
 
 def soft_task_loss(

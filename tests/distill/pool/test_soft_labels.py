@@ -171,6 +171,15 @@ def test_temperature_sharpens_and_softens():
     assert tempered(shares, 4.0)[0, 2] > 0.2
 
 
+@pytest.mark.parametrize("temperature", [0.25, 0.9999, 1.0, 1.0001, 4.0])
+def test_the_kept_answers_of_many_have_the_same_mass_at_every_temperature(temperature):
+    shares = torch.tensor([[0.5, 0.2, 0.05, 0.0], [0.0, 0.0, 0.0, 0.0], [0.4, 0.3, 0.2, 0.1]])
+    found = tempered(shares, temperature)
+    assert torch.allclose(found.sum(1), shares.sum(1), atol=1e-6)
+    if abs(temperature - 1) < 0.001:
+        assert torch.allclose(found, shares, atol=1e-3)  # 1 is the limit of the formula
+
+
 def test_the_best_answers_are_kept_as_soft_targets():
     targets = SoftTargets.of_rows(torch.tensor([[3, 0], [1, 2]]), torch.tensor([[0.5, 0.25], [0.75, 0.125]]), 5)
     assert len(targets) == 2
