@@ -174,6 +174,7 @@ _FUNCTION_WORDS = """
     very just also too
 """
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
+_APOSTROPHES = "'’"  # as typed and as typeset
 
 
 def function_word_mask(words: Sequence[str]) -> Tensor:
@@ -185,7 +186,7 @@ def function_word_mask(words: Sequence[str]) -> Tensor:
             words (``is`` of ``is|land`` in a byte-level vocabulary), use `function_word_mask_of_spans`.
 
     Returns:
-        [n] bool: True for function words, punctuation and empty strings.
+        [n] bool: True for function words, contractions of them alone, punctuation and empty strings.
     """
     return torch.tensor([_is_function(_strip_marks(word)) for word in words], dtype=torch.bool)
 
@@ -198,7 +199,8 @@ def function_word_mask_of_spans(text: str, spans: Sequence[tuple[int, int]]) -> 
         spans: (start, end) of each token; empty spans are no content.
 
     Returns:
-        [n] bool: True for tokens that carry no content.
+        [n] bool: True for tokens that carry no content. A token without a letter or digit has none, whatever word it
+            stands in.
     """
     flags = []
     for start, end in spans:
@@ -206,7 +208,7 @@ def function_word_mask_of_spans(text: str, spans: Sequence[tuple[int, int]]) -> 
             start += 1
         while end > start and text[end - 1].isspace():
             end -= 1
-        if start < end and any(_in_word(text[i]) for i in range(start, end)):
+        if _says_something(text[start:end]):
             while start > 0 and _in_word(text[start - 1]):
                 start -= 1
             while end < len(text) and _in_word(text[end]):
@@ -216,7 +218,11 @@ def function_word_mask_of_spans(text: str, spans: Sequence[tuple[int, int]]) -> 
 
 
 def _in_word(character: str) -> bool:
-    return character.isalnum() or character == "'"
+    return character.isalnum() or character in _APOSTROPHES
+
+
+def _says_something(word: str) -> bool:
+    return any(character.isalnum() for character in word)
 
 
 def _strip_marks(word: str) -> str:
@@ -224,9 +230,13 @@ def _strip_marks(word: str) -> str:
 
 
 def _is_function(word: str) -> bool:
+    if not _says_something(word):
+        return True
     if word.startswith("##"):
         return False
-    return word.lower().strip("'\"") in FUNCTION_WORDS or not any(character.isalnum() for character in word)
+    first, *others = word.lower().replace("’", "'").strip("'\"").split("'")
+    # "it's" and "they're" carry grammar alone, as their parts do; the t of "can't" is a negation, which is content
+    return first in FUNCTION_WORDS and all(part in FUNCTION_WORDS and part != "t" for part in others)
 
 
 def pad_mask(masks: Sequence[Tensor], length: int) -> Tensor:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -132,6 +134,30 @@ def test_pieces_are_judged_by_their_whole_word() -> None:
     text = "The island is  red."
     spans = [(0, 3), (4, 6), (6, 10), (10, 13), (15, 18), (18, 19), (0, 0)]  # The|is|land| is|red|.|<pad>
     assert function_word_mask_of_spans(text, spans).tolist() == [True, False, False, True, False, True, True]
+
+
+def pieces_of(text: str) -> list[tuple[int, int]]:
+    return [found.span() for found in re.finditer(r"[a-zA-Z]+|[^\sa-zA-Z]", text)]
+
+
+@pytest.mark.parametrize("apostrophe", ["'", "’"])
+def test_contractions_of_function_words_are_function_words(apostrophe: str) -> None:
+    for text in ("What's", "it's", "THEY'RE", "i'm", "I'd've", "who'll"):
+        whole = text.replace("'", apostrophe)
+        assert function_word_mask_of_spans(whole, pieces_of(whole)).all()
+        assert function_word_mask([whole, "Ġ" + whole]).all()
+
+
+@pytest.mark.parametrize("apostrophe", ["'", "’"])
+def test_negations_possessives_and_names_stay_content(apostrophe: str) -> None:
+    for text in ("don't", "isn't", "can't", "dog's", "O'Brien", "'red"):
+        whole = text.replace("'", apostrophe)
+        spans = pieces_of(whole)
+        content = [whole[slice(*span)] for span in spans if whole[slice(*span)] != apostrophe]
+        flags = function_word_mask_of_spans(whole, spans).tolist()
+        assert [whole[a:b] for (a, b), flag in zip(spans, flags, strict=True) if not flag] == content
+        assert not function_word_mask([whole]).any()
+    assert not function_word_mask_of_spans("the dogs'", [(4, 9)]).any()  # tokens that hold a word and its apostrophe
 
 
 def test_the_list_has_no_word_that_decides_entailment() -> None:
