@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from madkit.cache import TokenCache, choose_cache
-from madkit.core.errors import UsageProblem
+from madkit.core.errors import ConfigError, UsageProblem
 from madkit.core.workspace import Workspace
 from madkit.distill.settings.config import DistillConfig
 from madkit.distill.settings.teacher_settings import TeacherSettings
@@ -152,8 +152,18 @@ def with_teachers(config: DistillConfig, teachers: Teachers | None) -> DistillCo
 
 
 def check_phases(teachers: Teachers | None, config: DistillConfig) -> list[str]:
-    """What to say of teachers that cannot teach all of a run. Raises ConfigError as `Teachers.told`."""
+    """What to say of teachers that cannot teach all of a run.
+
+    Raises ConfigError as `Teachers.told`, and for a control none of whose teachers reads images: those are what is
+    permuted, so it would be the arm itself under another name.
+    """
     if teachers is None:
         return []
+    if config.permute_teacher and all("images" not in member.cache.parts for member in teachers):
+        raise ConfigError(
+            "permute_teacher gives every image another image's teacher tokens, and no teacher here reads images "
+            f"({teachers.label}), so there is nothing to permute.",
+            hint="name one that does with --teacher (madkit teachers list), or run the arm itself",
+        )
     phases = {"mad": config.mad, "pre_phase": config.pre_phase.objective if config.pre_phase is not None else None}
     return teachers.told({name: phase for name, phase in phases.items() if phase is not None})

@@ -110,6 +110,17 @@ def test_one_teacher_of_one_side_teaches_no_affinity(place, student, arm, name):
     assert not list(place.root.glob("runs/*/pre-phase*/metrics.jsonl"))
 
 
+def test_a_control_takes_a_teacher_of_images(place, student):
+    for arm, settings in (("mad-permuted", {}), ("kd-all", {"permute_teacher": True})):
+        with pytest.raises(ConfigError, match=r"no teacher here reads images \(ear\), so there is nothing to permute"):
+            train(place, student, "ear", arm=arm, **settings)
+    assert not list(place.root.glob("runs/*/*/metrics.jsonl"))
+    (step, *_) = steps_of(train(place, student, ["ear", "eye"], arm="kd-all-permuted"))
+    (true, *_) = steps_of(train(place, student, ["ear", "eye"], arm="kd-all"))
+    assert step["terms"]["eye/token_region"] != true["terms"]["eye/token_region"]
+    assert step["terms"]["ear/token_text"] == true["terms"]["ear/token_text"]  # a sentence keeps its own targets
+
+
 def test_settings_without_a_term_for_the_one_side_are_refused(place, student):
     without = {"mad.text_weight": 0, "mad.global_text_weight": 0}
     with pytest.raises(ConfigError, match="ear reads texts alone, and no term of these settings is about texts"):
