@@ -40,7 +40,8 @@ from madkit.core.seeds import derive_seed
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
-BEST = "best.safetensors"
+OLD_BEST = "best.safetensors"
+"""The best weights of runs begun by versions that kept them in one file, whatever their step."""
 
 
 @dataclass(slots=True)
@@ -203,13 +204,16 @@ class Training:
         if dev.score > done.best_score:  # of equals the earliest: nothing is changed without a gain
             done.best_score, done.best_step, done.since = dev.score, done.step, 0
             if done.step:
-                write_tensors(self.folder / CHECKPOINTS / BEST, self._tensors(), {"step": done.step})
+                write_tensors(self._best(done.step), self._tensors(), {"step": done.step})
         else:
             done.since += 1
             done.stopped_early = done.since >= self.config.eval.patience
         first = done.looks[0]["dev"]
         before = first["retrieval"] if first["accuracy"] is None else first["accuracy"]
         progress.update(f"train {train.score:.3f}, dev {dev.score:.3f}, at first {before:.3f}")
+
+    def _best(self, step: int) -> Path:
+        return self.folder / CHECKPOINTS / f"best-{step:06d}.safetensors"
 
     def _tensors(self) -> dict[str, Tensor]:
         return dict(self.pair.trained)
@@ -224,8 +228,12 @@ class Training:
         }
         tensors = {**self._tensors(), **optimizer_tensors(self.plain, self.names)}
         write_checkpoint(self.folder / CHECKPOINTS, done.step, tensors, state)
+        for path in (self.folder / CHECKPOINTS).glob("best-*.safetensors"):
+            if path != self._best(done.best_step):  # an older best is needed until a checkpoint knows of the newer
+                path.unlink(missing_ok=True)
 
     def _resume(self) -> Progression:
+        self._rename_old_best()
         found = latest_checkpoint(self.folder / CHECKPOINTS)
         if found is None:
             return Progression()
@@ -234,13 +242,19 @@ class Training:
         load_optimizer(self.plain, self.pair.trained, tensors)
         return Progression(**state, resumed_from=int(state["step"]))
 
+    def _rename_old_best(self) -> None:
+        old = self.folder / CHECKPOINTS / OLD_BEST
+        found = read_tensors(old)
+        if found is not None:
+            old.replace(self._best(int(found[1]["step"])))
+
     def _take_best(self, done: Progression) -> None:
         if done.best_step in (0, done.step):
             return
-        found = read_tensors(self.folder / CHECKPOINTS / BEST)
-        if found is None or found[1]["step"] != done.best_step:
+        found = read_tensors(self._best(done.best_step))
+        if found is None:
             raise RunError(
-                f"The weights of the best step in {self.folder / CHECKPOINTS / BEST} are damaged.",
+                f"The weights of the best step in {self._best(done.best_step)} are damaged or gone.",
                 hint=f"remove {self.folder} and run the same command again",
             )
         load_trained(self.pair, found[0])

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,82 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert (resumed.path / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
     assert (resumed.path / FILE).read_bytes() == (whole.path / FILE).read_bytes()
     assert resumed.manifest["looks"] == whole.manifest["looks"]
+
+
+def best_at_four_then_killed(workspace: Any, teacher: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> list[float]:
+    """Kill a run after a new best look that no checkpoint knows of; returns scores that its later looks are to have."""
+    scores = {0: 0.2, 4: 0.5, 8: 0.9, 12: 0.3, 16: 0.3}
+    own_look, own_step = loop.Training._look, loop.Training._step
+
+    def looked(self: Any, done: Any, look: Any, journal: Any, progress: Any) -> None:
+        train, dev = look()
+        fixed = replace(dev, accuracy=scores[done.step])
+        own_look(self, done, lambda: (train, fixed), journal, progress)
+
+    def dying(self: Any, step: int) -> dict[str, Any]:
+        if step == 9:
+            raise _Stopped
+        return own_step(self, step)
+
+    monkeypatch.setattr(loop.Training, "_look", looked)
+    with monkeypatch.context() as patch, pytest.raises(_Stopped):
+        patch.setattr(loop.Training, "_step", dying)
+        run(workspace, teacher, "heads", name=name, **TWO_LOOKS)
+    scores[8] = 0.4  # the arithmetic of a GPU: the same look, an item less
+    return [scores[step] for step in (0, 4, 8, 12, 16)]
+
+
+TWO_LOOKS = {"eval.every": 4, "checkpoint_every": 6, "eval.patience": 9}
+
+
+def test_the_best_weights_outlive_a_look_that_is_the_best_only_once(
+    workspace: Any, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = best_at_four_then_killed(workspace, tiny_teacher, monkeypatch, "killed")
+    checkpoints = workspace.root / "adapters" / "killed" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.glob("best*")) == [
+        "best-000004.safetensors",
+        "best-000008.safetensors",
+    ]
+    result = run(workspace, tiny_teacher, "heads", name="killed", **TWO_LOOKS)
+    assert [row["dev"]["accuracy"] for row in result.manifest["looks"]] == expected
+    assert result.manifest["kept_step"] == 4
+    shorter = {**TWO_LOOKS, "eval.patience": 1}  # ends with the look after its best one, undisturbed
+    whole = run(workspace, tiny_teacher, "heads", name="whole", **shorter)
+    assert whole.manifest["kept_step"] == 4
+    assert (result.path / FILE).read_bytes() == (whole.path / FILE).read_bytes()
+
+
+def test_a_checkpoint_removes_the_best_weights_before_those_that_it_knows(
+    workspace: Any, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: dict[int, list[str]] = {}
+    own_save, own_look = loop.Training._save, loop.Training._look
+
+    def saved(self: Any, done: Any) -> None:
+        own_save(self, done)
+        kept[done.step] = [path.name for path in (self.folder / "checkpoints").glob("best*")]
+
+    def looked(self: Any, done: Any, look: Any, journal: Any, progress: Any) -> None:
+        train, dev = look()
+        own_look(self, done, lambda: (train, replace(dev, accuracy=done.step / 100)), journal, progress)
+
+    monkeypatch.setattr(loop.Training, "_save", saved)
+    monkeypatch.setattr(loop.Training, "_look", looked)
+    run(workspace, tiny_teacher, "heads", **{"eval.every": 4, "checkpoint_every": 6})
+    assert kept == {6: ["best-000004.safetensors"], 12: ["best-000012.safetensors"], 16: ["best-000016.safetensors"]}
+
+
+def test_a_run_whose_best_weights_lie_in_the_older_versions_file_goes_on(
+    workspace: Any, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best_at_four_then_killed(workspace, tiny_teacher, monkeypatch, "older")
+    checkpoints = workspace.root / "adapters" / "older" / "checkpoints"
+    (checkpoints / "best-000008.safetensors").unlink()
+    (checkpoints / "best-000004.safetensors").rename(checkpoints / "best.safetensors")
+    result = run(workspace, tiny_teacher, "heads", name="older", **TWO_LOOKS)
+    assert result.manifest["kept_step"] == 4
+    assert not list(checkpoints.glob("*.safetensors"))
 
 
 def test_sigkill_in_another_process_loses_nothing(workspace: Any, tiny_teacher: Path) -> None:
