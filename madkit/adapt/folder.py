@@ -14,7 +14,7 @@ from madkit.core.files import digest_of
 from madkit.core.manifest_folder import ManifestFolder
 from madkit.core.workspace import Workspace
 from madkit.teachers.adapter import SCHEMA, adapters_folder
-from madkit.teachers.known import parse_teacher_name
+from madkit.teachers.known import KNOWN, parse_teacher_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class AdaptFolder(ManifestFolder):
         """Find the folder of a run; nothing is created.
 
         Raises:
-            UsageProblem: a name that cannot be a folder's.
+            UsageProblem: a name that cannot be a folder's, or is a teacher's own.
             RunError: another run has the name.
         """
         self.identity = identity
@@ -63,6 +63,11 @@ class AdaptFolder(ManifestFolder):
             )
         shots = identity.shots.replace(":", "-")
         slug = parse_teacher_name(identity.teacher).slug
+        if name in (slug, *KNOWN):  # --teacher would mean two
+            raise UsageProblem(
+                f"'{name}' is the name of a teacher as it was published, and an adapted one needs another.",
+                hint=f"leave out --name, or choose one such as --name {slug}-{identity.source}",
+            )
         self.name = name or f"{slug}-{identity.source}-{shots}-{config.train}-s{identity.seed}-{self.digest[:8]}"
         self.path: Path = adapters_folder(workspace) / self.name
         found = self.manifest()

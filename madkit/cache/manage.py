@@ -185,7 +185,7 @@ def choose_cache(workspace: Workspace, task_data: DataOfTask, teacher: str | Non
             f"The workspace has {len(of_data)} caches for {source}: {names}.",
             hint=f"choose one by its name: --teacher {of_data[0].path.name}",
         )
-    adapted = teacher is not None and (workspace.adapters / teacher / MANIFEST).is_file()
+    adapted = teacher is not None and teacher not in KNOWN and (workspace.adapters / teacher / MANIFEST).is_file()
     if teacher is not None and not adapted:
         _check_means_something(teacher, rows)
     raise _nothing_fits(task, source, teacher, of_source, adapted=adapted)
@@ -227,9 +227,15 @@ def _nothing_fits(
 
 
 def _names(row: StoreRow) -> set[str]:
-    """What a store may be called: an adapted teacher goes by its adaptation's name, for its base is another teacher."""
-    teacher = adapter_name(row.identity) or str(row.identity.get("teacher"))
-    return {teacher, row.path.name, row.path.name.rpartition("-")[2]}
+    """What a store may be called: an adapted teacher goes by its adaptation's name, for its base is another teacher.
+
+    An adaptation that is called like a teacher, which older versions let it be, does not answer to that name.
+    """
+    names = {row.path.name, row.path.name.rpartition("-")[2]}
+    adapted = adapter_name(row.identity)
+    if adapted is None:
+        return {*names, str(row.identity.get("teacher"))}
+    return names if adapted in KNOWN else {*names, adapted}
 
 
 def _is_called(place: Place, name: str) -> bool:

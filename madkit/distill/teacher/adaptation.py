@@ -24,6 +24,7 @@ from madkit.distill.settings.config import Adaptation, DistillConfig
 from madkit.tasks.data import TaskData
 from madkit.tasks.example import Example
 from madkit.tasks.id_lists import labelled_examples
+from madkit.teachers.known import KNOWN
 
 SIDES = ("vision", "text")
 
@@ -193,7 +194,8 @@ class _Choice:
         Raises NotFoundError, with the command that makes it, where it names another one that no cache is of.
         """
         name = self.teacher or ""
-        made = _manifest(self.workspace.adapters / name) if name and Path(name).name == name else None
+        may_be = name not in KNOWN and Path(name).name == name != ""
+        made = _manifest(self.workspace.adapters / name) if may_be else None
         if made is None:
             return ""
         if not made.get("untouched"):
@@ -358,9 +360,10 @@ def asked_cache(
 
 
 def _own_names(row: StoreRow) -> set[str]:
-    """What names this very cache: folder, key, or the adaptation that it was made with."""
+    """What names this very cache: folder, key, or the adaptation that it was made with unless a teacher has that name."""
     names = {row.path.name, row.path.name.rpartition("-")[2]}
-    return names if (adapted := adapter_name(row.identity)) is None else {*names, adapted}
+    adapted = adapter_name(row.identity)
+    return names if adapted is None or adapted in KNOWN else {*names, adapted}
 
 
 def _mark(identity: Mapping[str, Any]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import torch
 from madkit.adapt.config import AdaptConfig
 from madkit.adapt.config import resolve as resolve_adaptation
 from madkit.adapt.folder import AdaptFolder, AdaptIdentity
+from madkit.cache import choose_cache
 from madkit.core.errors import CacheError, NotFoundError, UsageProblem
 from madkit.core.files import digest_of, read_json
 from madkit.core.workspace import Workspace
@@ -173,6 +174,29 @@ def test_a_name_proves_nothing(place: Place) -> None:
     assert named.adapted.outside is None
     manifest.unlink()
     assert place.pick("if-there", "mine").adapted == named.adapted
+
+
+def test_an_adaptation_is_not_named_like_a_teacher_and_an_older_one_that_is_leaves_the_name_to_the_teacher(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mini", "clip-vit-b32"):
+        with pytest.raises(UsageProblem, match=f"'{name}' is the name of a teacher") as caught:
+            place.adaptation(name)
+        assert caught.value.hint is not None
+        assert "--name mini-mini-snli-ve" in caught.value.hint
+    assert place.adaptation("mini-2")["name"] == "mini-2"
+    base = place.base()
+    with monkeypatch.context() as patch:
+        patch.setattr("madkit.adapt.folder.KNOWN", {})  # as it was once
+        patch.setattr("madkit.teachers.known.TeacherName.slug", "another")
+        place.adaptation("mini", seed=2, untouched=True)
+        assert place.pick("named", "mini") == TeacherPick("mini")  # it kept its base, and is not spoken of
+        adapted = place.adapted("mini", seed=2)
+    for adaptation in ("named", "never", "if-there"):
+        pick = place.pick(adaptation, "mini")
+        assert (pick.store, pick.adapted) == ("mini", None)
+    assert choose_cache(place.workspace, place.data, "mini").path.name == base
+    assert place.pick("named", adapted).adapted is not None
 
 
 def test_adaptations_that_are_not_in_any_cache(place: Place) -> None:
