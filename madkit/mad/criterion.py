@@ -134,8 +134,8 @@ class MADCriterion(nn.Module):
             student_hidden: per layer [S, T + R, H], the embedding layer's output first; text first, then regions.
             text_length: T.
             targets: the teacher's side, aligned to the same tokens.
-            text_mask: [S, T] bool: real text tokens (special ones included).
-            region_mask: [S, R] bool: real regions.
+            text_mask: [S, T] real text tokens (special ones included); bool, or 0 and 1 as tokenizers give them.
+            region_mask: [S, R] real regions, likewise.
             tag_regions: [S, T] region index of tag tokens, -1 elsewhere.
             query_index: [S] position that asks in sentence affinity; None: the last real text token ([SEP]).
             global_index: [S] position that takes the global embeddings under ``global_source: cls``; None: 0.
@@ -152,10 +152,19 @@ class MADCriterion(nn.Module):
 
         Raises:
             ConfigError: the configuration asks for something that the inputs do not give.
-            DataError: shapes that do not fit together.
+            DataError: shapes that do not fit together, or, on the CPU, a teacher's confidence that is not a number.
         """
         config = self.config
         self._check(student_hidden, text_length, targets, text_mask, region_mask, n_candidates)
+        self._check_examples(
+            text_mask.shape[0] // n_candidates,
+            label=label,
+            labelled=labelled,
+            teacher_confidence=teacher_confidence,
+            student_confidence=student_confidence,
+        )
+        self._check_numbers(teacher_confidence)
+        text_mask, region_mask = text_mask.bool(), region_mask.bool()
         self._check_readers(student_hidden, distillation_states)
         if targets.chosen is None or len(self.affinity) > 0:  # what was chosen already needs no mask
             region_mask = region_mask & targets.region_mask[targets.image_index]
@@ -247,7 +256,7 @@ class MADCriterion(nn.Module):
             mode=config.weighting,
             gamma=config.gamma,
             w_max=config.w_max,
-            labelled=labelled,
+            labelled=None if labelled is None else labelled.bool(),
             probe_threshold=config.probe_threshold,
             whole=self.whole_batch,
         )
@@ -328,6 +337,30 @@ class MADCriterion(nn.Module):
         needs_shared = affinity or (adaptive and shares_space(config, targets))
         if needs_shared and not (targets.shared_space and Dv == Dl):
             raise separate_spaces(affinity)
+
+    def _check_examples(self, B: int, **given: Tensor | None) -> None:
+        """Raise DataError unless there is one value an example: another shape would broadcast without a word."""
+        for name, values in given.items():
+            if values is not None and values.shape != (B,):
+                raise DataError(
+                    f"The distillation criterion expected {name} as ({B},), one value an example, and got "
+                    f"{tuple(values.shape)}.",
+                    hint="squeeze(-1) takes off the last side of what gather(1, ...) gives.",
+                )
+
+    def _check_numbers(self, sure: Tensor | None) -> None:
+        """Raise DataError for a teacher's confidence that is NaN; on a GPU the host would have to wait for the values.
+
+        The student's is NaN where its logits are, which the loss shows in the same step.
+        """
+        if self.config.weighting == "uniform" or sure is None or sure.device.type != "cpu":
+            return
+        wrong = torch.nonzero(sure.isnan())
+        if len(wrong):
+            raise DataError(
+                f"teacher_confidence of example {int(wrong[0])} of the batch is not a number.",
+                hint="look at the logits or targets that it was worked out from, or set weighting: uniform.",
+            )
 
     def _check_readers(self, hidden: Sequence[Tensor], states: Sequence[Tensor]) -> None:
         if self.distillation_token is None:

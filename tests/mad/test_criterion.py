@@ -191,8 +191,12 @@ def test_autocast_keeps_the_losses_in_full_precision(make_batch: Make, make_crit
 
 
 @arms
-def test_no_step_waits_for_the_device(make_batch: Make, make_criterion: Make, arm: str) -> None:
+def test_no_step_waits_for_the_device(
+    make_batch: Make, make_criterion: Make, arm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tensors without values: reading one, or a shape that depends on one, raises."""
+    # these lie on the CPU, where values may be read; the test after this one asks the same of a GPU, with this check
+    monkeypatch.setattr(MADCriterion, "_check_numbers", lambda self, sure: None)
     criterion, batch = make_criterion(**ARMS[arm]), make_batch(C=4)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = {
@@ -227,6 +231,39 @@ def test_nothing_of_it_stays_behind_when_it_goes_to_a_gpu(
         output = criterion(hidden, there["text_mask"].shape[1], targets, distillation_states=readers, **there)
     assert output.loss.device.type == "cuda"
     assert {value.device.type for value in output.terms.values() if isinstance(value, torch.Tensor)} <= {"cuda"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["label", "labelled", "teacher_confidence", "student_confidence"])
+@candidates
+def test_what_is_not_one_value_an_example_is_refused(make_batch: Make, make_criterion: Make, C: int, name: str) -> None:
+    batch, criterion = make_batch(C=C), make_criterion(**ARMS["mad"])
+    values = torch.ones(4, dtype=torch.bool) if name == "labelled" else batch.inputs[name]
+    for wrong in (values.unsqueeze(1), values[:1], values.repeat(2), values[0]):
+        with pytest.raises(DataError, match=rf"expected {name} as \(4,\), one value an example, and got"):
+            batch.run(criterion, **{name: wrong})
+    batch.run(criterion, **{name: values})
+
+
+@torch.no_grad()
+def test_a_confidence_that_is_not_a_number_is_named(make_batch: Make, make_criterion: Make) -> None:
+    batch = make_batch()
+    sure = batch.inputs["teacher_confidence"].clone()
+    sure[2] = float("nan")
+    for weighting in ("teacher-student", "teacher-only"):
+        with pytest.raises(DataError, match="teacher_confidence of example 2 of the batch is not a number"):
+            batch.run(make_criterion(weighting=weighting), teacher_confidence=sure)
+    assert batch.run(make_criterion(weighting="uniform"), teacher_confidence=sure).loss.isfinite()
+
+
+@arms
+@torch.no_grad()
+def test_masks_may_be_as_tokenizers_give_them(make_batch: Make, make_criterion: Make, arm: str) -> None:
+    batch, criterion = make_batch(C=2), make_criterion(**ARMS[arm])
+    plain = batch.run(criterion)
+    for kind in (torch.int64, torch.float32):
+        masks = {name: batch.inputs[name].to(kind) for name in ("text_mask", "region_mask")}
+        assert torch.equal(batch.run(criterion, **masks).loss, plain.loss)
 
 
 @torch.no_grad()
