@@ -114,7 +114,8 @@ class CachedTeacher:
 
         Raises:
             CacheError: images or texts that the cache does not know, or a cache without tokens.
-            DataError: shapes that do not fit together, spans outside of their texts, boxes outside of 0 to 1.
+            DataError: shapes that do not fit together, spans outside of their texts, boxes outside of 0 to 1 or with
+                their corners the wrong way round.
         """
         rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
         S, B = len(rows), len(images)

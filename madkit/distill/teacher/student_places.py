@@ -93,12 +93,22 @@ def places_of_tokens(texts: Sequence[tuple[str, ...]], spans: Tensor, segments: 
 
 
 def check_boxes(boxes: Tensor, mask: Tensor, images: Sequence[str]) -> None:
-    """Raise DataError for the first real box of boxes [B, R, 4], by mask [B, R], with a corner outside of 0 to 1."""
+    """Raise DataError for the first real box of boxes [B, R, 4], by mask [B, R], that cannot be corners in shares.
+
+    That is one outside of 0 to 1, or with its second corner left of the first or above it.
+    """
     inside = (boxes.amin(-1) >= -_SLACK) & (boxes.amax(-1) <= 1 + _SLACK)  # a NaN is nowhere
-    wrong = torch.nonzero(~inside & mask)
+    ordered = (boxes[..., 2:] - boxes[..., :2]).amin(-1) >= -_SLACK
+    wrong = torch.nonzero(~(inside & ordered) & mask)
     if len(wrong):
         b, r = (int(number) for number in wrong[0])
         corners = ", ".join(f"{float(value):g}" for value in boxes[b, r])
+        if inside[b, r]:
+            raise DataError(
+                f"The box {r} of image '{images[b]}' is ({corners}), and its second corner is left of the first, or "
+                "above it.",
+                hint="boxes are the corners (x1, y1, x2, y2), not (x, y, width, height)",
+            )
         raise DataError(
             f"The box {r} of image '{images[b]}' is ({corners}), and boxes are shares of the image's sides, 0 to 1.",
             hint="divide x by the image's width and y by its height",

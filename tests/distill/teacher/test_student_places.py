@@ -88,6 +88,16 @@ def test_boxes_in_pixels_are_refused(box):
     check_boxes(boxes, torch.tensor([[True, False]]), ["owl"])  # padding may hold anything
 
 
+@pytest.mark.parametrize("box", [(0.5, 0.1, 0.3, 0.6), (0.1, 0.6, 0.3, 0.2), (0.6, 0.7, 0.2, 0.1)])
+def test_boxes_of_a_corner_with_width_and_height_are_refused(box):
+    boxes = torch.tensor([[(0.2, 0.2, 0.2, 0.7), (0.5, 0.5, 0.4995, 0.5), box]])  # a line, and one that was rounded
+    with pytest.raises(DataError, match=r"The box 2 of image 'owl' is .* its second corner") as caught:
+        check_boxes(boxes, torch.ones(1, 3, dtype=torch.bool), ["owl"])
+    assert "not (x, y, width, height)" in str(caught.value.hint)
+    check_boxes(boxes, torch.tensor([[True, True, False]]), ["owl"])  # padding may hold anything
+    check_boxes(torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.bool), ["owl", "cat"])
+
+
 def test_sequences_share_images_in_order_or_as_told():
     assert rows_of_images(None, 6, 3).tolist() == [0, 0, 1, 1, 2, 2]
     assert rows_of_images(torch.tensor([1, 0, 1]), 3, 2).tolist() == [1, 0, 1]
