@@ -8,13 +8,13 @@ of its answers, as true as its soft score, and answers of other questions of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from madkit.adapt.config import ObjectiveConfig
 from madkit.core.errors import ConfigError, DataError
 from madkit.core.registry import suggest
-from madkit.core.seeds import permutation
+from madkit.core.seeds import first_of_permutation
 from madkit.tasks.example import Example, ImageRef, Segment
 from madkit.tasks.spec import TaskSpec
 
@@ -62,7 +62,8 @@ def make_items(
         ConfigError: the positive label is no class of the task.
     """
     if spec.kind == "vqa":
-        return [_answers(example, config, answers, seed) for example in examples]
+        pools = {kind: _Pool(of_kind) for kind, of_kind in answers.items()}
+        return [_answers(example, config, pools.get(example.answer_type, _Pool(())), seed) for example in examples]
     if spec.kind == "multiple-choice":
         return [
             _item((example.id,), example.image, _candidates(example, config), _one_hot(example, example.candidates))
@@ -116,12 +117,29 @@ def answers_of(examples: Sequence[Example]) -> Answers:
     return {kind: list(answers) for kind, answers in found.items()}
 
 
-def _answers(example: Example, config: ObjectiveConfig, answers: Answers, seed: int) -> Item:
+class _Pool:
+    """The distinct answers of one type of questions: a hundred thousand, perhaps, of which an item takes a few."""
+
+    def __init__(self, answers: Sequence[str]) -> None:
+        self._answers = answers
+        self._place = {answer: place for place, answer in enumerate(answers)}
+
+    def draw(self, count: int, without: Iterable[str], *name: object) -> list[str]:
+        """Up to `count` answers other than those `without`, by `name` alone."""
+        left_out = sorted(self._place[answer] for answer in without if answer in self._place)
+        drawn = first_of_permutation(count, len(self._answers) - len(left_out), *name).tolist()[:count]
+        chosen = []
+        for place in drawn:  # counted among the others, so each that is left out before it moves it on
+            for out in left_out:
+                place += out <= place
+            chosen.append(self._answers[place])
+        return chosen
+
+
+def _answers(example: Example, config: ObjectiveConfig, pool: _Pool, seed: int) -> Item:
     right = {answer: score for answer, score in _scores(example) if score > 0}
     # Of the same type, so that the question alone does not tell them from the right ones.
-    others = [answer for answer in answers.get(example.answer_type, ()) if answer not in right]
-    places = permutation(len(others), "wrong answers", seed, example.id).tolist()
-    chosen = [*right, *(others[place] for place in places[: config.wrong_answers])]
+    chosen = [*right, *pool.draw(config.wrong_answers, right, "wrong answers", seed, example.id)]
     segments = [Segment(answer) for answer in chosen]
     texts = [_joined((*example.context, segment) if config.text == "joined" else (segment,)) for segment in segments]
     return _item((example.id,), example.image, texts, [right.get(answer, 0.0) for answer in chosen])

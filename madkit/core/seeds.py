@@ -28,5 +28,21 @@ def permutation(n: int, *parts: object) -> np.ndarray[tuple[int], np.dtype[np.in
     """
     import numpy as np
 
-    raw = np.random.PCG64(derive_seed(*parts)).random_raw(n)
-    return np.argsort(np.asarray(raw, dtype=np.uint64), kind="stable").astype(np.int64, copy=False)
+    return np.argsort(_raw(n, parts), kind="stable").astype(np.int64, copy=False)
+
+
+def first_of_permutation(count: int, n: int, *parts: object) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Return the first ``count`` of `permutation`, int64, without putting all of the others in order."""
+    import numpy as np
+
+    if count >= n:
+        return permutation(n, *parts)
+    raw = _raw(n, parts)
+    low = np.flatnonzero(raw <= np.partition(raw, count)[count])  # of equals the first, as in a stable sort
+    return low[np.argsort(raw[low], kind="stable")[:count]].astype(np.int64, copy=False)
+
+
+def _raw(n: int, parts: tuple[object, ...]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    import numpy as np
+
+    return np.asarray(np.random.PCG64(derive_seed(*parts)).random_raw(n), dtype=np.uint64)

@@ -7,6 +7,7 @@ import pytest
 from madkit.adapt.config import ObjectiveConfig
 from madkit.adapt.items import answers_of, make_items
 from madkit.core.errors import ConfigError, DataError
+from madkit.core.seeds import permutation
 from madkit.tasks.example import Example, ImageRef, Segment
 from madkit.tasks.spec import TaskSpec, custom_spec, get_task
 
@@ -84,6 +85,35 @@ def test_answers_are_as_true_as_their_scores_and_wrong_ones_are_other_questions(
     right = {text for text, value in zip(third.texts, third.truth, strict=True) if value}
     assert right == {"Which? cat", "Which? red", "Which? dog"}
     assert items(get_task("vqa"), told, seed=1) == items(get_task("vqa"), told, seed=1)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 20, 500])
+def test_wrong_answers_are_the_first_of_all_the_others_in_an_order_of_their_own(size: int) -> None:
+    pool = [f"answer {number}" for number in range(size)]
+    told = [
+        example(f"e{n}", "i", "What?", answers=dict.fromkeys((*pool[n::7][:n], "never seen"), 1.0), answer_type="other")
+        for n in range(7)
+    ]
+    made = make_items(get_task("vqa"), told, ObjectiveConfig(wrong_answers=4), answers={"other": pool}, seed=5)
+    for one, item in zip(told, made, strict=True):
+        assert one.answers is not None
+        others = [answer for answer in pool if answer not in one.answers]
+        order = permutation(len(others), "wrong answers", 5, one.id)[:4]
+        assert item.texts[len(one.answers) :] == tuple(f"What? {others[place]}" for place in order)
+
+
+def test_items_do_not_go_through_all_answers_of_a_type() -> None:
+    class Counted(list[str]):
+        passes = 0
+
+        def __iter__(self):
+            Counted.passes += 1
+            return super().__iter__()
+
+    pool = Counted(f"answer {number}" for number in range(50))
+    told = [example(f"e{n}", "i", "What?", answers={"answer 3": 1.0}, answer_type="other") for n in range(20)]
+    make_items(get_task("vqa"), told, PLAIN, answers={"other": pool}, seed=0)
+    assert Counted.passes == 1
 
 
 def test_an_example_without_a_label_is_named() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from madkit.core.seeds import derive_seed, permutation
+from madkit.core.seeds import derive_seed, first_of_permutation, permutation
 
 
 def test_golden_values() -> None:
@@ -32,6 +32,20 @@ def test_parts_are_told_apart() -> None:
     ]
     assert len(set(seeds)) == len(seeds)
     assert derive_seed("a", np.int64(1)) == derive_seed("a", 1)
+
+
+@given(st.integers(0, 60), st.integers(0, 70), st.integers())
+def test_the_first_of_a_permutation_are_its_first(n: int, count: int, seed: int) -> None:
+    first = first_of_permutation(count, n, seed)
+    assert first.dtype == np.int64
+    assert first.tolist() == permutation(n, seed).tolist()[:count]
+
+
+@pytest.mark.parametrize("count", range(9))
+def test_of_equal_draws_the_first_place_comes_first(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = np.asarray([5, 2, 9, 2, 5, 2, 5, 9], dtype=np.uint64)
+    monkeypatch.setattr("madkit.core.seeds._raw", lambda n, parts: draws)
+    assert first_of_permutation(count, 8).tolist() == permutation(8).tolist()[:count]
 
 
 @given(st.lists(st.text() | st.integers() | st.none()))
