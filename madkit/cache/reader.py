@@ -26,7 +26,7 @@ Place = Path | RemoteStore
 
 
 class TokenCache:
-    """A complete token store, opened for reading. Use :meth:`open`; it is also a context manager.
+    """A complete token store, opened for reading. Use :meth:`open`; it is also a context manager, and can be pickled.
 
     Attributes:
         path: the store's folder; of a remote store its local mirror.
@@ -37,6 +37,7 @@ class TokenCache:
 
     def __init__(self, path: Path, manifest: Mapping[str, Any], *, check: bool, fetch: Fetch | None = None) -> None:
         self.path = path
+        self._opened: tuple[Path | str, bool] = (path.absolute(), check)
         self.manifest = dict(manifest)
         self.identity: dict[str, Any] = dict(manifest["identity"])
         self.parts = tuple(part for part in ("images", "texts") if part in manifest)
@@ -73,7 +74,9 @@ class TokenCache:
             path = RemoteStore.at(path)
         if isinstance(path, RemoteStore):
             manifest = read_manifest(path)
-            return cls(path.mirror, manifest, check=check, fetch=path.open_mirror(manifest))
+            cache = cls(path.mirror, manifest, check=check, fetch=path.open_mirror(manifest))
+            cache._opened = (path.url, check)
+            return cache
         folder = Path(path)
         manifest = read_manifest(folder)
         bad = missing_files(folder, manifest)
@@ -84,6 +87,10 @@ class TokenCache:
                 f"{verify_hint(folder)}",
             )
         return cls(folder, manifest, check=check)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, a cache is the place where it lies: whoever gets it opens it again (workers of a ``DataLoader``)."""
+        return _opened_again, (type(self), *self._opened)
 
     @property
     def images(self) -> ImageTokens:
@@ -143,6 +150,10 @@ class TokenCache:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _opened_again(kind: type[TokenCache], place: Path | str, check: bool) -> TokenCache:
+    return kind.open(place, check=check)
 
 
 def read_manifest(place: Place) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -134,6 +135,20 @@ def test_reading_fetches_metadata_at_once_and_shards_when_touched(
     with TokenCache.open(there, check=True) as cache:  # again, from the mirror
         assert np.array_equal(cache.images.tokens([24, 3]), store.images[[24, 3]])
     assert len(downloads) == before
+
+
+def test_a_pickled_cache_fetches_from_its_url_on_the_machine_that_gets_it(
+    store: Any, base: str, mirrors: Path, downloads: list[str]
+) -> None:
+    there, _ = put(store, base)
+    with TokenCache.open(there, check=True) as cache:
+        sent = pickle.dumps(cache)
+    forget(mirrors)
+    before = len(downloads)
+    with pickle.loads(sent) as got:
+        assert got.images._check
+        assert np.array_equal(got.images.tokens([24, 3]), store.images[[24, 3]])
+    assert len(downloads) > before
 
 
 def test_one_batch_fetches_its_shards_at_the_same_time(

@@ -37,6 +37,9 @@ Texts = Sequence[str] | Sequence[Sequence[str]]
 class CachedTeacher:
     """What a frozen teacher says about a batch, read from its token cache. Safe to use from several threads.
 
+    Pickled, it takes the place of its cache along, which is opened again where it is wanted: in a ``DataLoader``'s
+    processes, for example.
+
     A cache of images or of texts alone teaches its side: vectors of the other one have width 0, and `criterion` makes a
     criterion without their terms.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import pickle
 from dataclasses import fields
 from pathlib import Path
 
@@ -112,6 +114,43 @@ def plain(workspace) -> tuple[CachedTeacher, list[str], list[str]]:
 def whole_words(texts: list[str]) -> torch.Tensor:
     """One token for the first four characters of each text."""
     return torch.tensor([[[0, 0], [0, 4]] for _ in texts])
+
+
+@pytest.mark.parametrize("globals_only", [False, True])
+def test_another_process_can_have_it(plain, monkeypatch, tmp_path, globals_only):
+    """What a worker of a `DataLoader` gets where processes are not forked."""
+    teacher, images, texts = plain
+    place = teacher.cache.path
+    monkeypatch.chdir(place.parent)
+    here = CachedTeacher(TokenCache.open(place.name, check=True), globals_only=globals_only)
+    said = {
+        "images": images,
+        "texts": texts,
+        "spans": whole_words(texts),
+        "boxes": torch.tensor([[[0.1, 0, 1, 1]]] * 2),
+    }
+    want = here.targets(**said)
+    sent = pickle.dumps(here)
+    monkeypatch.chdir(tmp_path)
+    there = pickle.loads(sent)
+    got = there.targets(**said)
+    for field in ("text_tokens", "text_mask", "text_global", "regions", "region_mask", "image_global"):
+        assert torch.equal(getattr(got, field), getattr(want, field)), field
+    assert (there.globals_only, there.shared_space) == (globals_only, here.shared_space)
+
+
+def test_workers_that_are_not_forked_read_what_the_loop_would(plain):
+    teacher, images, texts = plain
+    context = multiprocessing.get_context("spawn")
+    said = {"images": images, "texts": texts}
+    with context.Pool(1) as pool:
+        got = pool.apply(_globals_of, (teacher, said))
+    for there, here in zip(got, teacher.globals(**said), strict=True):
+        assert np.array_equal(there, here.numpy())
+
+
+def _globals_of(teacher, said):
+    return [vectors.numpy() for vectors in teacher.globals(**said)]
 
 
 def test_segments_and_rows_of_images_may_be_left_out_where_they_are_plain(plain):
