@@ -360,7 +360,7 @@ def asked_cache(
 
 
 def _own_names(row: StoreRow) -> set[str]:
-    """What names this very cache: folder, key, or the adaptation that it was made with unless a teacher has that name."""
+    """What names this very cache: folder, key, or the adaptation that it was made with unless that is a teacher's."""
     names = {row.path.name, row.path.name.rpartition("-")[2]}
     adapted = adapter_name(row.identity)
     return names if adapted is None or adapted in KNOWN else {*names, adapted}
