@@ -92,7 +92,7 @@ def gather_pool(
         found, _ = known_to(cache, found)
     facts: dict[str, Any] = {"left_out": total - len(found)}
     answers = None
-    if settings.asks_probe(config.mad):
+    if settings.asks_probe(weighs=config.weighs):
         reader = ProbeReader(
             asked,
             list(dict.fromkeys(example.image.id for example in (*labelled, *found))),

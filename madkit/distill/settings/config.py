@@ -244,7 +244,7 @@ class DistillConfig(StrictModel):
         if self.pool is None:
             return before
         there = unlabelled or self.pool.soft_labels is None
-        return before or (there and self.pool.asks_probe(self.mad))
+        return before or (there and self.pool.asks_probe(weighs=self.weighs))
 
     @model_validator(mode="after")
     def _teachers_that_can_be_meant(self) -> DistillConfig:

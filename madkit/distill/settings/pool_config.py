@@ -78,8 +78,12 @@ class PoolConfig(StrictModel):
             return None
         return mad if self.objective is None else self.objective
 
-    def asks_probe(self, mad: MADConfig | None) -> bool:
-        """Whether a probe has to be fitted: for soft labels, for weights by its confidence, or for VCR's contexts."""
-        objective = self.distilled(mad)
-        weighs = objective is not None and objective.weighs
-        return self.soft_labels is not None or weighs or self.rationale_answer == "probe"
+    def asks_probe(self, *, weighs: bool) -> bool:
+        """Whether a probe has to be fitted: for soft labels, for weights by its confidence, or for VCR's contexts.
+
+        `weighs`: whether the run's own criterion weighs examples, for one of its teachers at least; it is the pool's,
+        too, where that has no objective of its own.
+        """
+        if self.objective is not None:
+            weighs = self.objective.weighs
+        return self.soft_labels is not None or (self.weight > 0 and weighs) or self.rationale_answer == "probe"

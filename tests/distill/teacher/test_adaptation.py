@@ -353,6 +353,21 @@ def test_who_asks_a_teacher_what_it_makes_of_labelled_examples(
     assert tuple(config.weighs or config.probes_pool(unlabelled=some) for some in (True, False)) == asked
 
 
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({}, True),  # the pool shares the criterion, in which one teacher weighs
+        ({"teachers.mini.weight": 0}, False),
+        ({"pool.objective.weighting": "uniform"}, False),
+        ({"pool.weight": 0, "pool.soft_labels.weight": 1}, True),
+    ],
+)
+def test_a_pool_is_asked_about_for_a_teacher_that_weighs(settings: dict[str, Any], asked: bool) -> None:
+    mine = {"teachers.mini.mad.weighting": "teacher-student", "teachers.other.weight": 1, "pool.batch_size": 8}
+    config = load_arm("kd-all", mine | settings)
+    assert config.probes_pool(unlabelled=True) == asked
+
+
 def test_the_adaptation_is_no_part_of_a_runs_digest() -> None:
     from madkit.distill.runs.folder import RunIdentity
 

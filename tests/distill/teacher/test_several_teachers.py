@@ -234,6 +234,16 @@ def test_a_joint_pool_is_taught_by_all_of_them(place, student):
     assert all(any(teacher in name for name in on_the_pool) for teacher in ("pair", "eye", "ear")), terms
 
 
+def test_a_joint_pool_is_weighed_where_one_teacher_weighs(place, student):
+    weighs = {"mad.weighting": "uniform", "teachers.eye.mad.weighting": "teacher-student", "mad.probe_threshold": 1.0}
+    result = train(place, student, **{"pool.batch_size": 8, "teachers.pair.weight": 1, **weighs})
+    for row in steps_of(result):  # nobody is sure enough for the one, and the other does not ask
+        assert row["terms"]["pool_eye/token_region"] == 0
+        assert row["terms"]["pool_pair/token_region"] != 0
+        assert row["terms"]["eye/token_region"] != 0
+    assert result.manifest["pool"]["probe"]["fitted_on"] > 0
+
+
 def test_tables_name_all_teachers(place, student):
     train(place, student, ["pair", "eye"])
     train(place, student, arm="finetune")
