@@ -176,7 +176,10 @@ class MADCriterion(nn.Module):
         if len(self.heads) > 0:
             S = text_mask.shape[0]
             rows, share = self._taught_rows(S, targets, label, n_candidates)
-            weights = self._weights(S // n_candidates, label, labelled, teacher_confidence, student_confidence, targets)
+            taught = None if targets.taught is None else targets.taught[rows].view(S // n_candidates, -1).any(1)
+            weights = self._weights(
+                S // n_candidates, label, labelled, teacher_confidence, student_confidence, targets, taught
+            )
             with torch.no_grad():
                 parts = terms_of(
                     config, self._term_weights, targets, rows, text_mask=text_mask, region_mask=region_mask,
@@ -238,6 +241,7 @@ class MADCriterion(nn.Module):
         teacher: Tensor | None,
         student: Tensor | None,
         targets: TeacherTargets,
+        taught: Tensor | None,
     ) -> Tensor:
         config = self.config
         if config.weighting == "uniform":
@@ -250,6 +254,8 @@ class MADCriterion(nn.Module):
             )
         if labelled is None and label is not None:
             labelled = label >= 0
+        if taught is not None:  # an example without a term has no share in the mean that divides the others' weights
+            labelled = taught if labelled is None else labelled & taught
         return confidence_weights(
             teacher,
             student,

@@ -50,6 +50,23 @@ class RowsRead:
         return found
 
 
+class RowsOf:
+    """Some rows of another table, which stay as they are kept there until they are read.
+
+    Args:
+        table: the whole.
+        rows: [m] of them.
+    """
+
+    def __init__(self, table: Rows, rows: Tensor) -> None:
+        self._table, self._rows = table, rows
+        self.shape = (len(rows), *table.shape[1:])
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """The rows `rows` [k] of the m as a tensor [k, ...]."""
+        return self._table[self._rows[rows]]
+
+
 def table_of(count: int, read: Callable[[Tensor], Tensor]) -> Rows:
     """The table of what `read` makes of rows 0 to count - 1: a tensor where that takes at most `HELD_BYTES`."""
     lazy = RowsRead(count, read)

@@ -53,6 +53,18 @@ def zero_shot_confidence(image_global: Tensor, text_global: Tensor, label: Tenso
     return gold_probability(logit_scale * (text @ image.unsqueeze(-1)).squeeze(-1), label)
 
 
+def confidence_of_all(n: int, known: Tensor, confidence: Tensor) -> Tensor:
+    """Confidence [n] of all examples, given that of the examples `known` [m] to the teacher; any other takes the mean.
+
+    Of the others there are no vectors that a head could score.
+    """
+    if len(known) == n:
+        return confidence
+    whole = confidence.mean().expand(n).clone()
+    whole[known] = confidence
+    return whole
+
+
 @torch.no_grad()
 def confidence_weights(
     teacher_confidence: Tensor,
@@ -77,7 +89,7 @@ def confidence_weights(
         mode: which confidences count.
         gamma: exponent.
         w_max: cap before normalisation.
-        labelled: [B] bool; None: all are.
+        labelled: [B] bool: those that have a share in the mean; None: all.
         probe_threshold: see above.
         whole: where these are a part of a batch (a micro-batch, a process's share): gives the mean to divide by.
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from madkit.cache import TokenCache
 from madkit.cache.layout import image_layout, store_folder, text_layout
 from madkit.cache.plan import NO_IMAGES, NO_TEXTS, StorePlan
 from madkit.cache.writer import StoreWriter
 from madkit.core.errors import RunError
-from madkit.core.files import FileLock
+from madkit.core.files import FileLock, read_json, write_json_atomic
 from madkit.core.seeds import derive_seed
 from madkit.core.workspace import Workspace
 from madkit.students.heads import HeadSpec, TaskHead
@@ -154,6 +155,27 @@ def student(benchmark) -> Path:
 @pytest.fixture(scope="session")
 def make_cache():
     return write_cache
+
+
+@pytest.fixture
+def without_images(tmp_path):
+    """A function: the cache of a folder, completed without some images, whose arrays hold zeros."""
+
+    def holed(cache: TokenCache, gone: list[str]) -> TokenCache:
+        home = tmp_path / "holed"
+        home.mkdir()
+        for path in Path(cache.path).iterdir():
+            if path.name != "manifest.json":
+                (home / path.name).symlink_to(path)
+        manifest = read_json(Path(cache.path) / "manifest.json")
+        rows = [
+            {"row": int(cache.images.rows([image])[0]), "id": image, "error": "cannot be read"}
+            for image in sorted(gone, key=cache.images.ids.index)
+        ]
+        write_json_atomic(home / "manifest.json", {**manifest, "absent": {"images": rows, "texts": []}})
+        return TokenCache.open(home)
+
+    return holed
 
 
 @pytest.fixture(scope="session")

@@ -267,6 +267,29 @@ def test_masks_may_be_as_tokenizers_give_them(make_batch: Make, make_criterion: 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("C", [1, 4])
+def test_whoever_is_not_taught_has_no_share_in_the_mean_of_the_weights(
+    make_batch: Make, make_criterion: Make, C: int
+) -> None:
+    batch, criterion = make_batch(C=C), make_criterion(weighting="teacher-only")
+    S, B = len(batch.targets.text_global), len(batch.targets.text_global) // C
+    taught = torch.ones(S, dtype=torch.bool)
+    taught[:C] = False
+    label = torch.zeros(B, dtype=torch.long)
+    sure = torch.linspace(0.2, 0.8, B)
+    for given in ({"label": label}, {"label": None}):
+        found = [
+            batch.change(taught=taught).run(
+                criterion, **given, teacher_confidence=torch.cat([torch.tensor([first]), sure[1:]])
+            )
+            for first in (0.0, 0.2, 1.0)
+        ]
+        assert len({one.loss.item() for one in found}) == 1
+        weights = found[0].weights
+        assert weights is not None
+        torch.testing.assert_close(weights[1:], sure[1:] / sure[1:].mean())
+
+
 def test_gold_candidate_is_the_default_and_all_are_taught_without_a_label(
     make_batch: Make, make_criterion: Make
 ) -> None:

@@ -21,7 +21,7 @@ from madkit.distill.pool.pool import with_answer
 from madkit.distill.settings.pool_config import SoftLabelConfig
 from madkit.distill.teacher.probe_reader import FeatureKind, ProbeReader
 from madkit.mad.probe import CrossFitProbe, fit_cross_probe
-from madkit.mad.rows import Rows, RowsRead, blocks, held_of, row_bytes
+from madkit.mad.rows import Rows, RowsOf, RowsRead, blocks, held_of, row_bytes
 from madkit.students.heads import USUAL_FORMS, HeadKind, LossForms, task_loss
 from madkit.tasks.example import Example
 
@@ -92,7 +92,7 @@ def fit_on_labelled(
             hint="see what is absent: madkit cache info",
         )
     kept = [labelled[row] for row in rows.tolist()]
-    targets = _Chosen(target, rows) if isinstance(target, SoftTargets) else target[rows]
+    targets = RowsOf(target, rows) if isinstance(target, SoftTargets) else target[rows]
     groups = [example.image.id for example in kept]
     options = _features_of(config, reader.kinds)
     read = _tables(reader, kept, list(dict.fromkeys(kind for option in options for kind in option)))
@@ -130,17 +130,6 @@ def _features_of(config: SoftLabelConfig, there: tuple[FeatureKind, ...]) -> lis
             hint="--set pool.soft_labels.features=global",
         )
     return [(config.features,)]
-
-
-class _Chosen:
-    """Some rows of soft scores, which stay as they are kept until they are read."""
-
-    def __init__(self, target: SoftTargets, rows: Tensor) -> None:
-        self._target, self._rows = target, rows
-        self.shape = (len(rows), target.answers)
-
-    def __getitem__(self, rows: Tensor, /) -> Tensor:
-        return self._target[self._rows[rows]]
 
 
 def _tables(reader: ProbeReader, examples: Sequence[Example], kinds: Sequence[FeatureKind]) -> dict[FeatureKind, Rows]:

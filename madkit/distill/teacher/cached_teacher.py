@@ -27,6 +27,7 @@ from madkit.mad.probe import cross_fit_probe, probe_features
 from madkit.mad.select import function_word_mask_of_spans
 from madkit.mad.sides import teachable
 from madkit.mad.targets import ChannelStats, TeacherTargets
+from madkit.mad.weigh import confidence_of_all
 
 _KEPT_TEXTS = 65536
 
@@ -165,7 +166,8 @@ class CachedTeacher:
     ) -> Tensor:
         """The teacher's confidence c_T [N] in the gold target of N labelled examples, for ``weighting``.
 
-        The cross-fitted probe of docs/method.md: no example is scored by a head that has seen it or its image.
+        The cross-fitted probe of docs/method.md: no example is scored by a head that has seen it or its image. It is
+        fitted on the examples that the cache has values for; any other takes their mean, and has no term to weigh.
 
         Args:
             images: N image ids.
@@ -177,7 +179,7 @@ class CachedTeacher:
 
         Raises:
             CacheError: images or texts that the cache does not know.
-            DataError: numbers that do not fit together, or fewer than two images.
+            DataError: numbers that do not fit together, or fewer than two images with values.
         """
         N, S = len(images), len(texts)
         if n_candidates < 1 or N * n_candidates != S or len(target) != N:
@@ -185,9 +187,19 @@ class CachedTeacher:
                 f"{N} images, {S} sequences of texts and {len(target)} targets are not those of examples with "
                 f"{n_candidates} candidates each."
             )
-        image, text = self.globals(images=images, texts=texts)
-        features = probe_features(image, text.view(N, n_candidates, -1) if n_candidates > 1 else text)
-        return cross_fit_probe(features, target, groups=list(images), folds=folds, seed=seed).confidence
+        image, seen, _ = self._image_globals(images)
+        text, said, *_ = self._text_globals([(text,) if isinstance(text, str) else tuple(text) for text in texts])
+        known = torch.nonzero(torch.from_numpy(seen) & said.view(N, n_candidates).all(1)).flatten()
+        if not len(known):
+            raise DataError(
+                "The cache has no values for any of these examples, so no probe can be fitted.",
+                hint="see what is absent: madkit cache info",
+            )
+        features = probe_features(image, text.view(N, n_candidates, -1) if n_candidates > 1 else text)[known]
+        groups = [images[row] for row in known.tolist()]
+        gold = target.detach().cpu()[known]
+        found = cross_fit_probe(features, gold, groups=groups, folds=folds, seed=seed).confidence
+        return confidence_of_all(N, known, found)
 
     # -- images -----------------------------------------------------------------------------------------------------
 

@@ -44,9 +44,10 @@ def _calibrated(config: MADConfig, teacher: TeacherSide) -> MADConfig:
     rows = replace(rows, texts=rows.texts.gather(1, turn[:, None]))
     targets = teacher.targets(rows, chosen, inputs).to("cpu")
     image = targets.image_index
-    return calibrated(
-        config, targets.text_global, targets.regions[image], targets.region_mask[image], rows.images[image]
-    )
+    # what the cache lacks is zeros, which have no cosine: without a region they are no pair
+    there = teacher.texts.present[rows.texts[:, 0]] & teacher.images.present[rows.images][image]
+    mask = targets.region_mask[image] & there.unsqueeze(1)
+    return calibrated(config, targets.text_global, targets.regions[image], mask, rows.images[image])
 
 
 def check_tags(config: MADConfig, examples: ExampleSet) -> None:

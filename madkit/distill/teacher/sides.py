@@ -154,6 +154,13 @@ def asked_side(
     return side_of(examples, asked, globals_only, own=False, threads=threads, permute_seed=permute_seed, room=room)
 
 
+def known_to(side: AnySide) -> Tensor:
+    """[n] bool: examples of the set of whose every sequence all teachers say something."""
+    if isinstance(side, TeacherSide):
+        return side.taught
+    return torch.stack([member.taught for member in side.members.values()]).all(0)
+
+
 def probe_features_of(side: AnySide, rows: TeacherRows, n_candidates: int) -> Tensor:
     """Features [n, F] or [n, C, F] for the confidence probe, of all teachers together.
 

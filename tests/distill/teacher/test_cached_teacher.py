@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import pickle
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +98,32 @@ def test_confidence_is_that_of_a_run(loaded, tmp_path):
     torch.testing.assert_close(got, want)
     with pytest.raises(DataError, match="24 images, 23 sequences"):
         CachedTeacher(cache).confidence(images=images, texts=texts[:23], target=target)
+
+
+def test_what_the_cache_lacks_is_no_part_of_the_probe(loaded, without_images):
+    cache, model, examples = loaded
+    everything = np.arange(len(examples))
+    said = asked(model, examples, everything, examples.inputs(everything))
+    target = examples.target if isinstance(examples.target, torch.Tensor) else examples.target.dense()
+    images, texts, C = said["images"], said["texts"], examples.n_candidates
+    gone = list(dict.fromkeys(images))[:3]
+    kept = [row for row, image in enumerate(images) if image not in gone]
+    teacher = CachedTeacher(without_images(cache, gone))
+    got = teacher.confidence(images=images, texts=texts, target=target, n_candidates=C, folds=3, seed=4)
+    want = teacher.confidence(
+        images=[images[row] for row in kept],
+        texts=[texts[row * C + place] for row in kept for place in range(C)],
+        target=target[kept], n_candidates=C, folds=3, seed=4,
+    )  # fmt: skip
+    torch.testing.assert_close(got[kept], want)
+    others = [row for row in range(len(images)) if row not in kept]
+    torch.testing.assert_close(got[others], want.mean().expand(len(others)))
+    with pytest.raises(DataError, match="no values for any of these examples"):
+        teacher.confidence(
+            images=[images[row] for row in others],
+            texts=[texts[row * C + place] for row in others for place in range(C)],
+            target=target[others], n_candidates=C,
+        )  # fmt: skip
 
 
 @pytest.fixture
@@ -249,19 +274,9 @@ def test_globals_alone_read_no_tokens(plain, monkeypatch):
     assert got.text_tokens.shape == usual.text_tokens.shape
 
 
-def test_absent_images_teach_nothing_and_unknown_ones_are_refused(plain, tmp_path):
+def test_absent_images_teach_nothing_and_unknown_ones_are_refused(plain, without_images):
     teacher, images, texts = plain
-    folder = Path(teacher.cache.path)
-    home = tmp_path / "holed"
-    home.mkdir()
-    for path in folder.iterdir():
-        if path.name != "manifest.json":
-            (home / path.name).symlink_to(path)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    row = int(teacher.cache.images.rows(images[:1])[0])
-    gone = [{"row": row, "id": images[0], "error": "cannot be read"}]
-    (home / "manifest.json").write_text(json.dumps({**manifest, "absent": {"images": gone, "texts": []}}))
-    holed = CachedTeacher(TokenCache.open(home))
+    holed = CachedTeacher(without_images(teacher.cache, images[:1]))
     boxes = torch.tensor([[[0.1, 0.1, 0.6, 0.6]]] * 2)
     got = holed.targets(images=images, texts=texts, spans=whole_words(texts), boxes=boxes)
     whole = teacher.targets(images=images, texts=texts, spans=whole_words(texts), boxes=boxes)

@@ -22,9 +22,11 @@ from madkit.distill.settings.config import ConfidenceConfig
 from madkit.distill.settings.pool_config import SoftLabelConfig
 from madkit.distill.teacher.bank_room import Room
 from madkit.distill.teacher.confidence import teacher_confidence
+from madkit.distill.teacher.criterion import make_criterion
 from madkit.distill.teacher.probe_reader import ProbeReader
 from madkit.distill.teacher.side import TeacherSide
-from madkit.distill.teacher.sides import probe_features_of
+from madkit.distill.teacher.sides import probe_features_of, side_of
+from madkit.distill.teacher.teachers import Teacher, Teachers
 from madkit.mad import rows as tables
 from madkit.mad.config import MADConfig
 from madkit.mad.probe import cross_fit_probe
@@ -66,6 +68,55 @@ def test_blocks_give_the_confidence_of_the_whole(workspace, student, tmp_path, m
     in_pieces(monkeypatch, 40, 4 * (features[0].numel() + 6 * outputs))
     pieces = teacher_confidence(examples, side, config, seed=1, path=tmp_path / "pieces.json")
     torch.testing.assert_close(pieces, found, rtol=0, atol=1e-3)  # L-BFGS makes more of the last digits
+
+
+@pytest.mark.parametrize("task", ["vcr", "vqa"])
+def test_what_the_cache_lacks_is_not_fitted(workspace, student, tmp_path, without_images, task):
+    examples, cache, whole = loaded(task, workspace, student, Room("memory"))
+    gone = examples.image_ids[:4]
+    side = TeacherSide(examples, without_images(cache, gone), MADConfig(tokens="global"))
+    found = teacher_confidence(examples, side, ConfidenceConfig(folds=3), seed=1, path=tmp_path / "holed.json")
+    groups = [example.image.id for example in examples.examples]
+    kept = [row for row, image in enumerate(groups) if image not in gone]
+    features = probe_features_of(whole, examples.teacher_rows(np.asarray(kept)), examples.n_candidates)
+    target = examples.target.dense() if isinstance(examples.target, SoftTargets) else examples.target
+    want = cross_fit_probe(features, target[kept], groups=[groups[row] for row in kept], folds=3, seed=1)
+    assert torch.equal(found[kept], want.confidence)
+    others = [row for row in range(len(groups)) if row not in kept]
+    assert torch.equal(found[others], want.confidence.mean().expand(len(others)))
+    facts = read_json(tmp_path / "holed.json")
+    assert (facts["without_teacher"], facts["l2"]) == (len(others), list(want.l2))
+    assert list(facts["confidence"]) == examples.ids
+
+
+def test_several_teachers_are_asked_about_what_all_of_them_know(workspace, student, tmp_path, without_images):
+    examples, cache, whole = loaded("snli-ve", workspace, student, Room("memory"))
+    gone = examples.image_ids[:4]
+    opened = {"whole": cache, "holed": without_images(cache, gone)}
+    several = Teachers([Teacher(name, one) for name, one in opened.items()])
+    side = side_of(examples, several, MADConfig(tokens="global"))
+    found = teacher_confidence(examples, side, ConfidenceConfig(folds=3), seed=1, path=tmp_path / "both.json")
+    groups = [example.image.id for example in examples.examples]
+    kept = [row for row, image in enumerate(groups) if image not in gone]
+    features = probe_features_of(whole, examples.teacher_rows(np.asarray(kept)), 1)
+    want = cross_fit_probe(
+        torch.cat([features] * 2, -1), examples.target[kept], groups=[groups[row] for row in kept], folds=3, seed=1
+    )
+    assert torch.equal(found[kept], want.confidence)
+
+
+def test_absolute_affinity_is_measured_on_what_the_cache_has(workspace, student, without_images):
+    examples, cache, _ = loaded("snli-ve", workspace, student, Room("memory"))
+    config = MADConfig(affinity_weight=1.0, affinity_kind="absolute")
+    gone = set(examples.image_ids[:8])
+    data = open_task(workspace, "snli-ve", part="auto")
+    model = load_student(student, head=head_for(data.spec, data.examples("train")))
+    kept = [example for example in examples.examples if example.image.id not in gone]
+    few = ExampleSet(kept, model, data.regions())
+    want = make_criterion(config, model, TeacherSide(few, cache, config), 0).config
+    side = TeacherSide(examples, without_images(cache, sorted(gone)), config)
+    got = make_criterion(config, model, side, 0).config
+    assert (got.affinity_tau, got.affinity_threshold) == (want.affinity_tau, want.affinity_threshold)
 
 
 def test_zero_shot_goes_by_blocks(workspace, student, tmp_path, monkeypatch):
