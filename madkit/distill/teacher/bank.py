@@ -125,7 +125,8 @@ def image_bank(
         threads: readers.
         permute_seed: control: every image is given the tokens of another one.
         progress: advanced by one per image.
-        tokens: whether any term compares regions; without, they stay zeros, and a cache of global vectors will do.
+        tokens: whether any term compares regions; without, they are zeros that take no memory, no patch is read, and a
+            cache of global vectors will do.
         stream: gather no vectors, but read those of a batch when they are asked for.
     """
     images = cache.images
@@ -137,7 +138,9 @@ def image_bank(
     n, R = boxes.shape[:2]
     partly = tokens and (images.selected is not None or images.has_views)
     covered = torch.zeros(n, R, dtype=torch.bool) if partly else None
-    regions: Vectors = torch.zeros(0 if stream else n, R, images.dim, dtype=torch.float16)
+    regions: Vectors = torch.zeros(1, 1, 1, dtype=torch.float16).expand(n, R, images.dim)  # a shape without memory
+    if tokens and not stream:
+        regions = torch.zeros(n, R, images.dim, dtype=torch.float16)
     globals_: Vectors = torch.zeros(0 if stream else n, images.dim)
     if stream:
         all_rows = np.full(n, -1, dtype=np.int64)

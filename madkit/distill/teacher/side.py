@@ -74,7 +74,7 @@ class TeacherSide:
                 raise separate_spaces(one.affinity_weight > 0)
         self.images: ImageBank
         if whole or "images" in cache.parts:
-            regions = (whole and cache.images.has_tokens) or any(map(needs_regions, configs))
+            regions = any(map(needs_regions, configs))
             self.images = image_bank(
                 cache,
                 examples.image_ids,
@@ -84,7 +84,7 @@ class TeacherSide:
                 tokens=regions,
                 stream=room.streams("images", image_bytes(cache, examples.region_boxes, tokens=regions)),
             )
-            if isinstance(self.images.regions, Tensor):
+            if regions and isinstance(self.images.regions, Tensor):  # else they are zeros, which take no room
                 self.images.regions = room.place("regions", self.images.regions)
         else:
             self.images = no_images(examples.region_boxes)

@@ -73,7 +73,7 @@ def test_text_targets_are_the_teachers_tokens_of_the_same_characters(loaded):
 def test_region_targets_are_means_of_the_patches_under_the_box(loaded):
     workspace, data, _, examples = loaded
     cache = choose_cache(workspace, data, None)
-    side = TeacherSide(examples, cache, MADConfig(tokens="global"))
+    side = TeacherSide(examples, cache, MADConfig(text_weight=0.0))
     teacher = side.targets(examples.teacher_rows(INDICES), INDICES, examples.inputs(INDICES))
     for row, place in enumerate(INDICES):
         image = examples.examples[place].image.id
@@ -88,7 +88,7 @@ def test_region_targets_are_means_of_the_patches_under_the_box(loaded):
             want = (patches * shares[..., None]).sum((0, 1)) / shares.sum()
             got = teacher.regions[row, number].double().numpy()
             np.testing.assert_allclose(got, want, atol=2e-3)
-    assert not teacher.text_mask.any()  # a global arm reads no text tokens
+    assert not teacher.text_mask.any()  # where no term compares words, none are read
 
 
 def test_one_text_asks_at_its_own_separator(loaded):

@@ -19,6 +19,7 @@ from madkit.distill.batches.examples import ExampleSet
 from madkit.distill.batches.micro_batch import BatchMaker
 from madkit.distill.loop.ahead import each_tensor
 from madkit.distill.settings.config import DistillConfig
+from madkit.distill.teacher.bank import text_bytes
 from madkit.distill.teacher.bank_room import Room
 from madkit.distill.teacher.side import TeacherSide
 from madkit.distill.teacher.streamed_bank import StreamedGlobals, StreamedRegions, StreamedTexts
@@ -113,6 +114,45 @@ def test_all_sides_share_one_room(loaded, capsys):
     sides = [TeacherSide(examples, cache, config, room=shared) for _ in range(2)]
     assert [side.reads for side in sides] == [False, True]
     assert alone.held <= shared.held <= 1.5 * alone.held
+
+
+@pytest.mark.parametrize("bank", ["memory", "stream"])
+@pytest.mark.parametrize(
+    ("changes", "also", "read"),
+    [
+        ({"tokens": "global"}, (), False),
+        ({"region_weight": 0.0, "tag_weight": 0.0}, (), False),
+        ({"tokens": "global"}, (MADConfig(),), True),
+        ({"tokens": "global", "affinity_weight": 1.0, "affinity_form": "sentence"}, (), True),
+        ({"region_weight": 0.0}, (), True),  # tags are regions, too
+    ],
+)
+def test_patches_are_read_where_a_term_compares_regions(loaded, monkeypatch, bank, changes, also, read):
+    examples, cache = loaded
+    asked = []
+    tokens = type(cache.images).tokens
+    monkeypatch.setattr(type(cache.images), "tokens", lambda self, rows: asked.append(len(rows)) or tokens(self, rows))
+    placed = []
+    monkeypatch.setattr(Room, "place", lambda self, what, table: placed.append(what) or table)
+    room = Room(bank)
+    side = TeacherSide(examples, cache, MADConfig(weighting="uniform", **changes), also=also, room=room)
+    indices = BATCHES[0]
+    targets = side.targets(examples.teacher_rows(indices), indices, examples.inputs(indices))
+    assert bool(asked) == read
+    assert bool(targets.regions.any()) == read
+    assert placed == (["regions"] if read and bank == "memory" else [])
+    n, R = examples.region_boxes.shape[:2]
+    assert side.images.regions.shape == (n, R, cache.images.dim)
+    whole = TeacherSide(examples, cache, MADConfig(), room=Room("memory"))
+    want = whole.targets(examples.teacher_rows(indices), indices, examples.inputs(indices))
+    for name in ("image_global", "text_global", "region_mask"):
+        assert torch.equal(getattr(targets, name), getattr(want, name))
+    if bank == "memory":
+        images = n * cache.images.dim * (4 + (2 * R if read else 0))
+        pairs = examples.token_pairs if side.texts.tokens is not None else None
+        assert room.held == images + text_bytes(cache, len(examples.texts), pairs)
+        assert isinstance(side.images.regions, torch.Tensor)
+        assert side.images.regions.untyped_storage().nbytes() == (2 * n * R * cache.images.dim if read else 2)
 
 
 def test_where_vectors_are_held_is_no_part_of_a_run():
