@@ -6,9 +6,9 @@ Precedence: overrides (command-line flags) > file > defaults. Unknown keys are e
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import pydantic
 import yaml
@@ -41,7 +41,8 @@ def load_config(
     Args:
         cls: the schema.
         path: a YAML file with a mapping at its top, or None.
-        overrides: values by key; ``"mad.k_text"`` reaches into a section (`key_parts`).
+        overrides: values by key; ``"mad.k_text"`` reaches into a section (`key_parts`). A mapping goes over the section
+            that is there key by key, so that what it does not name stays.
         below: values that the file's replace, section by section.
         nulls: whether an override of None is a value like any other; else it means "not given".
 
@@ -53,13 +54,13 @@ def load_config(
     values = _merged(below or {}, read_yaml(path) if path is not None else {})
     for key, value in overrides.items():
         if nulls or value is not None:
-            _put(values, key, value)
+            values = _merged(values, _nested(key_parts(key), value))
     try:
         return cls.model_validate(values)
     except pydantic.ValidationError as error:
         found = error.errors(include_url=False)
         problems = [_describe(cls, item) for item in found]
-        given = [key_parts(key) for key in overrides]
+        given = [leaf for key, value in overrides.items() for leaf in _leaves(key_parts(key), value)]
         in_file = path is not None and not all(_set_by(given, item["loc"]) for item in found)
         where = f" in {path}" if in_file else ""
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -141,14 +142,20 @@ def key_parts(dotted: str) -> tuple[str, ...]:
     return tuple(found[1] if found[1] is not None else found[0] for found in _PART.finditer(dotted))
 
 
-def _put(values: dict[str, Any], dotted: str, value: object) -> None:
-    *sections, last = key_parts(dotted)
-    for section in sections:
-        inner = values.get(section)
-        if not isinstance(inner, dict):
-            inner = values[section] = {}
-        values = inner
-    values[last] = value
+def _nested(parts: Sequence[str], value: object) -> dict[str, Any]:
+    """`value` in the sections along its key."""
+    for part in reversed(parts):
+        value = {part: value}
+    return cast(dict[str, Any], value)
+
+
+def _leaves(parts: tuple[str, ...], value: object) -> Iterator[tuple[str, ...]]:
+    """The keys that an override sets: itself, or those inside a mapping."""
+    if not isinstance(value, Mapping) or not value:
+        yield parts
+        return
+    for key, inner in value.items():
+        yield from _leaves((*parts, str(key)), inner)
 
 
 def _describe(cls: type[pydantic.BaseModel], item: Any) -> str:

@@ -42,6 +42,28 @@ def test_flags_beat_the_file_which_beats_defaults(tmp_path: Path) -> None:
     assert load_config(Training, write(tmp_path / "empty.yaml", "# nothing\n"), {}) == Training()
 
 
+def test_a_mapping_goes_over_a_section_key_by_key(tmp_path: Path) -> None:
+    """What it does not name stays as the file has it; lists and single values replace, None switches off."""
+    path = write(tmp_path / "c.yaml", "loss: {tokens: all, k_text: 3}\nextra: {k_text: 4}\nstages: [{k_text: 1}]\n")
+    config = load_config(Training, path, {"loss": {"weight": 0.5}, "extra": {"weight": 2.0}, "stages": [{"weight": 3}]})
+    assert config.loss == Loss(weight=0.5, tokens="all", k_text=3)
+    assert config.extra == Loss(weight=2.0, k_text=4)
+    assert config.stages == [Loss(weight=3)]
+    below = {"loss": {"weight": 7.0}}
+    off = load_config(Training, path, {"extra": None, "loss": {"k_text": None}}, below=below, nulls=True)
+    assert (off.extra, off.loss) == (None, Loss(weight=7.0, tokens="all"))
+    load_config(Training, None, {"loss.weight": 1.0}, below=below)
+    assert below == {"loss": {"weight": 7.0}}, "what lies below is the caller's"
+
+
+def test_a_mistake_of_the_file_is_the_files_beside_a_mapping(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.yaml", "loss: {k_txt: 3}\n")
+    with pytest.raises(ConfigError, match=r"configuration in .*c\.yaml"):
+        load_config(Training, path, {"loss": {"weight": 0.5}})
+    with pytest.raises(ConfigError, match="configuration:"):
+        load_config(Training, write(path, ""), {"loss": {"k_txt": 3}})
+
+
 def test_all_mistakes_are_reported_at_once_with_near_misses(tmp_path: Path) -> None:
     path = write(
         tmp_path / "c.yaml",

@@ -137,6 +137,11 @@ def test_overrides_reach_into_sections():
     assert (config.mad.k_text, config.optim.learning_rate, config.optim.betas) == (8, 2e-4, (0.9, 0.95))
 
 
+@pytest.mark.parametrize("arm", ["mad-no-selection", "mad-no-confidence"])
+def test_a_section_given_as_a_mapping_leaves_an_ablation_what_it_is(arm):
+    assert load_arm(arm, {"mad": {"weight": 0.3}}) == load_arm(arm, {"mad.weight": 0.3}) != load_arm(arm)
+
+
 def test_all_wrong_keys_come_at_once_with_the_nearest_right_ones():
     with pytest.raises(ConfigError) as error:
         load_arm("affinity", {"optim.learnin_rate": 1, "pre_phase.objective.affinty_tau": 3, "optim.clip": "much"})
