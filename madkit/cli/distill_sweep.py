@@ -57,13 +57,16 @@ def sweep(workspace: Workspace, plan: SweepPlan, *, processes: int, threads: int
 
 def summarise(plan: SweepPlan, reports: list[RunReport]) -> list[dict[str, Any]]:
     """One row for each combination that differs in more than its seed: mean and deviation of the headline score."""
-    groups: dict[tuple[Any, ...], list[RunReport]] = {}
+    groups: dict[tuple[Any, ...], dict[Path, RunReport]] = {}
     for report in reports:
         spec = report.spec
         tried = tuple(f"{key}={value}" for key, value in plan.tried(spec).items())
-        groups.setdefault((spec.task, spec.shots, spec.student, spec.arm, tried), []).append(report)
+        group = groups.setdefault((spec.task, spec.shots, spec.student, spec.arm, tried), {})
+        if report.path not in group or not report.skipped:  # one run asked for in two ways counts once
+            group[report.path] = report
     rows: list[dict[str, Any]] = []
-    for (task, shots, student, arm, tried), found in groups.items():
+    for (task, shots, student, arm, tried), runs in groups.items():
+        found = list(runs.values())
         metric = next((name for name in found[0].dev if name != "n"), "")
         scores = [float(report.dev[metric]) for report in found if metric in report.dev]
         rows.append(

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field
 
 from madkit.core.config import StrictModel, load_config
 from madkit.core.errors import UsageProblem
+from madkit.distill.settings.arms import load_arm
 from madkit.distill.sweep.worker_process import RunSpec
 
 _SEEDS = re.compile(r"(\d+)(?:-(\d+))?")
@@ -29,16 +30,31 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def _names(value: object) -> object:
-    return [value] if isinstance(value, (str, int)) else value
+    """Names as a list. Whole numbers are names, too: YAML reads `shots: 200` as one."""
+    pieces = value if isinstance(value, (list, tuple)) else [value]
+    for piece in pieces:
+        if isinstance(piece, bool) or not isinstance(piece, (str, int)):
+            raise ValueError(f"a name is wanted, or a list of names, and {piece!r} is none")
+    return [str(piece) for piece in pieces]
 
 
 def _seeds(value: object) -> object:
-    if isinstance(value, str):
+    """Seeds as a list of numbers. Its pieces may be written as `parse_seeds` takes them: ``[0-2, 5]``."""
+    seeds: list[int] = []
+    for piece in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(piece, bool) or not isinstance(piece, (str, int)):
+            raise ValueError(f"{piece!r} does not name seeds. Give them as 0-4, or 0,2,7")
         try:
-            return parse_seeds(value)
+            seeds += parse_seeds(piece) if isinstance(piece, str) else [piece]
         except UsageProblem as error:
             raise ValueError(f"{error.message} Give them as 0-4, or 0,2,7") from None
-    return [value] if isinstance(value, int) else value
+    return seeds
+
+
+def _to_try(values: object) -> object:
+    if values == []:
+        raise ValueError("the list of values to try is empty; leave the key out, or give it at least one")
+    return values
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
@@ -56,7 +72,9 @@ class SweepPlan(StrictModel):
     recipe: str | None = None
     teacher: Names = Field((), description="several teach together; none: the only cache")
     set: dict[str, Any] = Field(default_factory=dict, description="settings of every run, by dotted key")
-    grid: dict[str, list[Any]] = Field(default_factory=dict, description="settings with the values to try in turn")
+    grid: dict[str, Annotated[list[Any], BeforeValidator(_to_try)]] = Field(
+        default_factory=dict, description="settings with the values to try in turn"
+    )
 
     def specs(self) -> list[RunSpec]:
         """The runs, seed by seed: what has been done when a sweep is stopped early can be compared."""
@@ -64,16 +82,24 @@ class SweepPlan(StrictModel):
         if isinstance(teacher, list) and len(teacher) == 1:
             (teacher,) = teacher
         students: Sequence[str | None] = self.student or (None,)
-        tried = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
         return [
-            RunSpec(task, arm, shots, seed, student, teacher, {**self.set, **values}, self.init, self.recipe)
+            RunSpec(task, arm, shots, seed, student, teacher, settings, self.init, self.recipe)
             for seed in dict.fromkeys(self.seeds)
             for task in dict.fromkeys(self.task)
             for shots in dict.fromkeys(self.shots)
             for student in dict.fromkeys(students)
-            for values in tried
-            for arm in dict.fromkeys(self.arm)
+            for arm, settings in self._cells()
         ]
+
+    def _cells(self) -> list[tuple[str, dict[str, Any]]]:
+        """Every arm with each of its settings, once: 0.3 and 0.30 are one value."""
+        found: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
+        for values in itertools.product(*self.grid.values()):
+            for arm in dict.fromkeys(self.arm):
+                settings = {**self.set, **dict(zip(self.grid, values, strict=True))}
+                told = load_arm(arm, settings).model_dump_json(exclude_unset=True)  # a recipe may lie below it
+                found.setdefault((arm, told), (arm, settings))
+        return list(found.values())
 
     def tried(self, spec: RunSpec) -> dict[str, Any]:
         """The values of the grid's settings in one of its runs."""

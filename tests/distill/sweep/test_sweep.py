@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from madkit.cli.distill_sweep import summarise
 from madkit.cli.main import main
 from madkit.core.errors import ConfigError, RunError, UsageProblem
 from madkit.core.files import FileLock, read_jsonl
@@ -108,6 +110,58 @@ def test_mistakes_in_a_plan_are_all_named(tmp_path):
         "task: required",
     ):
         assert part in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("written", "shots", "seeds"),
+    [
+        ("shots: 200\n", ("200",), (0,)),
+        ("shots: [200, 1pct]\nseeds: 3\n", ("200", "1pct"), (3,)),
+        ("seeds: [0-2, 5]\n", ("1pct",), (0, 1, 2, 5)),
+    ],
+)
+def test_numbers_in_a_plan_are_read_as_they_are_meant(tmp_path, written, shots, seeds):
+    path = tmp_path / "plan.yaml"
+    path.write_text(f"task: vcr\n{written}")
+    plan = load_plan(path, {}, {})
+    assert (plan.shots, plan.seeds) == (shots, seeds)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("shots: true", "shots: a name is wanted, or a list of names, and True is none"),
+        ("shots: [1pct, no]", "shots: a name is wanted, or a list of names, and False is none"),
+        ("shots: 0.5", "shots: a name is wanted, or a list of names, and 0.5 is none"),
+        ("seeds: true", "seeds: true does not name seeds"),
+        ("seeds: [1, true]", "seeds: true does not name seeds"),
+        ("seeds: [0-x]", "seeds: '0-x' does not name seeds"),
+        ("grid: {mad.weight: []}", "grid.mad.weight: the list of values to try is empty"),
+    ],
+)
+def test_what_cannot_be_meant_in_a_plan_is_one_problem(tmp_path, written, said):
+    path = tmp_path / "plan.yaml"
+    path.write_text(f"task: vcr\n{written}\n")
+    with pytest.raises(ConfigError) as error:
+        load_plan(path, {}, {})
+    assert error.value.message.startswith("1 problem ")
+    assert said in error.value.message
+
+
+def test_a_value_that_is_tried_twice_is_one_run(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text("task: vcr\ngrid: {mad.weight: [0.3, 0.30, 1], optim.learning_rate: [1e-4, 0.0001]}\n")
+    plan = load_plan(path, {}, {})
+    specs = plan.specs()
+    assert [spec.overrides["mad.weight"] for spec in specs] == [0.3, 1]
+    reports = [
+        RunReport(spec, tmp_path / "run", done, {"accuracy": 50.0})
+        for spec, done in zip(specs, (True, False), strict=True)
+    ]
+    same = [replace(report, spec=specs[0]) for report in reports]
+    (row,) = summarise(plan, same)
+    assert (row["seeds"], row["sd"], row["trained"]) == ([0], None, 1)
+    assert len(summarise(plan, reports)) == 2
 
 
 def test_processes_fit_the_cores_the_memory_and_the_devices(monkeypatch):
@@ -283,7 +337,11 @@ def test_the_command_prints_a_table_of_what_is_there_and_names_what_failed(works
         assert (processes, threads_each) == (2, 1)
         for number, spec in enumerate(specs):
             if spec.arm == "finetune":
-                on_done(RunReport(spec, Path("runs/mini-snli-ve/x"), number == 0, {"accuracy": 50.0 + number, "n": 8}))
+                on_done(
+                    RunReport(
+                        spec, Path(f"runs/mini-snli-ve/x-{number}"), number == 0, {"accuracy": 50.0 + number, "n": 8}
+                    )
+                )
         raise RunError("2 of 4 runs failed: mad.")
 
     monkeypatch.setattr(sweep, "run_many", some)
