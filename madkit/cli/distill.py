@@ -93,7 +93,7 @@ def distill(
             "--steps",
             metavar="N",
             min=1,
-            help="Optimiser steps; those of a pre-phase are --set pre_phase.steps=N.",
+            help="Optimiser steps; those of an arm's own pre-phase are --set pre_phase.steps=N.",
             show_default="from the number of labels",
         ),
     ] = None,

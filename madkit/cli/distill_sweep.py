@@ -26,6 +26,10 @@ def sweep(workspace: Workspace, plan: SweepPlan, *, processes: int, threads: int
     if world_size() > 1:
         raise UsageProblem("A sweep starts its own processes.", hint="start it without torchrun or accelerate launch")
     specs = plan.specs()
+    for key, arms in plan.left_out().items():
+        have, they_are = ("has", "it is") if len(arms) == 1 else ("have", "they are")
+        names, section = f"{', '.join(arms[:-1])} and {arms[-1]}" if len(arms) > 1 else arms[0], key.partition(".")[0]
+        info(f"{key} is not for {names}, which {have} no {section}: {they_are} trained without it.")
     files = [Path(name) / "model.safetensors" for name in plan.student]
     largest = max((file.stat().st_size for file in files if file.is_file()), default=0)
     fitting = fit(len(specs), threads or 1, student_bytes=largest)

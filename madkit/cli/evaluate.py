@@ -204,7 +204,8 @@ def train(workspace: Workspace, protocol: str, *, processes: int = 0) -> list[Pr
 
     cells, problems = cells_to_train(workspace, protocol)
     with tempfile.TemporaryDirectory(prefix="madkit-") as folder:
-        specs, impossible = specs_for(cells, Path(folder), load_protocol(protocol)[1].set)
+        asked = load_protocol(protocol)[1]
+        specs, impossible = specs_for(cells, Path(folder), asked.set, [] if asked.arms == "any" else asked.arms)
         problems += [Problem(where, error.message, error.hint) for where, error in impossible]
         if not specs:
             return problems

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from madkit.core.config import load_config
+from madkit.core.config import key_parts, load_config, read_yaml
 from madkit.core.errors import ConfigError, NotFoundError, UsageProblem
 from madkit.core.registry import suggest
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "arms"
 PERMUTED = "-permuted"  # at the end of an arm's name: its control, as run folders and tables call it
+TAUGHT = ("mad", "pre_phase", "pool")  # sections that an arm may lack; one of their settings switches them on
 # Baselines, naive distillation, the method and its ablations, what goes beyond it, the teacher as the student's eyes.
 ORDER = (
     "finetune", "finetune-long", "kd-global", "kd-all", "mad", "mad-no-selection", "mad-no-confidence",
@@ -57,10 +58,13 @@ def load_arm(
 
     An override of None is a value: it takes a section away, or leaves a number to be measured.
 
-    "mad-permuted" is `mad` with `permute_teacher`. A file of one's own that names no arm gets the stem of its name.
+    A setting of a section that the arm lacks switches that section on, but not in a shipped arm without a teacher: a
+    baseline stays one. "mad-permuted" is `mad` with `permute_teacher`. A file of one's own that names no arm gets the
+    stem of its name.
 
     Raises UsageProblem, NotFoundError or ConfigError; the last lists every wrong key at once.
     """
+    _refuse_to_teach(arm, overrides or {})
     from madkit.distill.settings.config import ARM_NAME, DistillConfig
 
     path = arm_path(arm)
@@ -76,6 +80,43 @@ def load_arm(
             hint="write into it: arm: NAME, in small letters, digits and dashes",
         )
     return config.model_copy(update={"arm": path.stem})
+
+
+def meant_for(arm: str, settings: Mapping[str, Any], arms: Iterable[str]) -> dict[str, Any]:
+    """Those of `settings`, which several `arms` share, that are for `arm`.
+
+    A setting of a section (`TAUGHT`) that some of them have in their files is for those alone: shared by an arm and its
+    baseline, it would make the baseline the arm. Where none has the section, it is for all, as for a single one.
+
+    Raises as `arm_path` and `read_yaml`.
+    """
+    theirs = [_taught(other) for other in arms]
+    elsewhere = {section for found in theirs for section in found} - _taught(arm)
+    return {key: value for key, value in settings.items() if key_parts(key)[0] not in elsewhere}
+
+
+def _taught(arm: str) -> set[str]:
+    values = read_yaml(arm_path(arm))
+    return {section for section in TAUGHT if values.get(section) is not None}
+
+
+def _refuse_to_teach(arm: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that would make a shipped baseline something else under its own name."""
+    path = arm_path(arm)
+    if path.parent != FOLDER or _taught(arm) or read_yaml(path).get("visual_input") == "teacher":
+        return
+    wrong = [
+        key
+        for key, value in settings.items()
+        if key_parts(key)[0] in TAUGHT and (key not in TAUGHT or value is not None)
+    ]
+    if wrong:
+        be, it = ("is", "it") if len(wrong) == 1 else ("are", "them")
+        raise ConfigError(
+            f"{arm} is plain fine-tuning, without a teacher: {', '.join(wrong)} {be} not for it.",
+            hint=f"take another arm, or set {it} in one of your own: madkit config init {path.stem} mine.yaml, "
+            "then --arm mine.yaml",
+        )
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import yaml
 from madkit.core.errors import MadkitError, RunError
 from madkit.core.files import read_json, write_text_atomic
 from madkit.distill.runs.folder import MANIFEST
-from madkit.distill.settings.arms import arm_names, load_arm
+from madkit.distill.settings.arms import arm_names, load_arm, meant_for
 from madkit.distill.settings.config import DistillConfig, resolve
 from madkit.distill.sweep.worker_process import RunSpec
 
@@ -70,17 +70,21 @@ class Cell(Protocol):
 
 
 def specs_for(
-    cells: Sequence[Cell], folder: Path, overrides: Mapping[str, Any] | None = None
+    cells: Sequence[Cell], folder: Path, overrides: Mapping[str, Any] | None = None, arms: Sequence[str] = ()
 ) -> tuple[list[RunSpec], list[tuple[str, MadkitError]]]:
     """A run for each cell, and the cells (by their place) for which there can be none, with the reason.
 
     Args:
         cells: what is missing.
         folder: gets one YAML file an arm and experiment; it has to stay as long as the runs are trained.
-        overrides: settings of the runs that have no others to follow, dotted key to value.
+        overrides: settings of the runs that have no others to follow, dotted key to value, where they are meant for
+            the arm (`meant_for`).
+        arms: the arms that the settings are shared over, beside those of the cells.
     """
     specs: list[RunSpec] = []
     problems: list[tuple[str, MadkitError]] = []
+    named = {*arms, *(cell.arm for cell in cells if not cell.like)}
+    sharing = [arm for arm in arm_names() if arm in named]
     for cell in cells:
         if cell.shots is None or cell.arm is None or cell.seed is None:
             continue
@@ -88,7 +92,7 @@ def specs_for(
             if cell.like:
                 arm, own = str(_written(cell.like, folder)), dict[str, Any]()
             else:
-                arm, own = cell.arm, {**_as_long(cell.beside), **(overrides or {})}
+                arm, own = cell.arm, {**_as_long(cell.beside), **meant_for(cell.arm, overrides or {}, sharing)}
             teacher = cell.teacher if load_arm(arm, own).needs_cache else None
         except MadkitError as error:
             problems.append((cell.place, error))

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 
 from madkit.core.config import StrictModel, load_config
 from madkit.core.errors import UsageProblem
-from madkit.distill.settings.arms import load_arm
+from madkit.distill.settings.arms import load_arm, meant_for
 from madkit.distill.sweep.worker_process import RunSpec
 
 _SEEDS = re.compile(r"(\d+)(?:-(\d+))?")
@@ -71,7 +71,9 @@ class SweepPlan(StrictModel):
     init: str | None = None
     recipe: str | None = None
     teacher: Names = Field((), description="several teach together; none: the only cache")
-    set: dict[str, Any] = Field(default_factory=dict, description="settings of every run, by dotted key")
+    set: dict[str, Any] = Field(
+        default_factory=dict, description="settings of every run that has their section, by key"
+    )
     grid: dict[str, Annotated[list[Any], BeforeValidator(_to_try)]] = Field(
         default_factory=dict, description="settings with the values to try in turn"
     )
@@ -92,18 +94,26 @@ class SweepPlan(StrictModel):
         ]
 
     def _cells(self) -> list[tuple[str, dict[str, Any]]]:
-        """Every arm with each of its settings, once: 0.3 and 0.30 are one value."""
+        """Every arm with each of its settings, once: 0.3 and 0.30 are one value, as are all that are not for it."""
         found: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
         for values in itertools.product(*self.grid.values()):
             for arm in dict.fromkeys(self.arm):
-                settings = {**self.set, **dict(zip(self.grid, values, strict=True))}
+                shared = {**self.set, **dict(zip(self.grid, values, strict=True))}
+                settings = meant_for(arm, shared, self.arm)
                 told = load_arm(arm, settings).model_dump_json(exclude_unset=True)  # a recipe may lie below it
                 found.setdefault((arm, told), (arm, settings))
         return list(found.values())
 
     def tried(self, spec: RunSpec) -> dict[str, Any]:
         """The values of the grid's settings in one of its runs."""
-        return {key: spec.overrides[key] for key in self.grid}
+        return {key: spec.overrides[key] for key in self.grid if key in spec.overrides}
+
+    def left_out(self) -> dict[str, list[str]]:
+        """The settings that are not for all of the arms (`meant_for`), with those that are trained without."""
+        shared = {**self.set, **self.grid}
+        arms = {arm: meant_for(arm, shared, self.arm) for arm in self.arm}
+        without = {key: [arm for arm in arms if key not in arms[arm]] for key in shared}
+        return {key: found for key, found in without.items() if found}
 
 
 def load_plan(path: Path | None, given: Mapping[str, Any], overrides: Mapping[str, Any]) -> SweepPlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,13 +30,14 @@ from madkit.tasks.data import TaskData, open_task
 from madkit.tasks.id_lists import labelled_examples
 from tests.distill.loop.threaded_ranks import on_ranks
 
+OWN = str(Path(__file__).parents[1] / "own.yaml")
 TASKS = ("vcr", "snli-ve", "vqa")
 QUICK = {"optim.steps": 3, "optim.batch_size": 4, "eval.limit": 4}
 AFFINITY = {"pool.objective.weight": 0.0, "pool.objective.affinity_weight": 1.0}
 SOFT = {"pool.soft_labels.weight": 1.0}
 
 
-def run(workspace, student, settings, *, arm="finetune", task="snli-ve", shots="10pct", seed=1):
+def run(workspace, student, settings, *, arm=OWN, task="snli-ve", shots="10pct", seed=1):
     return distill(
         workspace, task=task, shots=shots, arm=arm, student=student, seed=seed, threads=1, part="auto",
         config_overrides={**QUICK, **({"pool.batch_size": 8} if settings else {}), **settings},
@@ -197,7 +199,7 @@ def test_labelled_examples_and_pool_are_held_once(workspace, student):
     data = open_task(workspace, "snli-ve", part="auto")
     labelled = labelled_examples(data, "10pct", 1)
     model = load_student(student, head=head_for(data.spec, data.examples("train")), head_seed=0)
-    config = load_arm("finetune", {**QUICK, **AFFINITY, "optim.steps": 100})
+    config = load_arm(OWN, {**QUICK, **AFFINITY, "optim.steps": 100})
     pool = gather_pool(config, data.examples("train"), labelled, model.head_spec, Teachers([]), seed=1)
     assert pool is not None
     examples, joint = encode_together(labelled, pool, model, data.regions(), threads=1, answer_match="normalized")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from madkit.students.load import load_student
 from madkit.tasks.data import TaskData, open_task
 from madkit.tasks.id_lists import labelled_examples
 
+OWN = str(Path(__file__).parents[1] / "own.yaml")
 SOFT = {
     "pre_phase.steps": 3, "pre_phase.batch_size": 12, "pre_phase.eval_every": 2, "pre_phase.soft_labels.folds": 2,
     "pre_phase.soft_labels.features": "global", "pre_phase.objective": None, "optim.steps": 2, "optim.batch_size": 4,
@@ -23,7 +25,7 @@ SOFT = {
 }  # fmt: skip
 
 
-def train(workspace, student, *, task="snli-ve", shots="10pct", seed=1, arm="finetune", **more):
+def train(workspace, student, *, task="snli-ve", shots="10pct", seed=1, arm=OWN, **more):
     """The run's result and its pre-phase's folder."""
     torch.set_num_threads(1)
     result = stage.distill(
@@ -106,7 +108,7 @@ def test_affinity_may_be_learnt_beside_and_unsure_answers_left_out(workspace, st
     more |= {"pre_phase.soft_labels.threshold": 1.0, "pre_phase.soft_labels.weight": 3.0}
     values = {name: value for name, value in {**SOFT, **more}.items() if name != "pre_phase.objective"}
     result = stage.distill(
-        workspace, task="snli-ve", shots="10pct", arm="finetune", student=student, seed=1, config_overrides=values,
+        workspace, task="snli-ve", shots="10pct", arm=OWN, student=student, seed=1, config_overrides=values,
         threads=1, part="auto",
     )  # fmt: skip
     rows = steps(result.path.parent / result.manifest["pre_phase"])
@@ -122,7 +124,7 @@ def test_where_all_is_labelled_there_are_none(workspace, student, capsys):
     assert "no soft labels to be learnt before" in capsys.readouterr().err
     plain = {name: value for name, value in SOFT.items() if not name.startswith("pre_phase.")}
     alone = stage.distill(
-        workspace, task="snli-ve", shots="full", arm="finetune", student=student, seed=1, config_overrides=plain,
+        workspace, task="snli-ve", shots="full", arm=OWN, student=student, seed=1, config_overrides=plain,
         threads=1, part="auto",
     )  # fmt: skip
     assert steps(soft.path) == steps(alone.path)

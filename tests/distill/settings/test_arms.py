@@ -11,7 +11,7 @@ import yaml
 from madkit.cli.app import load_command
 from madkit.core.errors import ConfigError, NotFoundError, UsageProblem
 from madkit.core.files import read_jsonl
-from madkit.distill.settings.arms import FOLDER, ORDER, arm_names, arm_path, load_arm, parse_overrides
+from madkit.distill.settings.arms import FOLDER, ORDER, arm_names, arm_path, load_arm, meant_for, parse_overrides
 from madkit.distill.settings.config import resolve
 from madkit.distill.stage import distill
 
@@ -140,6 +140,33 @@ def test_overrides_reach_into_sections():
 @pytest.mark.parametrize("arm", ["mad-no-selection", "mad-no-confidence"])
 def test_a_section_given_as_a_mapping_leaves_an_ablation_what_it_is(arm):
     assert load_arm(arm, {"mad": {"weight": 0.3}}) == load_arm(arm, {"mad.weight": 0.3}) != load_arm(arm)
+
+
+@pytest.mark.parametrize("arm", ["finetune", "finetune-long"])
+def test_a_baseline_is_given_no_teacher_under_its_own_name(arm, tmp_path):
+    for settings in ({"mad.weight": 0.3}, {"mad": {"weight": 0.3}}, {"pre_phase.steps": 9}, {"pool.weight": 1.0}):
+        with pytest.raises(ConfigError, match=f"^{arm} is plain fine-tuning, without a teacher: ") as caught:
+            load_arm(arm, settings)
+        assert f"madkit config init {arm} mine.yaml" in caught.value.hint
+    assert load_arm(arm, {"mad": None, "adversarial.steps": 2}).adversarial is not None
+    own = tmp_path / "mine.yaml"
+    own.write_text(arm_path(arm).read_text().replace(f"arm: {arm}\n", ""))
+    assert load_arm(str(own), {"mad.weight": 0.3}).distils
+
+
+def test_arms_with_a_teacher_are_given_sections():
+    assert load_arm("mad", {"pre_phase.objective.weight": 0.0, "pre_phase.objective.weighting": "uniform",
+                            "pre_phase.objective.affinity_weight": 1.0}).pre_phase is not None  # fmt: skip
+    assert load_arm("mad", {"pool.weight": 1.0}).pool is not None
+    assert load_arm("affinity-absolute", {"pool.soft_labels.weight": 1.0}).pool is not None
+
+
+def test_settings_that_arms_share_are_for_those_that_have_the_section():
+    shared = {"mad.weight": 0.3, "pre_phase.steps": 9, "optim.steps": 5, "adversarial.steps": 2}
+    arms = ("finetune", "mad", "affinity")
+    for arm, left in (("finetune", set()), ("mad", {"mad.weight"}), ("affinity", {"pre_phase.steps"})):
+        assert set(meant_for(arm, shared, arms)) == {"optim.steps", "adversarial.steps", *left}
+    assert meant_for("mad", shared, ["mad", "kd-all"]) == shared
 
 
 def test_all_wrong_keys_come_at_once_with_the_nearest_right_ones():

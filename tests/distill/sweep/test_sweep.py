@@ -88,12 +88,28 @@ def test_a_plan_is_every_combination_seed_by_seed(tmp_path):
     )
     plan = load_plan(path, {"shots": ["5pct"]}, {"optim.steps": 7, "optim.ema": 0.5})
     specs = plan.specs()
-    assert len(specs) == len(set(map(str, specs))) == 8
-    assert [spec.seed for spec in specs] == [0] * 4 + [1] * 4
+    assert len(specs) == len(set(map(str, specs))) == 6
+    assert [spec.seed for spec in specs] == [0] * 3 + [1] * 3
     assert {spec.shots for spec in specs} == {"5pct"}
     assert {spec.arm for spec in specs[:2]} == {"mad", "finetune"}
     assert dict(specs[0].overrides) == {"optim.steps": 7, "optim.ema": 0.5, "mad.weight": 0.3}
     assert plan.tried(specs[2]) == {"mad.weight": 1.0}
+    assert specs[1].overrides == {"optim.steps": 7, "optim.ema": 0.5}, "the baseline stays one, and is trained once"
+    assert plan.tried(specs[1]) == {}
+    assert plan.left_out() == {"mad.weight": ["finetune"]}
+
+
+def test_a_sweep_says_which_settings_are_not_for_an_arm(workspace, tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(sweep, "run_many", lambda place, specs, **_: asked.extend(specs))
+    base = ["distill", "--sweep", "--task", "snli-ve", "--workspace", str(workspace.root), "--set", "mad.weight=0.3"]
+    assert main([*base, "--arm", "finetune", "--arm", "clip-vil", "--arm", "mad"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("mad.weight is not for") == 1
+    assert "not for finetune and clip-vil, which have no mad: they are trained without it." in said
+    assert [dict(spec.overrides) for spec in asked] == [{}, {}, {"mad.weight": 0.3}]
+    assert main([*base, "--arm", "finetune", "--arm", "affinity"]) == 1
+    assert "finetune is plain fine-tuning, without a teacher" in " ".join(capsys.readouterr().err.split())
 
 
 def test_mistakes_in_a_plan_are_all_named(tmp_path):

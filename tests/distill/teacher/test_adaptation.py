@@ -23,6 +23,7 @@ from madkit.tasks.data import open_task
 from madkit.tasks.id_lists import labelled_examples
 
 torch.set_num_threads(1)
+OWN = str(Path(__file__).parents[1] / "own.yaml")
 TASK, SHOTS, SEED = "snli-ve", "40", 1
 BASE = {"vision": "weights of the eyes", "text": "weights of the reader"}
 QUICK = {"optim.steps": 2, "optim.batch_size": 4, "eval.limit": 4, "confidence.folds": 2}
@@ -341,8 +342,8 @@ def test_soft_labels_of_who_knows_the_labels_are_not_taken(place: Place, student
         ("kd-all", {"teachers": {"mini": {"mad": {"weighting": "teacher-only"}}}}, (True, True)),
         ("soft-labels", {}, (True, False)),  # soft labels are for questions without a label
         ("affinity", {"pre_phase.soft_labels.weight": 1}, (True, False)),
-        ("finetune", {"pool.objective.weighting": "uniform"}, (False, False)),
-        ("finetune", {"pool.objective.weighting": "teacher-only"}, (True, True)),
+        (OWN, {"pool.objective.weighting": "uniform"}, (False, False)),
+        (OWN, {"pool.objective.weighting": "teacher-only"}, (True, True)),
         ("kd-all", {"pool.rationale_answer": "probe"}, (True, True)),
     ],
 )
