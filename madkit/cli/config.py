@@ -55,7 +55,7 @@ def show(
     from madkit.core.documented import documented, keys_of
 
     one = find(name)
-    document = {**one.as_row(), "text": one.path.read_text(encoding="utf-8")}
+    document = {**one.as_row(), "text": one.text}
     if resolved:
         config = load(one)
         document |= {"text": documented(config), "keys": [key.as_row() for key in keys_of(config)]}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from madkit.core.errors import RunError, UsageProblem
 from madkit.core.files import write_text_atomic
 from madkit.core.registry import suggest
+from madkit.distill.settings.arms import PERMUTED
 
 if TYPE_CHECKING:
     from madkit.core.config import StrictModel
@@ -32,6 +33,20 @@ class Shipped:
     name: str
     kind: str
     path: Path
+
+    @property
+    def text(self) -> str:
+        """Its file; of an arm's control ("mad-permuted") the arm's, with what makes it the control."""
+        text = self.path.read_text(encoding="utf-8")
+        if not self.is_control:
+            return text
+        text = re.sub(r"^arm: .*$", f"arm: {self.name}", text, count=1, flags=re.MULTILINE)
+        return f"{text}permute_teacher: true\n"
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is the control of a shipped arm, which has no file of its own."""
+        return self.kind == "arm" and self.name == f"{self.path.stem}{PERMUTED}"
 
     @property
     def about(self) -> str:
@@ -63,7 +78,7 @@ def shipped() -> list[Shipped]:
 
 
 def find(name: str) -> Shipped:
-    """The shipped configuration of a name, or a file of the user's own by its path.
+    """The shipped configuration of a name, an arm's control ("mad-permuted"), or a file of the user's own by its path.
 
     Raises UsageProblem with the nearest name, NotFoundError for a missing file, ConfigError for one that is not YAML.
     """
@@ -74,10 +89,15 @@ def find(name: str) -> Shipped:
 
             raise missing_file(path)
         return Shipped(path.stem, kind_of(path), path)
+    from madkit.distill.settings.arms import arm_names, arm_path, load_arm
+
     known = shipped()
     for one in known:
         if one.name == name:
             return one
+    if name.endswith(PERMUTED) and name.removesuffix(PERMUTED) in arm_names():
+        load_arm(name)  # says so where nothing is distilled, and so nothing can be permuted
+        return Shipped(name, "arm", arm_path(name))
     raise UsageProblem(
         f"There is no configuration '{name}'.{suggest(name, [one.name for one in known])}",
         hint="see what there is: madkit config list",
@@ -100,6 +120,8 @@ def load(one: Shipped) -> StrictModel:
     if one.kind == "arm":
         from madkit.distill.settings.arms import load_arm
 
+        if one.is_control:
+            return load_arm(one.name).model_copy(update={"arm": one.name})
         return load_arm(str(one.path))
     from madkit.core.config import load_config
 
@@ -127,7 +149,7 @@ def copy_out(name: str, path: Path | None, *, force: bool) -> tuple[Shipped, Pat
     if target.exists() and not force:
         raise UsageProblem(f"{target} exists.", hint="name another file, or replace it: --force")
     own = re.sub(r"[^a-z0-9]+", "-", target.stem.lower()).strip("-") or f"my-{one.name}"
-    text = one.path.read_text(encoding="utf-8")
+    text = one.text
     if one.kind != "protocol":  # a protocol goes by its file's name
         text = re.sub(rf"^{one.kind}: .*$", f"{one.kind}: {own}", text, count=1, flags=re.MULTILINE)
     try:

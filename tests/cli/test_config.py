@@ -89,6 +89,23 @@ def test_a_copy_is_taken_where_the_name_was(one: Any, tmp_path: Path) -> None:
         assert load_protocol(str(path)) == (f"my-{one.name}", load_protocol(one.name)[1])
 
 
+@pytest.mark.parametrize("extra", [[], ["--resolved"]])
+def test_the_control_of_an_arm_is_shown_as_it_is_trained(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, extra: list[str]
+) -> None:
+    path = tmp_path / "shown.yaml"
+    path.write_text(document(capsys, "show", "mad-permuted", *extra)["text"])
+    shown = load_arm(str(path))
+    assert shown.model_dump() == {**load_arm("mad-permuted").model_dump(), "arm": "mad-permuted"}
+    assert document(capsys, "check", "mad-permuted")["differs"]["permute_teacher"] is True
+    _, copy = copy_out("mad-permuted", tmp_path, force=False)
+    assert load_arm(str(copy)).model_dump() == {**shown.model_dump(), "arm": "my-mad-permuted"}
+    code, _, err = call(capsys, "show", "finetune-permuted")
+    assert code == 1
+    assert "nothing to permute" in err
+    assert call(capsys, "show", "mda-permuted")[0] == 2
+
+
 def test_init_never_replaces_a_file_unasked(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
