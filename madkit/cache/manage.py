@@ -208,7 +208,7 @@ def _check_means_something(teacher: str, rows: Sequence[StoreRow]) -> None:
 def _nothing_fits(
     task: str, source: str, teacher: str | None, of_source: list[StoreRow], *, adapted: bool
 ) -> NotFoundError:
-    have = sorted({adapter_name(row.identity) or str(row.identity["teacher"]) for row in of_source})
+    have = sorted({_name(row) for row in of_source})
     bases = sorted({str(row.identity["teacher"]) for row in of_source})
     option = "--adapter" if adapted else "--teacher"
     command = f"madkit extract {option} {teacher or (bases[0] if bases else 'mini')} --task {task}"
@@ -224,6 +224,14 @@ def _nothing_fits(
         f"The token caches for {source} belong to another revision of the data ({', '.join(have)}).",
         hint=f"extract again: {command}",
     )
+
+
+def _name(row: StoreRow) -> str:
+    """The shortest of the names that a store of a teacher may be called (`_names`)."""
+    adapted = adapter_name(row.identity)
+    if adapted is None:
+        return str(row.identity["teacher"])
+    return row.path.name if adapted in KNOWN else adapted
 
 
 def _names(row: StoreRow) -> set[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic_core import to_jsonable_python
 
 from madkit.core.workspace import CACHE_VARIABLE, DEFAULT, VARIABLE, Workspace
 from madkit.distill.asked import MINI_STUDENT, Asked
@@ -17,15 +19,21 @@ from madkit.distill.asked import MINI_STUDENT, Asked
 def next_commands(asked: Asked) -> list[tuple[str, str]]:
     """Commands for a run's summary with what each is for: its score on the test suites, and the same with another seed.
 
-    The second repeats every name and setting that the run was asked for by, so that the two runs are of one arm. Both
-    name workspace and cache where a call without them would look elsewhere.
+    The second repeats every name and setting that the run was asked for by, so that the two runs are of one arm; it is
+    left out where the arm's file will be gone. Both name workspace and cache where a call without them would look
+    elsewhere.
     """
     places = list(_places(asked.workspace))
     evaluate = ["madkit", "evaluate", *places]
-    return [
-        (shlex.join(evaluate), "this run and its neighbours on every test suite, with intervals"),
-        (shlex.join(["madkit", "distill", *_same(asked), *places]), "one seed is no measurement"),
-    ]
+    found = [(shlex.join(evaluate), "this run and its neighbours on every test suite, with intervals")]
+    if not _is_temporary(asked.names.arm):
+        found.append((shlex.join(["madkit", "distill", *_same(asked), *places]), "one seed is no measurement"))
+    return found
+
+
+def _is_temporary(arm: str) -> bool:
+    """Whether an arm is a temporary file, as `evaluate --train-missing` writes of what a cell is told."""
+    return Path(arm).expanduser().resolve().is_relative_to(Path(tempfile.gettempdir()).resolve())
 
 
 def _same(asked: Asked) -> Iterator[str]:
@@ -46,7 +54,8 @@ def _same(asked: Asked) -> Iterator[str]:
 
 
 def _yaml(value: Any) -> str:
-    """A value as `--set` reads it again."""
+    """A value as `--set` reads it again; a library call may give one of NumPy, or typed settings."""
+    value = to_jsonable_python(value, fallback=lambda other: other.tolist() if hasattr(other, "tolist") else str(other))
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
     return text.removesuffix("...\n").strip()
 

@@ -254,6 +254,7 @@ class MADCriterion(nn.Module):
             )
         if labelled is None and label is not None:
             labelled = label >= 0
+        labelled = None if labelled is None else labelled.bool()  # as numbers, too
         if taught is not None:  # an example without a term has no share in the mean that divides the others' weights
             labelled = taught if labelled is None else labelled & taught
         return confidence_weights(
@@ -262,7 +263,7 @@ class MADCriterion(nn.Module):
             mode=config.weighting,
             gamma=config.gamma,
             w_max=config.w_max,
-            labelled=None if labelled is None else labelled.bool(),
+            labelled=labelled,
             probe_threshold=config.probe_threshold,
             whole=self.whole_batch,
         )

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
+import tempfile
+from itertools import pairwise
 
+import numpy as np
+
+from madkit import MADConfig
 from madkit.cli.main import main
 from madkit.core.files import read_json
 from madkit.core.workspace import Workspace
+from madkit.distill.settings.arms import load_arm, parse_overrides
 from madkit.distill.stage import distill
 
 ASKED = {
@@ -38,6 +44,34 @@ def test_the_next_seed_is_another_run_of_the_same_arm(workspace, student, tmp_pa
     assert runs[1]["config"] == runs[2]["config"]
     for name in ("task", "student_digest", "teacher", "cache_key"):
         assert runs[1][name] == runs[2][name]
+
+
+def test_settings_of_a_library_call_are_written_as_they_are_typed(workspace, student):
+    """What `load_arm` takes may not stop a run that is trained: numbers of NumPy, typed settings."""
+    rate = np.logspace(-5, -3, 3)[1]
+    result = distill(
+        workspace, task="vqa", arm="mad", student=student, shots="10pct", threads=1, teacher="random", seed=5,
+        config_overrides={
+            "optim.steps": np.int64(1), "optim.batch_size": 4, "eval.limit": 8, "optim.learning_rate": rate,
+            "optim.betas": np.array([0.9, 0.95]), "mad": MADConfig(k_text=2),
+        },
+    )  # fmt: skip
+    _, again = suggested(result)
+    told = parse_overrides([value for option, value in pairwise(again) if option == "--set"])
+    assert told["optim.learning_rate"] == float(rate)
+    assert told["optim.betas"] == [0.9, 0.95]
+    assert load_arm("mad", told).mad == MADConfig(k_text=2)
+
+
+def test_an_arm_in_a_file_that_will_be_gone_is_not_suggested(workspace, student, tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("arm: mine\n")
+    call = {"task": "vqa", "student": student, "shots": "10pct", "threads": 1, "arm": str(tmp_path / "mine.yaml")}
+    quick = {"optim.steps": 1, "optim.batch_size": 4, "eval.limit": 8}
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert [words[1] for words in suggested(distill(workspace, **call, config_overrides=quick))] == ["evaluate"]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    both = suggested(distill(workspace, **call, config_overrides=quick, seed=1))
+    assert [words[1] for words in both] == ["evaluate", "distill"]
 
 
 def test_where_a_call_looks_by_itself_is_not_said(workspace, student, tmp_path, monkeypatch):

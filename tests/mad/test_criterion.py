@@ -267,6 +267,16 @@ def test_masks_may_be_as_tokenizers_give_them(make_batch: Make, make_criterion: 
 
 
 @torch.no_grad()
+def test_labelled_may_be_of_numbers_where_examples_are_not_taught(make_batch: Make, make_criterion: Make) -> None:
+    batch, criterion = make_batch(C=1), make_criterion(weighting="teacher-only")
+    batch = batch.change(taught=torch.arange(len(batch.targets.text_global)) != 1)
+    labelled = torch.arange(len(batch.targets.text_global)) != 0
+    plain = batch.run(criterion, labelled=labelled)
+    for kind in (torch.float32, torch.int64):
+        assert torch.equal(batch.run(criterion, labelled=labelled.to(kind)).loss, plain.loss)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("C", [1, 4])
 def test_whoever_is_not_taught_has_no_share_in_the_mean_of_the_weights(
     make_batch: Make, make_criterion: Make, C: int

@@ -222,11 +222,12 @@ class _Choice:
         if both:
             return None
         facts = [self._facts(row) for row in self.adapted]
+        called = facts[0].name in KNOWN  # like a teacher, whom that name means
         seen = "; ".join(f"{one.name}, {one.line}" for one in facts)
         raise CacheError(
             f"For {self.data.source} the workspace has caches of adapted teachers only: {seen}.",
             hint=f"madkit extract --teacher {facts[0].base} --task {self.task}; "
-            f"or name the adapted one: --teacher {facts[0].name}",
+            f"or name the adapted one: --teacher {self.adapted[0].path.name if called else facts[0].name}",
         )
 
     def _none_fits(self) -> str:

@@ -200,6 +200,18 @@ def test_an_adaptation_is_not_named_like_a_teacher_and_an_older_one_that_is_leav
     assert place.pick("named", adapted).adapted is not None
 
 
+def test_only_an_older_adaptation_named_like_a_teacher_is_there(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("madkit.adapt.folder.KNOWN", {})  # as it was once
+        adapted = place.adapted("clip-vit-b16", seed=2)
+    with pytest.raises(NotFoundError, match=f"no token cache of 'clip-vit-b16' for mini-snli-ve, only of {adapted}"):
+        choose_cache(place.workspace, place.data, "clip-vit-b16")
+    with pytest.raises(CacheError, match="adapted teachers only") as caught:
+        place.pick("never")
+    assert f"or name the adapted one: --teacher {adapted}" in str(caught.value.hint)
+    assert place.pick("named", adapted).adapted is not None
+
+
 def test_adaptations_that_are_not_in_any_cache(place: Place) -> None:
     place.base()
     place.adaptation("unread")
