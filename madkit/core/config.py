@@ -60,7 +60,7 @@ def load_config(
     except pydantic.ValidationError as error:
         found = error.errors(include_url=False)
         problems = [_describe(cls, item) for item in found]
-        given = [leaf for key, value in overrides.items() for leaf in _leaves(key_parts(key), value)]
+        given = [leaf for key, value in overrides.items() for leaf, _ in _leaves(key_parts(key), value)]
         in_file = path is not None and not all(_set_by(given, item["loc"]) for item in found)
         where = f" in {path}" if in_file else ""
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -149,13 +149,43 @@ def _nested(parts: Sequence[str], value: object) -> dict[str, Any]:
     return cast(dict[str, Any], value)
 
 
-def _leaves(parts: tuple[str, ...], value: object) -> Iterator[tuple[str, ...]]:
-    """The keys that an override sets: itself, or those inside a mapping."""
+def _leaves(parts: tuple[str, ...], value: object) -> Iterator[tuple[tuple[str, ...], object]]:
+    """The keys that an override sets, with their values: itself, or those inside a mapping."""
     if not isinstance(value, Mapping) or not value:
-        yield parts
+        yield parts, value
         return
     for key, inner in value.items():
         yield from _leaves((*parts, str(key)), inner)
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same overrides without mappings, but for empty ones: each value by its whole dotted key, the last one last.
+
+    An empty mapping is a value: it switches a section on, and leaves one that is there as it is.
+    """
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        for parts, leaf in _leaves(key_parts(key), value):
+            dotted = ".".join(f'"{part}"' if "." in part or not part else part for part in parts)
+            found.pop(dotted, None)  # what is set again is set where it comes last
+            found[dotted] = leaf
+    return found
+
+
+def left_by(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `low` that stay where `high` goes before them: not what it names, what holds that, or what that holds.
+
+    Both as `flat` makes them.
+    """
+    named = [(key_parts(key), value) for key, value in high.items()]
+
+    def stays(parts: tuple[str, ...]) -> bool:
+        return not any(
+            parts[: len(other)] == other[: len(parts)] and not (value == {} and len(parts) > len(other))
+            for other, value in named
+        )
+
+    return {key: value for key, value in low.items() if stays(key_parts(key))}
 
 
 def _describe(cls: type[pydantic.BaseModel], item: Any) -> str:

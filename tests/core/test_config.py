@@ -8,7 +8,7 @@ from typing import Literal
 import pydantic
 import pytest
 
-from madkit.core.config import StrictModel, key_parts, load_config
+from madkit.core.config import StrictModel, flat, key_parts, left_by, load_config
 from madkit.core.errors import ConfigError, NotFoundError
 
 
@@ -99,6 +99,18 @@ def test_a_part_of_a_key_may_hold_dots_in_quotes() -> None:
     assert config.names == {"timm:vit.lvd142m": Loss(weight=2), "plain": Loss(k_text=5)}
     with pytest.raises(ConfigError, match=r"names\.a\.b\.wieght: unknown key"):
         load_config(Named, None, {'names."a.b".wieght': 2})
+
+
+def test_settings_are_told_apart_however_they_are_spelt() -> None:
+    given = {"names": {"timm:vit.lvd142m": {"weight": 2}, "plain": {}}, "loss.k_text": 1, "loss": {"k_text": None}}
+    leaves = flat(given)
+    assert leaves == {'names."timm:vit.lvd142m".weight': 2, "names.plain": {}, "loss.k_text": None}
+    assert flat(leaves) == leaves
+    assert [*flat({"a.b": 1, "a": None, '"a"': {"b": 2}})] == ["a", "a.b"], "in the order in which they count"
+    low = {"loss.k_text": 1, "loss.weight": 2, "extra": None, "stages": [1], "lossy": 3}
+    assert left_by(low, {"loss.weight": 5, "extra.k_text": 3}) == {"loss.k_text": 1, "stages": [1], "lossy": 3}
+    assert left_by(low, {"loss": None, "stages": []}) == {"extra": None, "lossy": 3}
+    assert left_by(low, {"loss": {}, "extra": {}}) == {key: low[key] for key in low if key != "extra"}
 
 
 def test_an_override_of_none_is_a_value_where_that_is_asked_for(tmp_path: Path) -> None:

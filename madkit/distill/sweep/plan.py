@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PrivateAttr
 
-from madkit.core.config import StrictModel, load_config
+from madkit.core.config import StrictModel, flat, left_by, load_config
 from madkit.core.errors import UsageProblem
 from madkit.distill.settings.arms import load_arm, meant_for
 from madkit.distill.sweep.worker_process import RunSpec
@@ -77,6 +77,7 @@ class SweepPlan(StrictModel):
     grid: dict[str, Annotated[list[Any], BeforeValidator(_to_try)]] = Field(
         default_factory=dict, description="settings with the values to try in turn"
     )
+    _before: dict[str, Any] = PrivateAttr(default_factory=dict)  # settings that go before set and grid, as `flat`
 
     def specs(self) -> list[RunSpec]:
         """The runs, seed by seed: what has been done when a sweep is stopped early can be compared."""
@@ -96,21 +97,33 @@ class SweepPlan(StrictModel):
     def _cells(self) -> list[tuple[str, dict[str, Any]]]:
         """Every arm with each of its settings, once: 0.3 and 0.30 are one value, as are all that are not for it."""
         found: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
-        for values in itertools.product(*self.grid.values()):
+        for shared in self._shared():
             for arm in dict.fromkeys(self.arm):
-                shared = {**self.set, **dict(zip(self.grid, values, strict=True))}
                 settings = meant_for(arm, shared, self.arm)
                 told = load_arm(arm, settings).model_dump_json(exclude_unset=True)  # a recipe may lie below it
                 found.setdefault((arm, told), (arm, settings))
         return list(found.values())
 
+    def _axes(self) -> list[list[dict[str, Any]]]:
+        """The settings that each value of the grid comes to, as `flat`, without those that the command line sets."""
+        return [[left_by(flat({key: value}), self._before) for value in values] for key, values in self.grid.items()]
+
+    def _shared(self) -> Iterator[dict[str, Any]]:
+        """The settings of every combination, for all arms: `set`, the grid over it, the command line over both."""
+        for chosen in itertools.product(*self._axes()):
+            settings = flat(self.set)
+            for high in (*chosen, self._before):
+                settings = {**left_by(settings, high), **high}
+            yield settings
+
     def tried(self, spec: RunSpec) -> dict[str, Any]:
-        """The values of the grid's settings in one of its runs."""
-        return {key: spec.overrides[key] for key in self.grid if key in spec.overrides}
+        """The values of the grid's settings in one of its runs, by their whole keys."""
+        keys = dict.fromkeys(key for values in self._axes() for settings in values for key in settings)
+        return {key: spec.overrides[key] for key in keys if key in spec.overrides}
 
     def left_out(self) -> dict[str, list[str]]:
         """The settings that are not for all of the arms (`meant_for`), with those that are trained without."""
-        shared = {**self.set, **self.grid}
+        shared = {key: None for settings in self._shared() for key in settings}
         arms = {arm: meant_for(arm, shared, self.arm) for arm in self.arm}
         without = {key: [arm for arm in arms if key not in arms[arm]] for key in shared}
         return {key: found for key, found in without.items() if found}
@@ -122,10 +135,10 @@ def load_plan(path: Path | None, given: Mapping[str, Any], overrides: Mapping[st
     Args:
         path: the file, or None.
         given: keys of the plan.
-        overrides: settings of every run; they go before those of the file, one by one.
+        overrides: settings of every run; they go before those of the file, one by one, however either spells them.
 
     Raises NotFoundError or ConfigError, which lists all mistakes.
     """
     plan = load_config(SweepPlan, path, given)
-    grid = {key: values for key, values in plan.grid.items() if key not in overrides}
-    return plan.model_copy(update={"set": {**plan.set, **overrides}, "grid": grid})
+    plan._before = flat(overrides)
+    return plan

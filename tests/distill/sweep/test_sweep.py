@@ -16,6 +16,7 @@ from madkit.cli.main import main
 from madkit.core.errors import ConfigError, RunError, UsageProblem
 from madkit.core.files import FileLock, read_jsonl
 from madkit.core.workspace import Workspace
+from madkit.distill.settings.arms import load_arm, parse_overrides
 from madkit.distill.sweep import fitting, sweep
 from madkit.distill.sweep.plan import SweepPlan, load_plan, parse_seeds
 from madkit.distill.sweep.sweep import RunReport, RunSpec, run_many
@@ -97,6 +98,52 @@ def test_a_plan_is_every_combination_seed_by_seed(tmp_path):
     assert specs[1].overrides == {"optim.steps": 7, "optim.ema": 0.5}, "the baseline stays one, and is trained once"
     assert plan.tried(specs[1]) == {}
     assert plan.left_out() == {"mad.weight": ["finetune"]}
+
+
+def planned(tmp_path, text, **overrides):
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    return load_plan(
+        path, {"task": ["snli-ve"]}, parse_overrides([f"{key}={value}" for key, value in overrides.items()])
+    )
+
+
+def test_mappings_of_a_plan_go_over_one_another_key_by_key(tmp_path):
+    text = (
+        "set: {optim: {batch_size: 4, steps: 2}, eval.limit: 8, mad: {k_text: 2, weighting: uniform}}\n"
+        "grid: {mad: [{weight: 0.3}, {weight: 1.0}]}\n"
+    )
+    plan = planned(tmp_path, text, **{"optim": "{learning_rate: 1e-4}", "optim.steps": 3})
+    same = {"optim.batch_size": 4, "optim.steps": 3, "eval.limit": 8, "mad.k_text": 2, "mad.weighting": "uniform"}
+    assert [load_arm(spec.arm, spec.overrides) for spec in plan.specs()] == [
+        load_arm("mad", {**same, "optim.learning_rate": 1e-4, "mad.weight": weight}) for weight in (0.3, 1.0)
+    ]
+    assert [plan.tried(spec) for spec in plan.specs()] == [{"mad.weight": 0.3}, {"mad.weight": 1.0}]
+
+
+@pytest.mark.parametrize("grid", ["{mad.weight: [0.3, 1.0]}", "{mad: [{weight: 0.3}, {weight: 1.0}, null]}"])
+@pytest.mark.parametrize("given", [{"mad": "{weight: 0.5}"}, {"mad.weight": "0.5"}])
+def test_the_command_line_goes_before_a_grid_however_either_is_spelt(tmp_path, grid, given):
+    plan = planned(tmp_path, f"grid: {grid}\n", **given)
+    (spec,) = plan.specs()
+    assert (dict(spec.overrides), plan.tried(spec)) == ({"mad.weight": 0.5}, {})
+
+
+def test_a_grid_of_mappings_tries_what_the_command_line_leaves_of_them(tmp_path):
+    text = "grid: {mad: [{weight: 1, gamma: 2}, {weight: 2}, null], teachers: [{a.b: {weight: 0.5}}, {a.b: 2}]}\n"
+    plan = planned(tmp_path, text, **{"mad.weight": 3})
+    assert [plan.tried(spec) for spec in plan.specs()] == [
+        {**mad, **teachers}
+        for mad in ({"mad.gamma": 2}, {})
+        for teachers in ({'teachers."a.b".weight': 0.5}, {'teachers."a.b"': 2})
+    ]
+    (report,) = (RunReport(spec, tmp_path / "run", False, {"accuracy": 50.0}) for spec in plan.specs()[:1])
+    assert summarise(plan, [report])[0]["settings"] == ["mad.gamma=2", 'teachers."a.b".weight=0.5']
+    off = planned(tmp_path, "set: {mad.k_text: 2}\ngrid: {mad: [{}, null, {weight: 1}]}\n")
+    assert [dict(spec.overrides) for spec in off.specs()] == [
+        {"mad.k_text": 2, "mad": {}}, {"mad": None}, {"mad.k_text": 2, "mad.weight": 1},
+    ]  # fmt: skip
+    assert len({str(off.tried(spec)) for spec in off.specs()}) == 3
 
 
 def test_a_sweep_says_which_settings_are_not_for_an_arm(workspace, tmp_path, monkeypatch, capsys):
