@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,7 @@ def sweep(workspace: Workspace, plan: SweepPlan, *, processes: int, threads: int
     if world_size() > 1:
         raise UsageProblem("A sweep starts its own processes.", hint="start it without torchrun or accelerate launch")
     specs = plan.specs()
-    for key, arms in plan.left_out().items():
-        have, they_are = ("has", "it is") if len(arms) == 1 else ("have", "they are")
-        names, section = f"{', '.join(arms[:-1])} and {arms[-1]}" if len(arms) > 1 else arms[0], key.partition(".")[0]
-        info(f"{key} is not for {names}, which {have} no {section}: {they_are} trained without it.")
+    say_left_out(plan.left_out())
     files = [Path(name) / "model.safetensors" for name in plan.student]
     largest = max((file.stat().st_size for file in files if file.is_file()), default=0)
     fitting = fit(len(specs), threads or 1, student_bytes=largest)
@@ -57,6 +55,18 @@ def sweep(workspace: Workspace, plan: SweepPlan, *, processes: int, threads: int
     emit(document, json_, lambda: _print(rows))
     if problem is not None:
         raise problem
+
+
+def say_left_out(found: Mapping[str, Sequence[str]]) -> None:
+    """Name the settings that are not for all of the arms that share them, and the arms that are trained without."""
+    from madkit.core.console import info
+    from madkit.distill.settings.arms import section_of
+
+    for key, arms in found.items():
+        have, they_are = ("has", "it is") if len(arms) == 1 else ("have", "they are")
+        names = f"{', '.join(arms[:-1])} and {arms[-1]}" if len(arms) > 1 else arms[0]
+        lacking = {"teachers": "teacher"}.get(section_of(key), section_of(key))
+        info(f"{key} is not for {names}, which {have} no {lacking}: {they_are} trained without it.")
 
 
 def summarise(plan: SweepPlan, reports: list[RunReport]) -> list[dict[str, Any]]:

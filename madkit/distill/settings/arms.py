@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from madkit.core.config import key_parts, load_config, read_yaml
+from madkit.core.config import flat, key_parts, load_config, read_yaml
 from madkit.core.errors import ConfigError, NotFoundError, UsageProblem
 from madkit.core.registry import suggest
 
@@ -83,16 +83,34 @@ def load_arm(
 
 
 def meant_for(arm: str, settings: Mapping[str, Any], arms: Iterable[str]) -> dict[str, Any]:
-    """Those of `settings`, which several `arms` share, that are for `arm`.
+    """Those of `settings`, which several `arms` share, that are for `arm`; by their whole keys (`flat`).
 
-    A setting of a section (`TAUGHT`) that some of them have in their files is for those alone: shared by an arm and its
-    baseline, it would make the baseline the arm. Where none has the section, it is for all, as for a single one.
+    What concerns a teacher (`TAUGHT`, and `teachers`) is not for a plain baseline beside an arm that is none: it would
+    make the baseline the arm. A setting of a section that some of them have in their files is for those alone; where
+    none has it, it is for all that are no baseline, as for a single one.
 
     Raises as `arm_path` and `read_yaml`.
     """
-    theirs = [_taught(other) for other in arms]
-    elsewhere = {section for found in theirs for section in found} - _taught(arm)
-    return {key: value for key, value in settings.items() if key_parts(key)[0] not in elsewhere}
+    others = [other for other in arms if not _plain(other)]
+    if others and _plain(arm):
+        not_its = {*TAUGHT, "teachers"}
+    else:
+        not_its = {section for other in others for section in _taught(other)} - _taught(arm)
+    return {key: value for key, value in flat(settings).items() if section_of(key) not in not_its}
+
+
+def left_out(settings: Mapping[str, Any], arms: Iterable[str]) -> dict[str, list[str]]:
+    """The settings that are not for all of the `arms` that share them (`meant_for`), with those that go without."""
+    arms = list(dict.fromkeys(arms))
+    theirs = {arm: meant_for(arm, settings, arms) for arm in arms}
+    without = {key: [arm for arm in arms if key not in theirs[arm]] for key in flat(settings)}
+    return {key: found for key, found in without.items() if found}
+
+
+def section_of(key: str) -> str:
+    """The section that a setting belongs to: what is said of a teacher's own `mad` is for arms with a `mad`."""
+    parts = key_parts(key)
+    return "mad" if parts[0] == "teachers" and parts[2:3] == ("mad",) else parts[0]
 
 
 def _taught(arm: str) -> set[str]:
@@ -100,10 +118,15 @@ def _taught(arm: str) -> set[str]:
     return {section for section in TAUGHT if values.get(section) is not None}
 
 
+def _plain(arm: str) -> bool:
+    """Whether it is a shipped baseline: without a teacher, and meant to stay so under its name."""
+    path = arm_path(arm)
+    return path.parent == FOLDER and not _taught(arm) and read_yaml(path).get("visual_input") != "teacher"
+
+
 def _refuse_to_teach(arm: str, settings: Mapping[str, Any]) -> None:
     """Refuse settings that would make a shipped baseline something else under its own name."""
-    path = arm_path(arm)
-    if path.parent != FOLDER or _taught(arm) or read_yaml(path).get("visual_input") == "teacher":
+    if not _plain(arm):
         return
     wrong = [
         key
@@ -114,8 +137,8 @@ def _refuse_to_teach(arm: str, settings: Mapping[str, Any]) -> None:
         be, it = ("is", "it") if len(wrong) == 1 else ("are", "them")
         raise ConfigError(
             f"{arm} is plain fine-tuning, without a teacher: {', '.join(wrong)} {be} not for it.",
-            hint=f"take another arm, or set {it} in one of your own: madkit config init {path.stem} mine.yaml, "
-            "then --arm mine.yaml",
+            hint=f"take another arm, or set {it} in one of your own: madkit config init {arm_path(arm).stem} "
+            "mine.yaml, then --arm mine.yaml",
         )
 
 

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr
 
 from madkit.core.config import StrictModel, flat, left_by, load_config
 from madkit.core.errors import UsageProblem
-from madkit.distill.settings.arms import load_arm, meant_for
+from madkit.distill.settings.arms import left_out, load_arm, meant_for
 from madkit.distill.sweep.worker_process import RunSpec
 
 _SEEDS = re.compile(r"(\d+)(?:-(\d+))?")
@@ -123,10 +123,7 @@ class SweepPlan(StrictModel):
 
     def left_out(self) -> dict[str, list[str]]:
         """The settings that are not for all of the arms (`meant_for`), with those that are trained without."""
-        shared = {key: None for settings in self._shared() for key in settings}
-        arms = {arm: meant_for(arm, shared, self.arm) for arm in self.arm}
-        without = {key: [arm for arm in arms if key not in arms[arm]] for key in shared}
-        return {key: found for key, found in without.items() if found}
+        return left_out({key: None for settings in self._shared() for key in settings}, self.arm)
 
 
 def load_plan(path: Path | None, given: Mapping[str, Any], overrides: Mapping[str, Any]) -> SweepPlan:

@@ -11,7 +11,16 @@ import yaml
 from madkit.cli.app import load_command
 from madkit.core.errors import ConfigError, NotFoundError, UsageProblem
 from madkit.core.files import read_jsonl
-from madkit.distill.settings.arms import FOLDER, ORDER, arm_names, arm_path, load_arm, meant_for, parse_overrides
+from madkit.distill.settings.arms import (
+    FOLDER,
+    ORDER,
+    arm_names,
+    arm_path,
+    left_out,
+    load_arm,
+    meant_for,
+    parse_overrides,
+)
 from madkit.distill.settings.config import resolve
 from madkit.distill.stage import distill
 
@@ -167,6 +176,26 @@ def test_settings_that_arms_share_are_for_those_that_have_the_section():
     for arm, left in (("finetune", set()), ("mad", {"mad.weight"}), ("affinity", {"pre_phase.steps"})):
         assert set(meant_for(arm, shared, arms)) == {"optim.steps", "adversarial.steps", *left}
     assert meant_for("mad", shared, ["mad", "kd-all"]) == shared
+
+
+def test_what_concerns_a_teacher_is_not_for_a_baseline_beside_another_arm(tmp_path):
+    """Whether or not the other arm has the section in its file; alone, a baseline refuses it."""
+    own = tmp_path / "mine.yaml"
+    own.write_text("optim: {steps: 3}\n")
+    shared = {"pool": {"weight": 1}, "teachers": {"a.b": {"weight": 2, "mad": {"tokens": "all"}}}, "optim.steps": 5}
+    whole = {"pool.weight": 1, 'teachers."a.b".weight': 2, 'teachers."a.b".mad.tokens': "all", "optim.steps": 5}
+    for other in ("mad", "kd-all-permuted"):
+        assert meant_for("finetune", shared, ["finetune", "finetune-long", other]) == {"optim.steps": 5}
+        assert meant_for(other, shared, ["finetune", other]) == whole
+    assert meant_for(str(own), {"pool.weight": 1}, ["finetune", str(own)]) == {"pool.weight": 1}
+    assert meant_for("finetune", shared, ["finetune", "finetune-long"]) == whole
+    without_mad = {key: value for key, value in whole.items() if ".mad." not in key}
+    assert meant_for("affinity", shared, ["affinity", "mad"]) == without_mad
+    assert left_out(shared, ["mad", "finetune", "affinity"]) == {
+        "pool.weight": ["finetune"],
+        'teachers."a.b".weight': ["finetune"],
+        'teachers."a.b".mad.tokens': ["finetune", "affinity"],
+    }
 
 
 def test_all_wrong_keys_come_at_once_with_the_nearest_right_ones():

@@ -155,7 +155,15 @@ def test_a_sweep_says_which_settings_are_not_for_an_arm(workspace, tmp_path, mon
     assert said.count("mad.weight is not for") == 1
     assert "not for finetune and clip-vil, which have no mad: they are trained without it." in said
     assert [dict(spec.overrides) for spec in asked] == [{}, {}, {"mad.weight": 0.3}]
-    assert main([*base, "--arm", "finetune", "--arm", "affinity"]) == 1
+    asked.clear()
+    more = ["--set", "pool.weight=1", "--set", "teachers={mini: {weight: 2}}"]
+    assert main([*base, *more, "--arm", "finetune", "--arm", "mad"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "pool.weight is not for finetune, which has no pool: it is trained without it." in said
+    assert "teachers.mini.weight is not for finetune, which has no teacher: it is trained without it." in said
+    taught = {"mad.weight": 0.3, "pool.weight": 1, "teachers.mini.weight": 2}
+    assert [dict(spec.overrides) for spec in asked] == [{}, taught]
+    assert main([*base, "--arm", "finetune", "--arm", "finetune-long"]) == 1
     assert "finetune is plain fine-tuning, without a teacher" in " ".join(capsys.readouterr().err.split())
 
 
