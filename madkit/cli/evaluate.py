@@ -193,9 +193,10 @@ def train(workspace: Workspace, protocol: str, *, processes: int = 0) -> list[Pr
     """Train the cells of a protocol that have no run; what could not be trained, and why."""
     import tempfile
 
+    from madkit.cli.distill_sweep import say_left_out
     from madkit.core.console import info
     from madkit.core.errors import RunError
-    from madkit.distill.sweep.filling import specs_for
+    from madkit.distill.sweep.filling import not_shared, specs_for
     from madkit.distill.sweep.fitting import fit
     from madkit.distill.sweep.sweep import run_many
     from madkit.evaluate.grid import Problem
@@ -205,10 +206,12 @@ def train(workspace: Workspace, protocol: str, *, processes: int = 0) -> list[Pr
     cells, problems = cells_to_train(workspace, protocol)
     with tempfile.TemporaryDirectory(prefix="madkit-") as folder:
         asked = load_protocol(protocol)[1]
-        specs, impossible = specs_for(cells, Path(folder), asked.set, [] if asked.arms == "any" else asked.arms)
+        arms = [] if asked.arms == "any" else asked.arms
+        specs, impossible = specs_for(cells, Path(folder), asked.set, arms)
         problems += [Problem(where, error.message, error.hint) for where, error in impossible]
         if not specs:
             return problems
+        say_left_out(not_shared(cells, asked.set, arms))
         fitting = fit(len(specs), 1)
         count = min(processes or fitting.processes, len(specs))
         missing = "1 run is" if len(specs) == 1 else f"{len(specs)} runs are"

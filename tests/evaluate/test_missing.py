@@ -153,6 +153,21 @@ def test_an_empty_workspace_is_trained_from_the_protocol_alone(trained, tmp_path
     assert "finetune" in capsys.readouterr().out
 
 
+def test_settings_of_a_protocol_are_shared_over_controls_too(trained, tmp_path, capsys):
+    made_up, asked = trained
+    protocol = tmp_path / "mine.yaml"
+    protocol.write_text(
+        "tasks: [snli-ve]\nshots: [200]\narms: [finetune, kd-global-permuted, affinity]\nseeds: [3]\n"
+        "set: {mad: {weight: 0.3}, optim.steps: 5}\nsuites: [test]\n"
+    )
+    where = ["--workspace", str(made_up.workspace.root), "--protocol", str(protocol)]
+    assert main(["evaluate", *where, "--train-missing"]) == 0
+    told = {spec.arm: (config["mad"] and config["mad"]["weight"], config["optim"]["steps"]) for spec, config in asked}
+    assert told == {"finetune": (None, 5), "kd-global-permuted": (0.3, 5), "affinity": (None, 5)}
+    said = " ".join(capsys.readouterr().err.split())
+    assert "mad.weight is not for finetune and affinity, which have no mad: they are trained without it." in said
+
+
 def test_an_arm_that_nobody_knows_costs_its_own_cells_only(trained, tmp_path, capsys):
     made_up, asked = trained
     made_up.add_run("finetune", 0, config=full_config("finetune"), **SPEC)

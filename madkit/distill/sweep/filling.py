@@ -16,7 +16,7 @@ import yaml
 from madkit.core.errors import MadkitError, RunError
 from madkit.core.files import read_json, write_text_atomic
 from madkit.distill.runs.folder import MANIFEST
-from madkit.distill.settings.arms import arm_names, load_arm, meant_for
+from madkit.distill.settings.arms import PERMUTED, arm_names, left_out, load_arm, meant_for
 from madkit.distill.settings.config import DistillConfig, resolve
 from madkit.distill.sweep.worker_process import RunSpec
 
@@ -83,8 +83,7 @@ def specs_for(
     """
     specs: list[RunSpec] = []
     problems: list[tuple[str, MadkitError]] = []
-    named = {*arms, *(cell.arm for cell in cells if not cell.like)}
-    sharing = [arm for arm in arm_names() if arm in named]
+    sharing = _sharing(cells, arms)
     for cell in cells:
         if cell.shots is None or cell.arm is None or cell.seed is None:
             continue
@@ -99,6 +98,20 @@ def specs_for(
             continue
         specs.append(RunSpec(cell.task, arm, cell.shots, cell.seed, cell.student, teacher, own))
     return specs, problems
+
+
+def not_shared(cells: Sequence[Cell], overrides: Mapping[str, Any] | None, arms: Sequence[str]) -> dict[str, list[str]]:
+    """Those of the `overrides` that `specs_for` gives not to all of its cells' arms, with the arms that go without."""
+    given = {cell.arm for cell in cells if not cell.like}
+    found = left_out(overrides or {}, _sharing(cells, arms))
+    without = {key: [arm for arm in names if arm in given] for key, names in found.items()}
+    return {key: names for key, names in without.items() if names}
+
+
+def _sharing(cells: Sequence[Cell], arms: Sequence[str]) -> list[str]:
+    """The arms, controls among them, that share settings; those that nobody knows are problems of their cells."""
+    named = dict.fromkeys([*arms, *(cell.arm for cell in cells if cell.arm is not None and not cell.like)])
+    return [arm for arm in named if arm.removesuffix(PERMUTED) in arm_names()]
 
 
 def _as_long(beside: Sequence[Like]) -> dict[str, Any]:
