@@ -158,6 +158,7 @@ def distill(
     The run goes into a folder of the workspace. Stopped or killed, the same command goes on from the last checkpoint,
     to the same losses; a finished run is left alone. So is a sweep.
     """
+    from madkit.core.config import flat
     from madkit.core.errors import UsageProblem
     from madkit.core.workspace import Workspace
     from madkit.distill.settings.arms import parse_overrides
@@ -169,7 +170,7 @@ def distill(
     if seed is not None and seeds is not None:
         raise UsageProblem("--seed and --seeds both name seeds.", hint="give one of them.")
     place = Workspace.at(workspace, cache=cache)
-    overrides = parse_overrides(set_ or [])
+    overrides = flat(parse_overrides(set_ or []))  # one spelling, so that a flag finds what --set says of the same
     if steps is not None:
         overrides["optim.steps"] = steps
     if adversarial:
