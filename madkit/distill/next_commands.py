@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic_core import to_jsonable_python
+from pydantic import BaseModel
 
 from madkit.core.workspace import CACHE_VARIABLE, DEFAULT, VARIABLE, Workspace
 from madkit.distill.asked import MINI_STUDENT, Asked
@@ -33,7 +33,8 @@ def next_commands(asked: Asked) -> list[tuple[str, str]]:
 
 def _is_temporary(arm: str) -> bool:
     """Whether an arm is a temporary file, as `evaluate --train-missing` writes of what a cell is told."""
-    return Path(arm).expanduser().resolve().is_relative_to(Path(tempfile.gettempdir()).resolve())
+    path = Path(arm)
+    return path.is_absolute() and path.resolve().is_relative_to(Path(tempfile.gettempdir()).resolve())
 
 
 def _same(asked: Asked) -> Iterator[str]:
@@ -54,10 +55,22 @@ def _same(asked: Asked) -> Iterator[str]:
 
 
 def _yaml(value: Any) -> str:
-    """A value as `--set` reads it again; a library call may give one of NumPy, or typed settings."""
-    value = to_jsonable_python(value, fallback=lambda other: other.tolist() if hasattr(other, "tolist") else str(other))
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
+    """A value as `--set` reads it again."""
+    text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10**6)
     return text.removesuffix("...\n").strip()
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML knows it; a library call may give one of NumPy, or typed settings."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if hasattr(value, "tolist"):  # arrays and numbers of NumPy and torch
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(one) for one in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def _places(workspace: Workspace) -> Iterator[str]:
