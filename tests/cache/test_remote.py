@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -38,6 +39,7 @@ def mirrors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A mirror folder of the test's own, no waiting between attempts, and nothing known of other mirrors."""
     monkeypatch.setenv("MADKIT_CACHE_DIR", str(tmp_path / "mirrors"))
     monkeypatch.delenv("MADKIT_CACHE_LIMIT_GB", raising=False)
+    monkeypatch.setattr(remote_mirror, "FREE_BYTES", 0.0)  # the disk that tests run on may be nearly full
     monkeypatch.setattr(remote_files, "DELAYS", (0.0, 0.0))
     monkeypatch.setattr(remote_mirror._Room, "used", 0)
     monkeypatch.setattr(remote_mirror._Room, "seen", float("-inf"))
@@ -292,6 +294,21 @@ def test_the_mirror_keeps_to_its_limit_and_what_was_used_last(
         assert np.array_equal(cache.images.tokens(rows), fine.images)
         assert np.array_equal(cache.images.tokens(rows[::-1]), fine.images[::-1])
     assert downloads.count("images/tokens/c/0/0/0") > 1
+
+
+def test_a_mirror_without_a_limit_leaves_a_share_of_the_disk_free(
+    fine: Any, base: str, mirrors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, _ = put(fine, base)
+    forget(mirrors)
+    unit = fine.plan.images.unit
+    monkeypatch.setattr(remote_mirror, "FREE_BYTES", 20e9)
+    with TokenCache.open(there) as cache:
+        for free, left in ((20e9, {0}), (60e9, {0, 1}), (19e9, {2})):  # of 1 TB at most 20 GB are left alone
+            usage = SimpleNamespace(total=int(1e12), used=int(1e12 - free), free=int(free + 1e6))
+            monkeypatch.setattr(remote_mirror.shutil, "disk_usage", lambda _, usage=usage: usage)
+            cache.images.tokens([max(left) * unit])
+            assert shards(there.mirror) == {f"images/tokens/c/{number}/0/0" for number in left}
 
 
 def test_what_was_not_uploaded_never_makes_room(fine: Any, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
