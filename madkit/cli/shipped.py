@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from madkit.core.errors import RunError, UsageProblem
 from madkit.core.files import write_text_atomic
 from madkit.core.registry import suggest
-from madkit.distill.settings.arms import PERMUTED
 
 if TYPE_CHECKING:
     from madkit.core.config import StrictModel
@@ -46,6 +45,8 @@ class Shipped:
     @property
     def is_control(self) -> bool:
         """Whether it is the control of a shipped arm, which has no file of its own."""
+        from madkit.distill.settings.arms import PERMUTED
+
         return self.kind == "arm" and self.name == f"{self.path.stem}{PERMUTED}"
 
     @property
@@ -89,7 +90,7 @@ def find(name: str) -> Shipped:
 
             raise missing_file(path)
         return Shipped(path.stem, kind_of(path), path)
-    from madkit.distill.settings.arms import arm_names, arm_path, load_arm
+    from madkit.distill.settings.arms import PERMUTED, arm_names, arm_path, load_arm
 
     known = shipped()
     for one in known:

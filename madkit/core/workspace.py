@@ -55,6 +55,17 @@ class Workspace:
             place = str(folder)
         return cls(chosen, place.rstrip("/") if is_url(place) else place or None)
 
+    def options(self) -> list[str]:
+        """What a command line has to say to find this workspace: nothing that it would take by itself."""
+        try:
+            usual = Workspace.at()
+        except UsageProblem:  # what lies where it would look is no workspace
+            usual = None
+        found = [] if usual is not None and self.root == usual.root else ["--workspace", str(self.root)]
+        if self.cache_at is not None and (usual is None or self.cache_at != usual.cache_at):
+            found += ["--cache", self.cache_at]
+        return found
+
     def require(self) -> Workspace:
         """Return self when the folder exists (NotFoundError otherwise), for commands that only read."""
         if not self.root.is_dir():

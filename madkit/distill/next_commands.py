@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,8 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from madkit.core.workspace import CACHE_VARIABLE, DEFAULT, VARIABLE, Workspace
-from madkit.distill.asked import MINI_STUDENT, Asked
+from madkit.distill.asked import Asked
 
 
 def next_commands(asked: Asked) -> list[tuple[str, str]]:
@@ -23,7 +21,7 @@ def next_commands(asked: Asked) -> list[tuple[str, str]]:
     left out where the arm's file will be gone. Both name workspace and cache where a call without them would look
     elsewhere.
     """
-    places = list(_places(asked.workspace))
+    places = asked.workspace.options()
     evaluate = ["madkit", "evaluate", *places]
     found = [(shlex.join(evaluate), "this run and its neighbours on every test suite, with intervals")]
     if not _is_temporary(asked.names.arm):
@@ -40,7 +38,7 @@ def _is_temporary(arm: str) -> bool:
 def _same(asked: Asked) -> Iterator[str]:
     names = asked.names
     yield from ("--task", names.task, "--shots", names.shots, "--arm", names.arm)
-    if names.student is not None and str(names.student) != MINI_STUDENT:
+    if names.student is not None:
         yield from ("--student", str(names.student))
     if names.init is not None:
         yield from ("--init", names.init)
@@ -71,10 +69,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(one) for one in value]
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-
-
-def _places(workspace: Workspace) -> Iterator[str]:
-    if workspace.root != Path(os.environ.get(VARIABLE) or DEFAULT).expanduser():
-        yield from ("--workspace", str(workspace.root))
-    if workspace.cache_at is not None and workspace.cache_at != os.environ.get(CACHE_VARIABLE, "").rstrip("/"):
-        yield from ("--cache", workspace.cache_at)

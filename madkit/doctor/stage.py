@@ -105,9 +105,10 @@ def _trial(root: Path, found: list[Finding]) -> Iterator[Path | None]:
 
 def _placed(finding: Finding, workspace: Workspace) -> Finding:
     """The finding with `--workspace` behind the madkit command that mends it, where that one would look elsewhere."""
-    if workspace.root == type(workspace).at().root or not _COMMAND.search(finding.mend):
+    options = replace(workspace, cache_at=None).options()  # not every command takes a cache
+    if not options or not _COMMAND.search(finding.mend):
         return finding
-    return replace(finding, mend=f"{finding.mend} --workspace {shlex.quote(str(workspace.root))}")
+    return replace(finding, mend=f"{finding.mend} {shlex.join(options)}")
 
 
 def _safely(group: str, check: Callable[[], list[Finding]]) -> list[Finding]:

@@ -64,3 +64,18 @@ def test_caches_that_cannot_be(tmp_path: Path) -> None:
     assert Workspace.at(tmp_path / "none", cache="s3://bucket").require_cache().cache_url == "s3://bucket"
     with pytest.raises(NotFoundError, match="There is no workspace"):
         Workspace.at(tmp_path / "none").require_cache()
+
+
+def test_options_are_what_a_command_line_would_not_take_by_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MADKIT_WORKSPACE", raising=False)
+    monkeypatch.delenv("MADKIT_CACHE", raising=False)
+    assert Workspace.at().options() == []
+    assert Workspace.at("other", cache="s3://bucket/caches").options() == [
+        "--workspace", "other", "--cache", "s3://bucket/caches",
+    ]  # fmt: skip
+    monkeypatch.setenv("MADKIT_WORKSPACE", "other")
+    monkeypatch.setenv("MADKIT_CACHE", "s3://bucket/caches/")
+    assert Workspace.at().options() == []
+    (tmp_path / "other").write_text("")  # it cannot be taken, and whoever works elsewhere is not stopped by that
+    assert Workspace(tmp_path).options() == ["--workspace", str(tmp_path)]

@@ -6,6 +6,7 @@ import re
 import shlex
 import tempfile
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from madkit import MADConfig
 from madkit.cli.main import main
 from madkit.core.files import read_json
 from madkit.core.workspace import Workspace
+from madkit.distill.next_commands import next_commands
 from madkit.distill.settings.arms import load_arm, parse_overrides
 from madkit.distill.stage import distill
 
@@ -61,6 +63,16 @@ def test_settings_of_a_library_call_are_written_as_they_are_typed(workspace, stu
     assert told["optim.learning_rate"] == float(rate)
     assert told["optim.betas"] == [0.9, 0.95]
     assert load_arm("mad", told).mad == MADConfig(k_text=2)
+
+
+def test_a_student_that_was_named_is_named_again():
+    """The small one, too, which on data of one's own is no default."""
+    names = SimpleNamespace(
+        task="birds", shots="1pct", arm="mad", student="mini-uniter", init=None, recipe=None, overrides=None
+    )
+    asked = SimpleNamespace(names=names, teacher=["one", "two"], seed=4, workspace=Workspace.at())
+    _, (again, _) = next_commands(asked)
+    assert "--student mini-uniter --teacher one --teacher two --seed 5" in again
 
 
 def test_an_arm_in_a_file_that_will_be_gone_is_not_suggested(workspace, student, tmp_path, monkeypatch):
